@@ -1,0 +1,141 @@
+"""NumPy on the CPU, CuPy on the GPU: the only room that knows both.
+
+Every layer asks :func:`array_module` which library its input belongs to and computes there.
+Data crosses between the two through :func:`to_gpu` and :func:`to_cpu` alone, so that no copy
+over the bus hides inside a measurement.
+"""
+
+import functools
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "GpuStatus",
+    "array_module",
+    "gpu_available",
+    "gpu_status",
+    "synchronize",
+    "to_cpu",
+    "to_gpu",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class GpuStatus(NamedTuple):
+    """Whether arrays can be computed on a GPU here, and why (not)."""
+
+    available: bool
+    name: str
+    """The GPU's name, empty without one."""
+    reason: str
+    """One sentence a learner can act on."""
+
+
+def _is_cupy(array: Array) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def array_module(*arrays: Array) -> ModuleType:
+    """Return the library that ``arrays`` belong to: the module ``numpy`` or ``cupy``.
+
+    Raises:
+        TypeError: an argument is no array, or some are on the GPU and some are not.
+
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
+    if not arrays:
+        raise TypeError("array_module() needs at least one array; got none.")
+    for array in arrays:
+        if not isinstance(array, np.ndarray) and not _is_cupy(array):
+            raise TypeError(
+                f"expected a NumPy or CuPy array, got {type(array).__name__}; "
+                "wrap lists and numbers with np.asarray(..., dtype=np.float32)."
+            )
+    on_gpu = [_is_cupy(array) for array in arrays]
+    if all(on_gpu):
+        return sys.modules["cupy"]
+    if any(on_gpu):
+        raise TypeError(
+            f"{sum(on_gpu)} of {len(arrays)} arrays are on the GPU and the others are not; "
+            "move them with to_gpu() or to_cpu() first."
+        )
+    return np
+
+
+@functools.cache
+def gpu_status() -> GpuStatus:
+    """Say whether a GPU computes here, proved by one small kernel.
+
+    ``cupy.cuda.is_available()`` alone is no proof: a wheel without its CUDA libraries says yes
+    and fails at the first kernel.
+
+    >>> isinstance(gpu_status().reason, str)
+    True
+    """
+    try:
+        import cupy
+    except ImportError:
+        return GpuStatus(False, "", "CuPy is not installed (pip install -e '.[cuda13]').")
+    if not cupy.cuda.is_available():
+        return GpuStatus(False, "", "CuPy finds no CUDA device or no driver.")
+    try:
+        proof = (cupy.arange(3) + 1).get().tolist()
+        name = cupy.cuda.runtime.getDeviceProperties(0)["name"]
+    except Exception as error:  # CuPy raises many types here; the reason is what matters
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return GpuStatus(
+            False,
+            "",
+            f"CuPy's test kernel failed ({type(error).__name__}: {first_line}); "
+            "install the CUDA libraries with pip install -e '.[cuda13]' or '.[cuda12]'.",
+        )
+    if proof != [1, 2, 3]:
+        return GpuStatus(False, "", f"its test kernel answered {proof}.")
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    return GpuStatus(True, name, f"{name} through CuPy {cupy.__version__}.")
+
+
+def gpu_available() -> bool:
+    """True when a GPU computes here; :func:`gpu_status` says why when it does not.
+
+    >>> gpu_available() == gpu_status().available
+    True
+    """
+    return gpu_status().available
+
+
+def to_gpu(array: Array) -> Array:
+    """Copy ``array`` to the GPU (same shape and dtype).
+
+    Raises:
+        RuntimeError: there is no usable GPU.
+    """
+    array_module(array)
+    if not gpu_available():
+        raise RuntimeError(f"to_gpu() needs a GPU. {gpu_status().reason}")
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_cpu(array: Array) -> np.ndarray:
+    """Copy ``array`` to a NumPy array (same shape and dtype); a NumPy array comes back as it is.
+
+    >>> to_cpu(np.ones((2, 3), dtype=np.float32)).shape
+    (2, 3)
+    """
+    return array if array_module(array) is np else array.get()
+
+
+def synchronize() -> None:
+    """Wait until the GPU has finished what was asked of it; nothing to do without one.
+
+    A GPU call returns before the work is done. A clock read without this measures the asking.
+    """
+    if "cupy" in sys.modules and gpu_available():
+        sys.modules["cupy"].cuda.get_current_stream().synchronize()

@@ -1,0 +1,323 @@
+"""Convolution, one function an algorithm, all with one signature.
+
+``conv2d_*(x, weight, bias=None, *, stride=1, padding=0, groups=1)`` takes
+
+* ``x``: (N, C, H, W), float32 or float64, on the CPU or the GPU;
+* ``weight``: (K, C / groups, FH, FW), of the same dtype;
+* ``bias``: (K,) or None,
+
+and returns (N, K, OH, OW) of the same dtype. As everywhere in deep learning, the filter is not
+flipped: this is cross-correlation.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.arrays import array_module
+
+__all__ = [
+    "check_conv_shapes",
+    "check_window",
+    "col2im",
+    "conv2d_im2col",
+    "conv2d_im2col_backward",
+    "conv2d_loops",
+    "im2col",
+    "output_size",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def check_window(kernel: int, stride: int, padding: int) -> None:
+    """Refuse a window that cannot slide.
+
+    Raises:
+        TypeError: one of the three is not a whole number.
+        ValueError: kernel or stride below 1, or padding below 0.
+    """
+    for name, value, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+    ):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, got {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
+    """Return how many positions a window has along one axis of ``size`` pixels.
+
+    Raises:
+        ValueError: the window is larger than the padded input, or a size is not positive.
+
+    >>> output_size(227, kernel=11, stride=4)  # (227 - 11) / 4 + 1
+    55
+    """
+    check_window(kernel, stride, padding)
+    if size < 1:
+        raise ValueError(f"the input size must be at least 1, got {size}.")
+    if kernel > size + 2 * padding:
+        raise ValueError(
+            f"a window of {kernel} does not fit an input of {size} with padding {padding}: "
+            f"use padding >= {-(-(kernel - size) // 2)} or a smaller kernel."
+        )
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def check_conv_shapes(
+    x: Array, weight: Array, bias: Array | None, stride: int, padding: int, groups: int
+) -> tuple[int, int]:
+    """Check everything a convolution is given, and return the output's height and width.
+
+    Raises:
+        TypeError: arrays of two libraries or two dtypes, or a dtype that is not float.
+        ValueError: shapes that do not fit; the message says which, and what would.
+    """
+    xp = array_module(x, weight) if bias is None else array_module(x, weight, bias)
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(
+            "convolution takes x of shape (N, C, H, W) and weight of shape (K, C/groups, FH, FW); "
+            f"got {x.shape} and {weight.shape}. For one image use x[None]."
+        )
+    if x.dtype not in (xp.float32, xp.float64):
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}; use x.astype(np.float32).")
+    for name, array in (("weight", weight), ("bias", bias)):
+        if array is not None and array.dtype != x.dtype:
+            raise TypeError(
+                f"x is {x.dtype} but {name} is {array.dtype}; mixing them would silently compute "
+                f"in float64. Use {name}.astype(x.dtype)."
+            )
+    if 0 in x.shape or 0 in weight.shape:
+        raise ValueError(
+            f"empty array: x {x.shape}, weight {weight.shape}; every size must be >= 1."
+        )
+    channels, filters = x.shape[1], weight.shape[0]
+    if not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups must be a whole number from 1 up, got {groups!r}.")
+    if channels % groups or filters % groups:
+        raise ValueError(
+            f"groups={groups} must divide the {channels} input channels and the {filters} filters."
+        )
+    if weight.shape[1] != channels // groups:
+        raise ValueError(
+            f"weight {weight.shape} looks at {weight.shape[1]} channels, but x {x.shape} has "
+            f"{channels} in {groups} group(s), so it should look at {channels // groups}."
+        )
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(f"bias must have the shape ({filters},), got {bias.shape}.")
+    return (
+        output_size(x.shape[2], weight.shape[2], stride, padding),
+        output_size(x.shape[3], weight.shape[3], stride, padding),
+    )
+
+
+def conv2d_loops(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> np.ndarray:
+    """Convolve with plain Python loops: the definition, readable and slow. CPU only.
+
+    Shapes and errors as in the module's head; accumulates in Python's float64 and returns x.dtype.
+
+    >>> x, w = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 2, 2), np.float32)
+    >>> conv2d_loops(x, w)[0, 0].tolist()
+    [[4.0, 4.0], [4.0, 4.0]]
+    """
+    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    batch, filters = x.shape[0], weight.shape[0]
+    _, group_channels, filter_h, filter_w = weight.shape
+    filters_a_group = filters // groups
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding))).tolist()
+    taps = weight.tolist()
+    start = [0.0] * filters if bias is None else bias.tolist()
+    out = np.empty((batch, filters, out_h, out_w), dtype=x.dtype)
+    for n in range(batch):
+        for k in range(filters):
+            first_channel = k // filters_a_group * group_channels
+            for i in range(out_h):
+                for j in range(out_w):
+                    total = start[k]
+                    for c in range(group_channels):
+                        for p in range(filter_h):
+                            row = padded[n][first_channel + c][i * stride + p]
+                            for q in range(filter_w):
+                                total += row[j * stride + q] * taps[k][c][p][q]
+                    out[n, k, i, j] = total
+    return out
+
+
+def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0) -> Array:
+    """Lay every patch under the filter out as a column.
+
+    Args:
+        x: (N, C, H, W), any dtype; it is kept.
+        kernel: (FH, FW).
+
+    Returns:
+        (N, C * FH * FW, OH * OW), a copy. Column ``i * OW + j`` holds the patch whose top left
+        corner is at (i * stride, j * stride); its entries run over channel, row, column.
+        (The book's own ``im2col`` has the patches as rows and allocates float64.)
+
+    Raises:
+        ValueError: x is not 4-D, or the window does not fit.
+
+    >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    >>> im2col(x, (2, 2))[0].astype(int).tolist()  # 4 patches of 4 pixels
+    [[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]]
+    """
+    xp = array_module(x)
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"im2col takes x of shape (N, C, H, W), no size 0; got {x.shape}.")
+    batch, channels, height, width = x.shape
+    filter_h, filter_w = kernel
+    out_h = output_size(height, filter_h, stride, padding)
+    out_w = output_size(width, filter_w, stride, padding)
+    if padding:
+        x = xp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    columns = xp.empty((batch, channels, filter_h, filter_w, out_h, out_w), dtype=x.dtype)
+    # FH * FW slice copies instead of a loop over pixels.
+    for p in range(filter_h):
+        for q in range(filter_w):
+            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
+            cols = slice(q, q + stride * (out_w - 1) + 1, stride)
+            columns[:, :, p, q] = x[:, :, rows, cols]
+    return columns.reshape(batch, channels * filter_h * filter_w, out_h * out_w)
+
+
+def col2im(
+    columns: Array,
+    input_shape: tuple[int, int, int, int],
+    kernel: tuple[int, int],
+    stride: int = 1,
+    padding: int = 0,
+) -> Array:
+    """Add every column back to the pixels it came from: the adjoint of :func:`im2col`.
+
+    Args:
+        columns: (N, C * FH * FW, OH * OW), as :func:`im2col` makes them.
+        input_shape: the (N, C, H, W) that im2col was given.
+
+    Returns:
+        (N, C, H, W) of the same dtype. A pixel that lies in m patches holds the sum of m entries.
+
+    Raises:
+        ValueError: the columns do not belong to that input shape.
+
+    >>> ones = np.ones((1, 4, 4), np.float32)
+    >>> col2im(ones, (1, 1, 3, 3), (2, 2))[0, 0].astype(int).tolist()
+    [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    """
+    xp = array_module(columns)
+    batch, channels, height, width = input_shape
+    filter_h, filter_w = kernel
+    out_h = output_size(height, filter_h, stride, padding)
+    out_w = output_size(width, filter_w, stride, padding)
+    expected = (batch, channels * filter_h * filter_w, out_h * out_w)
+    if columns.shape != expected:
+        raise ValueError(
+            f"columns of an input {tuple(input_shape)} with kernel {tuple(kernel)}, "
+            f"stride {stride}, padding {padding} have the shape {expected}, got {columns.shape}."
+        )
+    columns = columns.reshape(batch, channels, filter_h, filter_w, out_h, out_w)
+    image = xp.zeros(
+        (batch, channels, height + 2 * padding, width + 2 * padding), dtype=columns.dtype
+    )
+    for p in range(filter_h):
+        for q in range(filter_w):
+            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
+            cols = slice(q, q + stride * (out_w - 1) + 1, stride)
+            image[:, :, rows, cols] += columns[:, :, p, q]
+    return image[:, :, padding : padding + height, padding : padding + width]
+
+
+def conv2d_im2col(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> Array:
+    """Convolve as one matrix product an image and group: weight (K, C*FH*FW) times the columns.
+
+    Shapes and errors as in the module's head.
+
+    Source: Chellapilla, Puri, Simard, "High performance convolutional neural networks for document
+    processing", 2006.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> conv2d_im2col(x, w, padding=1).shape
+    (2, 4, 8, 8)
+    """
+    xp = array_module(x)
+    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    batch, filters = x.shape[0], weight.shape[0]
+    columns = im2col(x, weight.shape[2:], stride, padding)
+    columns = columns.reshape(batch, groups, -1, out_h * out_w)
+    matrix = weight.reshape(groups, filters // groups, -1)
+    out = xp.matmul(matrix, columns).reshape(batch, filters, out_h, out_w)
+    if bias is not None:
+        out += bias[:, None, None]
+    return out
+
+
+def conv2d_im2col_backward(
+    grad_out: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    need_grad_x: bool = True,
+) -> tuple[Array | None, Array, Array]:
+    """Return the gradients of :func:`conv2d_im2col` with respect to x, weight and bias.
+
+    Args:
+        grad_out: gradient of the loss by the output, (N, K, OH, OW).
+        need_grad_x: False for a network's first layer, whose input has no use for a gradient.
+
+    Returns:
+        ``(grad_x, grad_weight, grad_bias)`` in the shapes of x, weight and (K,); grad_x is None
+        when it is not needed. The columns are made again here: that costs a copy and saves
+        keeping up to 25 times the input in memory between forward and backward.
+
+    Raises:
+        ValueError: a gradient that does not have the output's shape.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> [g.shape for g in conv2d_im2col_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    xp = array_module(grad_out, x, weight)
+    out_h, out_w = check_conv_shapes(x, weight, None, stride, padding, groups)
+    batch, filters = x.shape[0], weight.shape[0]
+    if grad_out.shape != (batch, filters, out_h, out_w):
+        raise ValueError(
+            f"grad_out must have the output's shape {(batch, filters, out_h, out_w)}, "
+            f"got {grad_out.shape}."
+        )
+    columns = im2col(x, weight.shape[2:], stride, padding)
+    columns = columns.reshape(batch, groups, -1, out_h * out_w)
+    matrix = weight.reshape(groups, filters // groups, -1)
+    grad = xp.ascontiguousarray(grad_out).reshape(batch, groups, filters // groups, -1)
+    grad_bias = grad_out.sum(axis=(0, 2, 3))
+    grad_matrix = xp.zeros_like(matrix)
+    for image_grad, image_columns in zip(grad, columns, strict=True):
+        grad_matrix += xp.matmul(image_grad, image_columns.transpose(0, 2, 1))
+    grad_x = None
+    if need_grad_x:
+        grad_columns = xp.matmul(matrix.transpose(0, 2, 1), grad)
+        grad_columns = grad_columns.reshape(batch, -1, out_h * out_w)
+        grad_x = col2im(grad_columns, x.shape, weight.shape[2:], stride, padding)
+    return grad_x, grad_matrix.reshape(weight.shape), grad_bias

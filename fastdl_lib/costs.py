@@ -1,0 +1,173 @@
+"""What a network must do, counted before anything runs: parameters, MACs, bytes, roofline time.
+
+A MAC is one multiplication and one addition, 2 FLOP. The bytes are the least that must cross the
+memory bus: each layer reads its input and its weights once and writes its output once. Copies that
+an algorithm adds, such as im2col's patches, are not in them; that is one reason why a measured
+time is longer than the roofline's.
+"""
+
+import dataclasses
+import math
+
+from fastdl_lib.evidence import Column, Measurement, Provenance, Table
+from fastdl_lib.layers import Conv2d, Layer, Linear, LocalResponseNorm, MaxPool2d, ReLU
+from fastdl_lib.networks import Network
+
+__all__ = ["KINDS", "Ceilings", "LayerCost", "cost_table", "layer_costs", "layer_kind"]
+
+KINDS = ("conv", "fc", "pool", "norm", "relu", "other")
+"""The kinds of layers that shares are summed over, in the order they are drawn."""
+
+_KIND_OF = {
+    Conv2d: "conv",
+    Linear: "fc",
+    MaxPool2d: "pool",
+    LocalResponseNorm: "norm",
+    ReLU: "relu",
+}
+
+
+def layer_kind(layer: Layer) -> str:
+    """Return which of :data:`KINDS` a layer belongs to.
+
+    >>> layer_kind(ReLU())
+    'relu'
+    """
+    return _KIND_OF.get(type(layer), "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """The two speed limits of a machine, as chapter 00 measures them."""
+
+    gemm_gflops: Measurement
+    """The fastest large float32 matrix product, GFLOP/s."""
+    copy_gb_per_s: Measurement
+    """Bytes read plus bytes written by a large copy, GB/s."""
+
+    @property
+    def ridge(self) -> float:
+        """FLOP per byte above which the product, not the memory, is the limit."""
+        return self.gemm_gflops.median / self.copy_gb_per_s.median
+
+    def attainable_gflops(self, intensity: float) -> float:
+        """The roof: the most GFLOP/s that code with ``intensity`` FLOP per byte can reach.
+
+        Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
+        """
+        return min(self.gemm_gflops.median, intensity * self.copy_gb_per_s.median)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs for one batch, counted."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    """Of one image, without the batch axis."""
+    parameters: int
+    macs: int
+    bytes: int
+
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte that must move; 0 for layers without MACs."""
+        return 2 * self.macs / self.bytes if self.bytes else 0.0
+
+    def roofline_ms(self, ceilings: Ceilings) -> float:
+        """The least time the machine needs, ms: the longer of computing and moving."""
+        compute_ms = 2 * self.macs / ceilings.gemm_gflops.median * 1e-6
+        memory_ms = self.bytes / ceilings.copy_gb_per_s.median * 1e-6
+        return max(compute_ms, memory_ms)
+
+
+def layer_costs(network: Network, batch: int = 1) -> list[LayerCost]:
+    """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
+
+    Values are taken as 4 bytes wide (float32). Flatten moves nothing, and Dropout does nothing
+    outside training: both count 0.
+
+    Raises:
+        ValueError: ``batch`` is not a whole number from 1 up.
+
+    >>> from fastdl_lib.networks import deep_convnet
+    >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
+    123552
+    """
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise ValueError(f"batch must be a whole number from 1 up, got {batch!r}.")
+    costs = []
+    input_shape = network.input_shape
+    for name, layer in network.layers.items():
+        output_shape = network.shapes[name]
+        parameters = sum(array.size for array in layer.parameters.values())
+        macs = moved = 0
+        if isinstance(layer, (Conv2d, Linear)):
+            weight = layer.parameters["weight"]
+            # Each output value takes one MAC for every weight of its filter (or row).
+            macs = batch * math.prod(output_shape) * math.prod(weight.shape[1:])
+        if layer_kind(layer) != "other":
+            moved = 4 * (batch * (math.prod(input_shape) + math.prod(output_shape)) + parameters)
+        costs.append(LayerCost(name, layer_kind(layer), output_shape, parameters, macs, moved))
+        input_shape = output_shape
+    return costs
+
+
+def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = None) -> Table:
+    """The counts of :func:`layer_costs` as a table, with shares; roofline times if given ceilings.
+
+    >>> from fastdl_lib.networks import alexnet
+    >>> cost_table(alexnet()).rows[-1]["macs"]
+    724406816
+    """
+    costs = layer_costs(network, batch)
+    all_parameters = sum(cost.parameters for cost in costs)
+    all_macs = sum(cost.macs for cost in costs)
+    rows = []
+    for cost in costs:
+        if not cost.bytes:
+            continue
+        rows.append(
+            {
+                "layer": cost.name,
+                "output": cost.output_shape,
+                "parameters": cost.parameters,
+                "parameters_pct": 100 * cost.parameters / all_parameters,
+                "macs": cost.macs,
+                "macs_pct": 100 * cost.macs / all_macs,
+                "megabytes": cost.bytes / 1e6,
+                "intensity": cost.intensity,
+                "roofline_ms": cost.roofline_ms(ceilings) if ceilings else None,
+            }
+        )
+    rows.append(
+        {
+            "layer": "all",
+            "output": "",
+            "parameters": all_parameters,
+            "parameters_pct": 100.0,
+            "macs": all_macs,
+            "macs_pct": 100.0,
+            "megabytes": sum(cost.bytes for cost in costs) / 1e6,
+            "intensity": None,
+            "roofline_ms": sum(c.roofline_ms(ceilings) for c in costs) if ceilings else None,
+        }
+    )
+    counted = Provenance.COMPUTED
+    columns = [
+        Column("layer"),
+        Column("output"),
+        Column("parameters", provenance=counted),
+        Column("parameters_pct", "share", "%", counted),
+        Column("macs", "MACs", provenance=counted),
+        Column("macs_pct", "share", "%", counted),
+        Column("megabytes", "moved at least", "MB", counted),
+        Column("intensity", "intensity", "FLOP/byte", counted),
+    ]
+    if ceilings:
+        columns.append(Column("roofline_ms", "roofline time", "ms", counted))
+    images = "1 image" if batch == 1 else f"{batch} images"
+    return Table(
+        tuple(columns), tuple(rows), f"{network.name}, forward pass of {images} (computed)"
+    )

@@ -1,0 +1,435 @@
+"""The layers of AlexNet and of the book's DeepConvNet, forward and backward.
+
+A layer keeps the dtype and the library (NumPy or CuPy) of what it is given. Its weights live in
+``parameters``, their gradients, after :meth:`Layer.backward`, in ``gradients`` under the same
+names. With ``training=True`` the forward pass keeps what the backward pass needs.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.arrays import array_module
+from fastdl_lib.convolution import (
+    check_window,
+    conv2d_im2col,
+    conv2d_im2col_backward,
+    output_size,
+)
+
+__all__ = [
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "LocalResponseNorm",
+    "MaxPool2d",
+    "ReLU",
+    "softmax_cross_entropy",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+Shape = tuple[int, ...]
+
+
+class Layer:
+    """What every layer offers; a layer without weights has empty ``parameters``."""
+
+    needs_grad_x = True
+    """False in a network's first layer: nothing asks for the gradient of the images."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Array] = {}
+        self.gradients: dict[str, Array] = {}
+        self._kept: tuple[Shape, tuple] | None = None
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of one output for one input, without the batch axis."""
+        return input_shape
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        """Return the layer's output for a batch ``x``, same dtype."""
+        raise NotImplementedError
+
+    def backward(self, grad_out: Array) -> Array | None:
+        """Take the gradient of the loss by the output, return the one by the input."""
+        raise NotImplementedError
+
+    def _keep(self, training: bool, out_shape: Shape, *values: Any) -> None:
+        """Keep in training what backward needs; out of training let go of it."""
+        self._kept = (out_shape, values) if training else None
+
+    def _recall(self, grad_out: Array) -> tuple:
+        """What forward kept, once the gradient fits; it is let go, each serves once."""
+        if self._kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward() needs a forward(x, training=True) before it."
+            )
+        out_shape, values = self._kept
+        if grad_out.shape != out_shape:
+            raise ValueError(
+                f"{type(self).__name__}.backward() takes a gradient of the output's shape "
+                f"{out_shape}, got {grad_out.shape}."
+            )
+        self._kept = None
+        return values
+
+
+def _check_batch(layer: Layer, x: Array, axes: int, what: str) -> None:
+    array_module(x)
+    if x.ndim != axes or 0 in x.shape:
+        raise ValueError(
+            f"{type(layer).__name__} takes a batch of shape {what}, no size 0; got {x.shape}."
+        )
+
+
+def _positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a whole number from 1 up, got {size!r}.")
+
+
+def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
+    """Normal weights of variance 2 / fan_in (He et al. 2015), float32 from the first bit on."""
+    scale = np.float32(np.sqrt(2.0 / fan_in))
+    return rng.standard_normal(shape, dtype=np.float32) * scale
+
+
+class Conv2d(Layer):
+    """Convolution with square filters, by im2col and a matrix product.
+
+    Args:
+        in_channels, out_channels: C and K.
+        kernel: height and width of a filter.
+        stride, padding: in pixels, the same on both axes.
+        groups: the channels are cut into this many parts that do not see each other.
+        rng: where the seeded random weights come from.
+
+    Input (N, C, H, W), output (N, K, OH, OW).
+
+    >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
+    >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
+    (2, 96, 55, 55)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__()
+        _positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        check_window(kernel, stride, padding)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups={groups} must divide in_channels={in_channels} "
+                f"and out_channels={out_channels}."
+            )
+        self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
+        self.stride, self.padding, self.groups = stride, padding, groups
+        group_channels = in_channels // groups
+        self.parameters = {
+            "weight": _he_normal(
+                rng, (out_channels, group_channels, kernel, kernel), group_channels * kernel**2
+            ),
+            "bias": np.zeros(out_channels, dtype=np.float32),
+        }
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        channels, height, width = input_shape
+        if channels != self.in_channels:
+            raise ValueError(f"this Conv2d takes {self.in_channels} channels, got {channels}.")
+        return (
+            self.out_channels,
+            output_size(height, self.kernel, self.stride, self.padding),
+            output_size(width, self.kernel, self.stride, self.padding),
+        )
+
+    @property
+    def _window(self) -> dict[str, int]:
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        out = conv2d_im2col(x, weight, bias, **self._window)
+        self._keep(training, out.shape, x)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        (x,) = self._recall(grad_out)
+        grad_x, grad_weight, grad_bias = conv2d_im2col_backward(
+            grad_out,
+            x,
+            self.parameters["weight"],
+            **self._window,
+            need_grad_x=self.needs_grad_x,
+        )
+        self.gradients = {"weight": grad_weight, "bias": grad_bias}
+        return grad_x
+
+
+class MaxPool2d(Layer):
+    """The largest value in each window; windows overlap where stride < kernel, as in AlexNet.
+
+    Input (N, C, H, W), output (N, C, OH, OW). Windows that do not fit whole are dropped. Where
+    several values tie, the first in row order gets the gradient.
+
+    >>> MaxPool2d(3, stride=2).forward(np.zeros((2, 96, 55, 55), np.float32)).shape
+    (2, 96, 27, 27)
+    """
+
+    def __init__(self, kernel: int, *, stride: int | None = None) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, kernel if stride is None else stride
+        check_window(self.kernel, self.stride, 0)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        channels, height, width = input_shape
+        return (
+            channels,
+            output_size(height, self.kernel, self.stride),
+            output_size(width, self.kernel, self.stride),
+        )
+
+    def _taps(self, x: Array) -> list[Array]:
+        """For each place in the window, the view of x that this place sees at every position."""
+        _, out_h, out_w = self.output_shape(x.shape[1:])
+        return [
+            x[
+                :,
+                :,
+                p : p + self.stride * (out_h - 1) + 1 : self.stride,
+                q : q + self.stride * (out_w - 1) + 1 : self.stride,
+            ]
+            for p in range(self.kernel)
+            for q in range(self.kernel)
+        ]
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        xp = array_module(x)
+        _check_batch(self, x, 4, "(N, C, H, W)")
+        first, *others = self._taps(x)
+        out = first.copy()
+        for tap in others:
+            xp.maximum(out, tap, out=out)
+        self._keep(training, out.shape, x, out)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        x, out = self._recall(grad_out)
+        xp = array_module(x, grad_out)
+        grad_x = xp.zeros_like(x)
+        free = xp.ones(out.shape, dtype=bool)
+        for tap, grad_tap in zip(self._taps(x), self._taps(grad_x), strict=True):
+            first_largest = (tap == out) & free
+            grad_tap += grad_out * first_largest
+            free &= ~first_largest
+        return grad_x
+
+
+class LocalResponseNorm(Layer):
+    """Divide by a power of the energy in neighbouring channels.
+
+    out = x / (k + alpha * sum of x^2 over ``size`` neighbouring channels) ** beta
+
+    The constants are those of the paper: Krizhevsky, Sutskever, Hinton, "ImageNet classification
+    with deep convolutional neural networks", NIPS 2012, section 3.3. Caffe divides alpha by size
+    and has k = 1. Input and output (N, C, H, W).
+
+    >>> LocalResponseNorm().forward(np.ones((1, 96, 2, 2), np.float32)).shape
+    (1, 96, 2, 2)
+    """
+
+    def __init__(
+        self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+    ) -> None:
+        super().__init__()
+        _positive(size=size)
+        if size % 2 == 0:
+            raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def _window_sum(self, values: Array) -> Array:
+        """Sum over the neighbouring channels of each channel; outside there is nothing to add."""
+        total = values.copy()
+        for shift in range(1, self.size // 2 + 1):
+            total[:, shift:] += values[:, :-shift]
+            total[:, :-shift] += values[:, shift:]
+        return total
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        _check_batch(self, x, 4, "(N, C, H, W)")
+        energy = self._window_sum(x * x)
+        # Python floats do not widen a float32 array (NumPy 2's promotion rules).
+        energy *= self.alpha
+        energy += self.k
+        scale = energy**-self.beta
+        out = x * scale
+        self._keep(training, out.shape, x, energy, scale)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        x, energy, scale = self._recall(grad_out)
+        shared = self._window_sum(grad_out * x * scale / energy)
+        return grad_out * scale - (2 * self.alpha * self.beta) * x * shared
+
+
+class ReLU(Layer):
+    """Negative values become 0. Any shape.
+
+    >>> ReLU().forward(np.array([[-1.0, 2.0]], np.float32)).tolist()
+    [[0.0, 2.0]]
+    """
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        out = array_module(x).maximum(x, 0)
+        self._keep(training, out.shape, out)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        (out,) = self._recall(grad_out)
+        return grad_out * (out > 0)
+
+
+class Flatten(Layer):
+    """From (N, C, H, W) to (N, C * H * W), without a copy.
+
+    >>> Flatten().forward(np.zeros((2, 256, 6, 6), np.float32)).shape
+    (2, 9216)
+    """
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (int(np.prod(input_shape)),)
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        out = x.reshape(x.shape[0], -1)
+        self._keep(training, out.shape, x.shape)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        (input_shape,) = self._recall(grad_out)
+        return grad_out.reshape(input_shape)
+
+
+class Linear(Layer):
+    """A fully connected layer: ``x @ weight.T + bias``. Input (N, in), output (N, out).
+
+    >>> layer = Linear(9216, 4096, rng=np.random.default_rng(0))
+    >>> layer.forward(np.zeros((2, 9216), np.float32)).shape
+    (2, 4096)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator) -> None:
+        super().__init__()
+        _positive(in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.parameters = {
+            "weight": _he_normal(rng, (out_features, in_features), in_features),
+            "bias": np.zeros(out_features, dtype=np.float32),
+        }
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if input_shape != (self.in_features,):
+            raise ValueError(
+                f"this Linear takes ({self.in_features},) features, got {input_shape}."
+            )
+        return (self.out_features,)
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        array_module(x, weight)
+        _check_batch(self, x, 2, f"(N, {self.in_features})")
+        self.output_shape(x.shape[1:])
+        if x.dtype != weight.dtype:
+            raise TypeError(f"x is {x.dtype} but weight is {weight.dtype}; use x.astype().")
+        out = x @ weight.T
+        out += bias
+        self._keep(training, out.shape, x)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        (x,) = self._recall(grad_out)
+        self.gradients = {"weight": grad_out.T @ x, "bias": grad_out.sum(axis=0)}
+        return grad_out @ self.parameters["weight"] if self.needs_grad_x else None
+
+
+class Dropout(Layer):
+    """In training, zero each value with probability ``rate`` and scale the rest by 1/(1 - rate).
+
+    Outside training it does nothing. (The book scales at test time instead; the expected values
+    of the two differ by the constant factor only.)
+
+    >>> Dropout(0.5).forward(np.ones((2, 3), np.float32)).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, rate: float, *, seed: int = 0) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must lie in [0, 1), got {rate}.")
+        self.rate, self.seed = rate, seed
+        self._generators: dict[str, Any] = {}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        if not training:
+            self._keep(training, x.shape)
+            return x
+        xp = array_module(x)
+        if xp.__name__ not in self._generators:
+            self._generators[xp.__name__] = xp.random.default_rng(self.seed)
+        draws = self._generators[xp.__name__].random(x.shape, dtype=np.float32)
+        mask = (draws >= self.rate).astype(x.dtype) / (1 - self.rate)
+        self._keep(training, x.shape, mask)
+        return x * mask
+
+    def backward(self, grad_out: Array) -> Array:
+        (mask,) = self._recall(grad_out)
+        return grad_out * mask
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    """Return the mean loss and its gradient by the logits.
+
+    Args:
+        logits: (N, classes), float.
+        labels: (N,), whole numbers from 0 to classes - 1, in the same library.
+
+    Returns:
+        ``(loss, grad)``: loss in nats per image, a Python float; grad (N, classes), logits' dtype.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty batch, or a label out of range.
+        TypeError: labels that are not whole numbers.
+
+    >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
+    >>> round(loss, 4), grad.shape  # ln 10
+    (2.3026, (2, 10))
+    """
+    xp = array_module(logits, labels)
+    if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            "softmax_cross_entropy takes logits (N, classes) and labels (N,), N >= 1; "
+            f"got {logits.shape} and {labels.shape}."
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
+    classes = logits.shape[1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {low}..{high}.")
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = xp.exp(shifted)
+    sums = exponentials.sum(axis=1, keepdims=True)
+    rows = xp.arange(len(labels))
+    loss = float((xp.log(sums[:, 0]) - shifted[rows, labels]).mean())
+    grad = exponentials / sums
+    grad[rows, labels] -= 1
+    grad /= len(labels)
+    return loss, grad

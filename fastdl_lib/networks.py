@@ -1,0 +1,272 @@
+"""The two networks of the course, with seeded random weights, and how weights are stored."""
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.arrays import array_module, to_cpu, to_gpu
+from fastdl_lib.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    softmax_cross_entropy,
+)
+
+__all__ = ["Network", "alexnet", "deep_convnet"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class Network:
+    """Named layers in a row.
+
+    Args:
+        name: such as ``"AlexNet"``.
+        layers: (name, layer) pairs, first to last.
+        input_shape: the shape of one image, (C, H, W).
+
+    Raises:
+        ValueError: two layers share a name, or a layer does not fit the one before it.
+    """
+
+    def __init__(
+        self, name: str, layers: Sequence[tuple[str, Layer]], input_shape: tuple[int, int, int]
+    ) -> None:
+        self.name, self.layers, self.input_shape = name, dict(layers), tuple(input_shape)
+        if len(self.layers) != len(layers):
+            raise ValueError(f"{name}: two layers share a name in {[n for n, _ in layers]}.")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """The shape of one output of each layer, without the batch axis."""
+        shape = self.input_shape
+        for layer_name, layer in self.layers.items():
+            try:
+                shape = layer.output_shape(shape)
+            except ValueError as error:
+                raise ValueError(f"{name}, layer {layer_name}: {error}") from None
+            self.shapes[layer_name] = shape
+        next(iter(self.layers.values())).needs_grad_x = False
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """All weights by name, such as ``"conv1.weight"``."""
+        return {
+            f"{layer_name}.{name}": array
+            for layer_name, layer in self.layers.items()
+            for name, array in layer.parameters.items()
+        }
+
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """All gradients of the last backward pass, under the names of ``parameters``."""
+        return {
+            f"{layer_name}.{name}": array
+            for layer_name, layer in self.layers.items()
+            for name, array in layer.gradients.items()
+        }
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the network learns."""
+        return sum(array.size for array in self.parameters.values())
+
+    def check_input(self, x: Array) -> None:
+        """Refuse a batch that does not fit this network.
+
+        Raises:
+            ValueError: a wrong shape or an empty batch.
+            TypeError: another dtype or library than the weights'.
+        """
+        array_module(x)
+        if x.ndim != 4 or x.shape[1:] != self.input_shape or x.shape[0] < 1:
+            wanted = ", ".join(str(size) for size in self.input_shape)
+            hint = " For one image use x[None]." if x.shape == self.input_shape else ""
+            raise ValueError(
+                f"{self.name} takes a batch of shape (N, {wanted}) with N >= 1, got {x.shape}."
+                + hint
+            )
+        weight = next(iter(self.parameters.values()), x)
+        array_module(x, weight)
+        if x.dtype != weight.dtype:
+            raise TypeError(
+                f"{self.name}'s weights are {weight.dtype}, the images are {x.dtype}; "
+                f"use x.astype(np.{weight.dtype})."
+            )
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        """Run all layers. ``x``: (N, C, H, W); result: (N, classes), same dtype (logits).
+
+        Raises:
+            ValueError, TypeError: see :meth:`check_input`.
+        """
+        self.check_input(x)
+        for layer in self.layers.values():
+            x = layer.forward(x, training)
+        return x
+
+    def backward(self, grad_out: Array) -> None:
+        """Run all layers backwards from the gradient by the logits; fills ``gradients``."""
+        for layer in reversed(self.layers.values()):
+            grad_out = layer.backward(grad_out)
+
+    def loss_and_gradients(self, x: Array, labels: Array) -> float:
+        """One training pass, forward and backward: return the loss, leave ``gradients`` filled."""
+        loss, grad = softmax_cross_entropy(self.forward(x, training=True), labels)
+        self.backward(grad)
+        return loss
+
+    def astype(self, dtype: Any) -> "Network":
+        """Convert all weights in place and return the network."""
+        return self._map_parameters(lambda array: array.astype(dtype))
+
+    def to_gpu(self) -> "Network":
+        """Move all weights to the GPU in place and return the network.
+
+        Raises:
+            RuntimeError: there is no usable GPU.
+        """
+        return self._map_parameters(to_gpu)
+
+    def to_cpu(self) -> "Network":
+        """Move all weights to the CPU in place and return the network."""
+        return self._map_parameters(to_cpu)
+
+    def _map_parameters(self, rule: Any) -> "Network":
+        for layer in self.layers.values():
+            layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
+            layer.gradients = {}
+        return self
+
+    def save_weights(self, path: str | os.PathLike) -> None:
+        """Write all weights to an ``.npz`` file: the whole file, or nothing."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"weights are stored as .npz, got the name {path.name!r}.")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent.name!r} does not exist; make it.")
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+            part = Path(folder) / path.name
+            np.savez(part, **{name: to_cpu(array) for name, array in self.parameters.items()})
+            os.replace(part, path)
+
+    def load_weights(self, path: str | os.PathLike) -> "Network":
+        """Read weights that :meth:`save_weights` wrote, and return the network.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or belongs to another network; nothing is changed.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path.name} in {path.parent.name}/.")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                loaded = {name: archive[name] for name in archive.files}
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path.name} is damaged ({error}); restore or remake it.") from None
+        found = {name: array.shape for name, array in loaded.items()}
+        expected = {name: array.shape for name, array in self.parameters.items()}
+        if found != expected:
+            wrong = sorted(
+                name
+                for name in found.keys() | expected.keys()
+                if found.get(name) != expected.get(name)
+            )
+            raise ValueError(
+                f"{path.name} holds the weights of another network than {self.name}: "
+                f"{wrong[0]} has the shape {found.get(wrong[0])}, "
+                f"expected {expected.get(wrong[0])}."
+            )
+        for layer_name, layer in self.layers.items():
+            for name, old in layer.parameters.items():
+                new = loaded[f"{layer_name}.{name}"].astype(old.dtype, copy=False)
+                # Weights stay where they were, on the CPU or the GPU.
+                layer.parameters[name] = new if array_module(old) is np else to_gpu(new)
+        return self
+
+
+def alexnet(seed: int = 0) -> Network:
+    """Make the original two-group AlexNet for 227x227 images: 60,965,224 parameters, float32.
+
+    The weights are seeded random numbers (no trained ones can be had offline): its answers mean
+    nothing, its times do. The order conv, ReLU, norm, pool and all constants are the paper's:
+    Krizhevsky, Sutskever, Hinton, NIPS 2012. The paper says 224x224, which does not give its own
+    55x55 output; 227x227 does.
+
+    >>> network = alexnet()
+    >>> network.parameter_count, network.shapes["fc8"]
+    (60965224, (1000,))
+    """
+    rng = np.random.default_rng(seed)
+    layers = [
+        ("conv1", Conv2d(3, 96, 11, stride=4, rng=rng)),
+        ("relu1", ReLU()),
+        ("norm1", LocalResponseNorm()),
+        ("pool1", MaxPool2d(3, stride=2)),
+        ("conv2", Conv2d(96, 256, 5, padding=2, groups=2, rng=rng)),
+        ("relu2", ReLU()),
+        ("norm2", LocalResponseNorm()),
+        ("pool2", MaxPool2d(3, stride=2)),
+        ("conv3", Conv2d(256, 384, 3, padding=1, rng=rng)),
+        ("relu3", ReLU()),
+        ("conv4", Conv2d(384, 384, 3, padding=1, groups=2, rng=rng)),
+        ("relu4", ReLU()),
+        ("conv5", Conv2d(384, 256, 3, padding=1, groups=2, rng=rng)),
+        ("relu5", ReLU()),
+        ("pool5", MaxPool2d(3, stride=2)),
+        ("flatten", Flatten()),
+        ("fc6", Linear(256 * 6 * 6, 4096, rng=rng)),
+        ("relu6", ReLU()),
+        ("drop6", Dropout(0.5, seed=seed)),
+        ("fc7", Linear(4096, 4096, rng=rng)),
+        ("relu7", ReLU()),
+        ("drop7", Dropout(0.5, seed=seed + 1)),
+        ("fc8", Linear(4096, 1000, rng=rng)),
+    ]
+    return Network("AlexNet", layers, (3, 227, 227))
+
+
+def deep_convnet(seed: int = 0) -> Network:
+    """Make the book's DeepConvNet for 28x28 MNIST digits: 123,552 parameters, float32.
+
+    Source: Saitoh, *Deep Learning from Scratch*, section 8.1, with its odd padding (conv4 has 2)
+    and its dropout after the last layer.
+
+    >>> network = deep_convnet()
+    >>> network.parameter_count, network.shapes["fc2"]
+    (123552, (10,))
+    """
+    rng = np.random.default_rng(seed)
+    layers = [
+        ("conv1", Conv2d(1, 16, 3, padding=1, rng=rng)),
+        ("relu1", ReLU()),
+        ("conv2", Conv2d(16, 16, 3, padding=1, rng=rng)),
+        ("relu2", ReLU()),
+        ("pool2", MaxPool2d(2)),
+        ("conv3", Conv2d(16, 32, 3, padding=1, rng=rng)),
+        ("relu3", ReLU()),
+        ("conv4", Conv2d(32, 32, 3, padding=2, rng=rng)),
+        ("relu4", ReLU()),
+        ("pool4", MaxPool2d(2)),
+        ("conv5", Conv2d(32, 64, 3, padding=1, rng=rng)),
+        ("relu5", ReLU()),
+        ("conv6", Conv2d(64, 64, 3, padding=1, rng=rng)),
+        ("relu6", ReLU()),
+        ("pool6", MaxPool2d(2)),
+        ("flatten", Flatten()),
+        ("fc1", Linear(64 * 4 * 4, 50, rng=rng)),
+        ("relu7", ReLU()),
+        ("drop1", Dropout(0.5, seed=seed)),
+        ("fc2", Linear(50, 10, rng=rng)),
+        ("drop2", Dropout(0.5, seed=seed + 1)),
+    ]
+    return Network("DeepConvNet", layers, (1, 28, 28))

@@ -1,0 +1,631 @@
+"""Every figure of the course, one function each, and the one place of their style.
+
+A figure function returns a :class:`Picture`: it shows itself in a notebook, carries a text that
+says the same in words, and bears a caption with provenance and machine. Colours are Okabe and
+Ito's, which colour-blind readers can tell apart; hatching shows provenance.
+"""
+
+import base64
+import functools
+import io
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.ticker
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fastdl_lib.costs import KINDS, Ceilings, LayerCost
+from fastdl_lib.evidence import (
+    Measurement,
+    Provenance,
+    PublishedTable,
+    Recording,
+    format_number,
+)
+from fastdl_lib.machine import MachineCard
+from fastdl_lib.timing import LayerProfile
+
+__all__ = [
+    "Picture",
+    "Shares",
+    "batch_sweep",
+    "cost_shares",
+    "guess_and_truth",
+    "image_row",
+    "layer_bars",
+    "roofline",
+    "roofline_against_measured",
+    "samples_strip",
+    "share_bars",
+    "share_pies",
+]
+
+KIND_COLOURS = {
+    "conv": "#0072B2",
+    "fc": "#D55E00",
+    "pool": "#009E73",
+    "norm": "#E69F00",
+    "relu": "#56B4E9",
+    "other": "#999999",
+}
+KIND_NAMES = {
+    "conv": "convolution",
+    "fc": "fully connected",
+    "pool": "max-pooling",
+    "norm": "local response norm",
+    "relu": "ReLU",
+    "other": "other",
+}
+PROVENANCE_HATCH = {
+    Provenance.MEASURED: "",
+    Provenance.RECORDED: "..",
+    Provenance.SIMULATED: "xx",
+    Provenance.COMPUTED: "--",
+    Provenance.PUBLISHED: "//",
+}
+_INK, _GREY, _PURPLE = "#222222", "#666666", "#CC79A7"
+_DOTS_AN_INCH = 160
+_PIXELS_AN_INCH = 88
+
+
+class Picture:
+    """A finished figure: the image, its text alternative and its caption.
+
+    In a notebook it shows itself as the last expression of a cell.
+    """
+
+    def __init__(
+        self, figure: Figure, title: str, caption: str, alt: str, legend: Sequence[Patch] = ()
+    ) -> None:
+        """Set title, legend and caption around the axes, which get the room between them."""
+        self.figure, self.caption, self.alt = figure, caption, alt
+        width, height = figure.get_size_inches()
+        lines = textwrap.wrap(caption, width=int(width * 14), break_long_words=False)
+        below = (0.14 * len(lines) + 0.12) / height
+        figure.text(0.01, 0.06 / height, "\n".join(lines), fontsize=8, color=_GREY, va="bottom")
+        if legend:
+            figure.legend(
+                handles=list(legend),
+                loc="lower center",
+                bbox_to_anchor=(0.5, below),
+                borderaxespad=0.2,
+                ncols=len(legend),
+                frameon=False,
+                fontsize=9,
+                columnspacing=1.2,
+            )
+            below += 0.28 / height
+        figure.text(0.01, 1 - 0.08 / height, title, fontsize=12, color=_INK, va="top")
+        above = 0.42 / height
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - above))
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """The image as PNG bytes."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=_DOTS_AN_INCH, facecolor="white")
+        return buffer.getvalue()
+
+    @property
+    def width_px(self) -> int:
+        """How wide the image is meant to be shown, CSS pixels."""
+        return round(self.figure.get_figwidth() * _PIXELS_AN_INCH)
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict, dict]:
+        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.alt}
+        return data, {"image/png": {"alt": self.alt, "width": self.width_px}}
+
+
+def _new(width: float, height: float, columns: int = 1, **options: Any) -> tuple:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, **options)
+    for axis in np.ravel(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+    return figure, axes
+
+
+def _caption(machine: MachineCard, provenance: Provenance, *notes: str) -> str:
+    """Provenance, machine and notes in one line, as every caption has them."""
+    kind = str(provenance)
+    return " | ".join([f"{kind[0].upper()}{kind[1:]}: {machine.summary}", *(n for n in notes if n)])
+
+
+def _threads(measurement: Measurement) -> str:
+    count = measurement.conditions["threads"]
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
+def _plain_log(axis: Any) -> None:
+    """Write 0.1, 1, 10, 100 on a logarithmic axis instead of powers."""
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:,g}"))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def _kind_patches(kinds: Collection[str]) -> list[Patch]:
+    return [Patch(color=KIND_COLOURS[k], label=KIND_NAMES[k]) for k in KINDS if k in kinds]
+
+
+# --- chapter 00 ---------------------------------------------------------------------------------
+
+
+class RooflinePoint(NamedTuple):
+    """A dot under the roof: what ran, FLOP per byte, and the GFLOP/s it reached."""
+
+    name: str
+    intensity: float
+    gflops: float
+    kind: str = "other"
+
+
+def roofline(
+    ceilings: Ceilings,
+    points: Sequence[RooflinePoint] = (),
+    *,
+    title: str = "Your machine's roof: memory limits on the left, arithmetic on the right",
+) -> Picture:
+    """Draw the two ceilings and, below them, what ran (Williams et al. 2009).
+
+    Args:
+        points: :class:`RooflinePoint` or plain tuples of the same order.
+    """
+    figure, axes = _new(8.5, 4.6)
+    points = [RooflinePoint(*point) for point in points]
+    intensities = [point.intensity for point in points] + [0.1, 1000]
+    x = np.geomspace(min(intensities) / 1.5, max(intensities) * 1.5, 200)
+    roof = [ceilings.attainable_gflops(value) for value in x]
+    axes.loglog(x, roof, color=_INK, linewidth=2)
+    axes.fill_between(x, roof, color=_GREY, alpha=0.08, linewidth=0)
+    axes.axvline(ceilings.ridge, color=_GREY, linewidth=0.8, linestyle=":")
+    lowest = min([roof[0], *(point.gflops for point in points)]) / 2
+    axes.set_ylim(lowest, ceilings.gemm_gflops.median * 2.5)
+    axes.set_xlim(x[0], x[-1])
+    peak, speed = ceilings.gemm_gflops.median, ceilings.copy_gb_per_s.median
+    axes.text(ceilings.ridge * 1.1, peak * 1.12, f"{format_number(peak)} GFLOP/s", fontsize=9)
+    axes.text(x[0] * 1.3, roof[0] * 2.4, f"{format_number(speed)} GB/s", fontsize=9)
+    axes.text(
+        ceilings.ridge * 1.1,
+        lowest * 1.2,
+        f"ridge: {format_number(ceilings.ridge)} FLOP/byte",
+        fontsize=9,
+        color=_GREY,
+    )
+    for point in points:
+        colour = _PURPLE if point.kind == "other" else KIND_COLOURS[point.kind]
+        axes.plot(point.intensity, point.gflops, "o", color=colour, markersize=8, zorder=3)
+    for names, intensity, gflops in _labels(points):
+        axes.annotate(
+            names,
+            (intensity, gflops),
+            xytext=(8, -4),
+            textcoords="offset points",
+            fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+        )
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
+    axes.set_xlabel("arithmetic intensity, FLOP per byte moved (computed)")
+    axes.set_ylabel("speed, GFLOP/s (measured here)")
+    machine = ceilings.gemm_gflops.machine
+    threads = (
+        f"product on {_threads(ceilings.gemm_gflops)}, copy on {_threads(ceilings.copy_gb_per_s)}"
+    )
+    dots = "; ".join(
+        f"{p.name}: {format_number(p.gflops)} GFLOP/s at {format_number(p.intensity)} FLOP/byte"
+        for p in points
+    )
+    alt = (
+        f"Roofline: {format_number(speed)} GB/s of memory traffic up to "
+        f"{format_number(ceilings.ridge)} FLOP per byte, then {format_number(peak)} GFLOP/s. {dots}"
+    )
+    caption = _caption(machine, ceilings.gemm_gflops.provenance, threads)
+    return Picture(figure, title, caption, alt.strip())
+
+
+def _labels(points: Sequence[RooflinePoint]) -> list[tuple[str, float, float]]:
+    """One label for points that lie on top of each other: (names, intensity, GFLOP/s)."""
+    groups: list[list[RooflinePoint]] = []
+    for point in points:
+        for group in groups:
+            near_x = abs(np.log(point.intensity / group[0].intensity)) < 0.5
+            near_y = abs(np.log(point.gflops / group[0].gflops)) < 0.25
+            if near_x and near_y:
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    return [
+        (
+            ", ".join(point.name for point in group),
+            max(point.intensity for point in group),
+            float(np.mean([point.gflops for point in group])),
+        )
+        for group in groups
+    ]
+
+
+def guess_and_truth(
+    name: str,
+    unit: str,
+    guess: float,
+    measured: Measurement,
+    published: Sequence[Measurement] = (),
+) -> Picture:
+    """Draw a guess beside the own measurement and what others published, on one axis."""
+    rows = [("your guess", guess, Provenance.COMPUTED, _PURPLE)]
+    rows.append(("this machine", measured.median, measured.provenance, KIND_COLOURS["conv"]))
+    rows += [(m.name, m.median, m.provenance, KIND_COLOURS["fc"]) for m in published]
+    figure, axes = _new(8.5, 1.5 + 0.42 * len(rows))
+    for place, (label, value, provenance, colour) in enumerate(rows):
+        own = label == "your guess"
+        axes.barh(
+            place,
+            value,
+            height=0.62,
+            color=colour,
+            hatch="" if own else PROVENANCE_HATCH[provenance],
+            edgecolor="white",
+        )
+        note = "" if own else f"  ({provenance})"
+        axes.text(value, place, f"  {format_number(value)} {unit}{note}", va="center", fontsize=9)
+    if len(measured.samples) > 1:
+        axes.plot([measured.low, measured.high], [1, 1], color=_INK, linewidth=2)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.45 * max(row[1] for row in rows))
+    axes.set_xlabel(f"{name}, {unit}")
+    alt = f"{name}: " + "; ".join(f"{row[0]} {format_number(row[1])} {unit}" for row in rows)
+    sources = [f"{m.name}: {m.source}" for m in published]
+    caption = _caption(measured.machine, measured.provenance, *sources)
+    return Picture(figure, f"{name}: guess and measurement", caption, alt)
+
+
+# --- chapter 01 ---------------------------------------------------------------------------------
+
+
+def image_row(images: np.ndarray, titles: Sequence[str], *, title: str, caption: str) -> Picture:
+    """Show images side by side. ``images``: (n, 3, H, W) in [0, 1], one title each."""
+    figure, axes = _new(2.6 * len(images), 3.5, len(images), squeeze=False)
+    for axis, image, name in zip(axes[0], images, titles, strict=True):
+        axis.imshow(image.transpose(1, 2, 0), interpolation="none")
+        axis.set_title(name, fontsize=10)
+        axis.axis("off")
+    size = "x".join(str(n) for n in images.shape[2:])
+    return Picture(figure, title, caption, f"{len(images)} images of {size} pixels: {titles}")
+
+
+# --- chapter 01: shares -------------------------------------------------------------------------
+
+
+class Shares(NamedTuple):
+    """How a forward pass divides over layers: percentages with their provenance."""
+
+    label: str
+    percent: dict[str, float]
+    """Layer name to percent; what is missing to 100 is drawn as unlabelled."""
+    kinds: dict[str, str]
+    provenance: Provenance
+
+    @classmethod
+    def of_profile(cls, label: str, profile: LayerProfile) -> "Shares":
+        """The shares of a profile measured here (or recorded)."""
+        return cls(label, profile.layer_shares(), profile.kinds, profile.provenance)
+
+    @classmethod
+    def of_published(cls, label: str, table: PublishedTable, value: str, **where: Any) -> "Shares":
+        """The shares in a published table with a column ``layer`` and a column ``value``.
+
+        Percentages stay as they were published; times become percentages of their sum.
+        """
+        rows = table.select(**where)
+        unit = {column.key: column.unit for column in table.columns}[value]
+        total = 100 if unit == "%" else sum(row[value] for row in rows)
+        percent = {row["layer"]: 100 * row[value] / total for row in rows}
+        return cls(label, percent, {n: _kind_of_name(n) for n in percent}, Provenance.PUBLISHED)
+
+    @classmethod
+    def of_recording(cls, label: str, recording: Recording, implementation: str) -> "Shares":
+        """The shares of one implementation in a recording of ``benchmarks/layer_shares.py``."""
+        rows = [
+            measurement
+            for measurement in recording.measurements
+            if measurement.conditions["implementation"] == implementation
+        ]
+        if not rows:
+            raise ValueError(f"the recording has no implementation {implementation!r}.")
+        total = sum(row.median for row in rows)
+        percent = {row.conditions["layer"]: 100 * row.median / total for row in rows}
+        kinds = {row.conditions["layer"]: row.conditions["kind"] for row in rows}
+        return cls(label, percent, kinds, rows[0].provenance)
+
+    def of_kind(self, *kinds: str) -> float:
+        """The percentage of all layers of these kinds together."""
+        return sum(p for name, p in self.percent.items() if self.kinds[name] in kinds)
+
+    def parts(self) -> list[tuple[str, str, float]]:
+        """(layer, kind, percent), grouped by kind, what is unlabelled last."""
+        parts = [
+            (name, kind, self.percent[name])
+            for kind in KINDS
+            for name in self.percent
+            if self.kinds[name] == kind and self.percent[name] > 0
+        ]
+        rest = 100 - sum(part[2] for part in parts)
+        return [*parts, ("unlabelled", "other", rest)] if rest > 0.05 else parts
+
+    def in_words(self) -> str:
+        kinds = ", ".join(
+            f"{KIND_NAMES[kind]} {self.of_kind(kind):.1f} %" for kind in KINDS if self.of_kind(kind)
+        )
+        return f"{self.label} ({self.provenance}): {kinds}"
+
+
+def _kind_of_name(name: str) -> str:
+    """The kind that a published layer name stands for: ``conv1`` is convolution."""
+    stem = name.rstrip("0123456789")
+    return stem if stem in KINDS else "other"
+
+
+def share_pies(shares: Sequence[Shares], machine: MachineCard, *notes: str, title: str) -> Picture:
+    """Draw one pie for each of ``shares``, layers coloured by kind, convolution's sum in words."""
+    figure, axes = _new(3.3 * len(shares), 4.6, len(shares), squeeze=False)
+    for axis, share in zip(axes[0], shares, strict=True):
+        parts = share.parts()
+        axis.pie(
+            [percent for _, _, percent in parts],
+            labels=[name if percent >= 4.5 else "" for name, _, percent in parts],
+            colors=[KIND_COLOURS[kind] for _, kind, _ in parts],
+            startangle=90,
+            counterclock=False,
+            wedgeprops={"edgecolor": "white", "linewidth": 0.8},
+            textprops={"fontsize": 8},
+            hatch=[PROVENANCE_HATCH[share.provenance]],
+            labeldistance=1.06,
+        )
+        axis.set_title(
+            f"{share.label}\n({share.provenance})\nconvolution {share.of_kind('conv'):.1f} %",
+            fontsize=10,
+        )
+    alt = "Pies of forward time. " + ". ".join(share.in_words() for share in shares)
+    caption = _caption(machine, shares[0].provenance, *notes)
+    return Picture(figure, title, caption, alt, _share_legend(shares))
+
+
+def _share_legend(shares: Sequence[Shares]) -> list[Patch]:
+    return _kind_patches({kind for share in shares for _, kind, _ in share.parts()})
+
+
+def share_bars(shares: Sequence[Shares], machine: MachineCard, *notes: str, title: str) -> Picture:
+    """Draw the same shares as stacked bars: lengths are easier to compare than angles."""
+    figure, axes = _new(9.5, 1.7 + 0.6 * len(shares))
+    for place, share in enumerate(shares):
+        left = 0.0
+        for name, kind, percent in share.parts():
+            axes.barh(
+                place,
+                percent,
+                left=left,
+                height=0.66,
+                color=KIND_COLOURS[kind],
+                edgecolor="white",
+                hatch=PROVENANCE_HATCH[share.provenance],
+            )
+            if percent >= 5.5:
+                axes.text(
+                    left + percent / 2,
+                    place,
+                    f"{name}\n{percent:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="white",
+                    bbox={"facecolor": KIND_COLOURS[kind], "edgecolor": "none", "pad": 0.6},
+                )
+            left += percent
+    axes.set_yticks(
+        range(len(shares)), [f"{s.label}\n({s.provenance})" for s in shares], fontsize=9
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the time, %")
+    alt = "Stacked bars of forward time. " + ". ".join(share.in_words() for share in shares)
+    caption = _caption(machine, shares[0].provenance, *notes)
+    return Picture(figure, title, caption, alt, _share_legend(shares))
+
+
+def cost_shares(costs: Sequence[LayerCost], network: str) -> Picture:
+    """Draw, layer by layer, who holds the parameters and who does the multiplications."""
+    costs = [cost for cost in costs if cost.macs]
+    title = f"{network}: the parameters sit in the fc layers, the work in the conv layers"
+    figure, axes = _new(9.5, 4.0, 2, sharey=True)
+    panels = (
+        ("share of the parameters, %", [cost.parameters for cost in costs]),
+        ("share of the MACs, %", [cost.macs for cost in costs]),
+    )
+    words = []
+    for axis, (label, counts) in zip(axes, panels, strict=True):
+        percent = [100 * count / sum(counts) for count in counts]
+        axis.barh(
+            [cost.name for cost in costs],
+            percent,
+            color=[KIND_COLOURS[cost.kind] for cost in costs],
+            edgecolor="white",
+        )
+        for place, value in enumerate(percent):
+            axis.text(value, place, f" {value:.1f}", va="center", fontsize=9)
+        axis.set_xlim(0, 1.18 * max(percent))
+        axis.set_xlabel(label)
+        conv = sum(p for cost, p in zip(costs, percent, strict=True) if cost.kind == "conv")
+        words.append(f"{label}: convolution {conv:.1f}, fully connected {100 - conv:.1f}")
+    axes[0].invert_yaxis()
+    caption = "Computed: counted from the layers' shapes, no clock involved"
+    return Picture(figure, title, caption, "; ".join(words), _kind_patches(["conv", "fc"]))
+
+
+def layer_bars(profile: LayerProfile, *, title: str) -> Picture:
+    """Draw each layer's time, median with quartiles; backward beside forward if measured."""
+    names = [name for name in profile.forward if profile.kinds[name] != "other"]
+    figure, axes = _new(9, 1.7 + (0.32 if profile.backward else 0.25) * len(names))
+    series = [("forward", profile.forward, "")]
+    if profile.backward:
+        series.append(("backward", profile.backward, "\\\\"))
+    height = 0.8 / len(series)
+    for index, (direction, measurements, hatch) in enumerate(series):
+        medians = [measurements[name].median for name in names]
+        spread = [
+            [max(0.0, measurements[name].median - measurements[name].low) for name in names],
+            [max(0.0, measurements[name].high - measurements[name].median) for name in names],
+        ]
+        axes.barh(
+            np.arange(len(names)) + (index - (len(series) - 1) / 2) * height,
+            medians,
+            height=height,
+            xerr=spread,
+            color=[KIND_COLOURS[profile.kinds[name]] for name in names],
+            hatch=hatch,
+            edgecolor="white",
+            error_kw={"ecolor": _INK, "elinewidth": 1.2},
+            label=direction,
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"time for a batch of {profile.batch}, ms (median, line: quartiles)")
+    handles = _kind_patches({profile.kinds[name] for name in names})
+    if profile.backward:
+        handles += [
+            Patch(facecolor=_GREY, edgecolor="white", hatch=hatch, label=direction)
+            for direction, _, hatch in series
+        ]
+    times = profile.layer_ms()
+    alt = f"Time of each layer, batch {profile.batch}: " + ", ".join(
+        f"{name} {format_number(times[name])} ms" for name in names
+    )
+    return Picture(figure, title, _profile_caption(profile), alt, handles)
+
+
+def _profile_caption(profile: LayerProfile) -> str:
+    first = next(iter(profile.forward.values()))
+    return _caption(
+        profile.machine,
+        profile.provenance,
+        f"batch {profile.batch}, BLAS on {_threads(first)}, {len(first.samples)} passes",
+    )
+
+
+def roofline_against_measured(
+    profile: LayerProfile, costs: Sequence[LayerCost], ceilings: Ceilings
+) -> Picture:
+    """Draw, layer by layer, the roofline's time beside the measured one, and their ratio."""
+    costs = [cost for cost in costs if cost.bytes]
+    measured = {name: measurement.median for name, measurement in profile.forward.items()}
+    title = "How far each layer is from the roofline's promise"
+    figure, axes = _new(9, 1.6 + 0.25 * len(costs))
+    words = []
+    for place, cost in enumerate(costs):
+        promise, actual = cost.roofline_ms(ceilings), measured[cost.name]
+        colour = KIND_COLOURS[cost.kind]
+        axes.plot([promise, actual], [place, place], color=colour, linewidth=3, alpha=0.35)
+        axes.plot(promise, place, "o", markersize=7, markerfacecolor="white", color=colour)
+        axes.plot(actual, place, "o", markersize=7, color=colour)
+        axes.text(
+            max(promise, actual) * 1.15, place, f"{actual / promise:.1f}x", va="center", fontsize=9
+        )
+        words.append(f"{cost.name} {actual / promise:.1f}")
+    axes.set_xscale("log")
+    _plain_log(axes.xaxis)
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.6)
+    axes.set_yticks(range(len(costs)), [cost.name for cost in costs])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"time for a batch of {profile.batch}, ms")
+    axes.plot([], [], "o", markerfacecolor="white", color=_GREY, label="roofline (computed)")
+    axes.plot([], [], "o", color=_GREY, label=f"measured ({profile.provenance})")
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, 1.0))
+    alt = "Measured time over roofline time: " + ", ".join(words)
+    return Picture(figure, title, _profile_caption(profile), alt)
+
+
+def batch_sweep(profiles: Mapping[int, LayerProfile]) -> Picture:
+    """Draw the time an image takes, by kind of layer, against the batch size."""
+    batches = sorted(profiles)
+    title = "Small batches pay for the weights: fully connected layers shrink as the batch grows"
+    figure, (left, right) = _new(9.5, 4.2, 2)
+    bottom = np.zeros(len(batches))
+    for kind in KINDS:
+        each = np.array(
+            [profiles[b].kind_shares()[kind] / 100 * profiles[b].total_ms / b for b in batches]
+        )
+        if kind == "other" and each.max() < 0.01:
+            continue
+        places = range(len(batches))
+        left.bar(
+            places, each, bottom=bottom, color=KIND_COLOURS[kind], edgecolor="white", width=0.7
+        )
+        bottom += each
+    left.set_xticks(range(len(batches)), [str(b) for b in batches])
+    left.set_xlabel("batch size, images")
+    left.set_ylabel("time an image takes, ms")
+    for kind in ("conv", "fc"):
+        share = [profiles[b].kind_shares()[kind] for b in batches]
+        right.plot(range(len(batches)), share, "o-", color=KIND_COLOURS[kind], linewidth=2)
+        for place, value in enumerate(share):
+            right.annotate(
+                f"{value:.0f}",
+                (place, value),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+    right.set_xticks(range(len(batches)), [str(b) for b in batches])
+    right.set_ylim(0, 100)
+    right.set_xlabel("batch size, images")
+    right.set_ylabel("share of the forward time, %")
+    profile = profiles[batches[0]]
+    alt = "Time an image takes: " + "; ".join(
+        f"batch {b}: {profiles[b].total_ms / b:.1f} ms, "
+        f"convolution {profiles[b].kind_shares()['conv']:.0f} %, "
+        f"fully connected {profiles[b].kind_shares()['fc']:.0f} %"
+        for b in batches
+    )
+    threads = f"BLAS on {_threads(next(iter(profile.forward.values())))}, medians"
+    caption = _caption(profile.machine, profile.provenance, threads)
+    return Picture(figure, title, caption, alt, _kind_patches(KINDS[:-1]))
+
+
+def samples_strip(measurements: Sequence[Measurement], *, title: str) -> Picture:
+    """Draw every sample of several measurements of the same thing, the median marked.
+
+    The first measurement is the reference that the ratios are taken to.
+    """
+    reference = measurements[0].median
+    figure, axes = _new(9, 1.3 + 0.5 * len(measurements))
+    rng = np.random.default_rng(0)
+    for place, measurement in enumerate(measurements):
+        heights = place + rng.uniform(-0.17, 0.17, len(measurement.samples))
+        axes.plot(
+            measurement.samples, heights, "o", color=KIND_COLOURS["conv"], alpha=0.45, markersize=5
+        )
+        axes.plot([measurement.median] * 2, [place - 0.32, place + 0.32], color=_INK, linewidth=2)
+        axes.text(
+            1.01,
+            place,
+            f"{format_number(measurement.median)} {measurement.unit}\n"
+            f"= {measurement.median / reference:.2f}x",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(measurements)), [m.name for m in measurements])
+    axes.set_ylim(len(measurements) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"one dot a run, {measurements[0].unit} (bar: median)")
+    alt = f"{title}. " + "; ".join(
+        f"{m.name}: median {format_number(m.median)} {m.unit}, "
+        f"{m.median / reference:.2f} times the first"
+        for m in measurements
+    )
+    machine, provenance = measurements[0].machine, measurements[0].provenance
+    return Picture(figure, title, _caption(machine, provenance), alt)

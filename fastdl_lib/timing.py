@@ -1,0 +1,331 @@
+"""Fair timing: warmed up, repeated, synchronised, with its spread and its thread count.
+
+The environment variable ``FASTDL_TIME_SCALE`` multiplies every time budget: 0.05 makes a quick run
+(grading 300 copies, a browser test), 4 a steadier one. It changes how often something is repeated,
+never what is reported.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.arrays import synchronize
+from fastdl_lib.costs import KINDS, Ceilings, layer_kind
+from fastdl_lib.evidence import Column, Measurement, Provenance, Table
+from fastdl_lib.layers import softmax_cross_entropy
+from fastdl_lib.machine import MachineCard, blas_threads, blas_threads_now, machine_card
+from fastdl_lib.networks import Network
+
+__all__ = ["LayerProfile", "benchmark", "measure_ceilings", "profile_layers"]
+
+
+def _budget(budget_s: float) -> float:
+    """The time budget in seconds after FASTDL_TIME_SCALE, both checked."""
+    text = os.environ.get("FASTDL_TIME_SCALE", "1")
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    for name, value in (("budget_s", budget_s), ("FASTDL_TIME_SCALE", scale)):
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            shown = text if name == "FASTDL_TIME_SCALE" else repr(value)
+            raise ValueError(f"{name} must be a positive number, got {shown}.")
+    return budget_s * scale
+
+
+def benchmark(
+    function: Callable[..., Any],
+    *arguments: Any,
+    name: str = "",
+    budget_s: float = 0.5,
+    warmup: int = 1,
+    min_repeats: int = 3,
+    threads: int | None = None,
+    machine: MachineCard | None = None,
+) -> Measurement:
+    """Time ``function(*arguments)`` and return all samples, in milliseconds.
+
+    The function runs ``warmup`` times unclocked, then again and again until ``budget_s`` seconds
+    are used up, ``min_repeats`` times at least. The clock is monotonic; a GPU is waited for before
+    each reading. What the function is given and returns does not matter, NaN included.
+
+    Args:
+        name: what is measured; by default the function's own name.
+        budget_s: seconds for the clocked runs together.
+        threads: BLAS threads to run with; by default as many as are set now. Kept in
+            ``conditions`` either way.
+        machine: a card to attach; by default a new one.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+        ValueError: a budget or a count that is not positive.
+
+    >>> m = benchmark(sum, range(100), budget_s=0.001)
+    >>> m.unit, m.conditions["warmup"], len(m.samples) >= 3
+    ('ms', 1, True)
+    """
+    if not callable(function):
+        raise TypeError(
+            f"benchmark() takes a function and its arguments, got {type(function).__name__}; "
+            "write benchmark(f, x), not benchmark(f(x))."
+        )
+    for label, count, least in (("warmup", warmup, 0), ("min_repeats", min_repeats, 1)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise ValueError(f"{label} must be a whole number from {least} up, got {count!r}.")
+    budget_s = _budget(budget_s)
+    with contextlib.ExitStack() as stack:
+        if threads is not None:
+            stack.enter_context(blas_threads(threads))
+        conditions = {"threads": blas_threads_now(), "warmup": warmup}
+        for _ in range(warmup):
+            function(*arguments)
+        samples_ms: list[float] = []
+        deadline = time.perf_counter() + budget_s
+        while len(samples_ms) < min_repeats or time.perf_counter() < deadline:
+            synchronize()
+            start = time.perf_counter()
+            function(*arguments)
+            synchronize()
+            samples_ms.append(1e3 * (time.perf_counter() - start))
+    return Measurement(
+        name=name or getattr(function, "__name__", "function"),
+        unit="ms",
+        samples=tuple(samples_ms),
+        provenance=Provenance.MEASURED,
+        machine=machine or machine_card(),
+        conditions=conditions,
+    )
+
+
+def measure_ceilings(budget_s: float = 1.0, threads: int | None = None) -> Ceilings:
+    """Measure the two ceilings of this machine's CPU.
+
+    The product is a square one of 1024 x 1024 float32 matrices, the copy one of 128 MB into another
+    128 MB, well past the caches. NumPy copies with one thread, as it does every elementwise
+    operation, whatever ``threads`` says.
+
+    Args:
+        budget_s: seconds for each of the two.
+        threads: BLAS threads for the product; by default as many as are set now.
+
+    >>> ceilings = measure_ceilings(budget_s=0.01)
+    >>> ceilings.gemm_gflops.unit, ceilings.copy_gb_per_s.unit
+    ('GFLOP/s', 'GB/s')
+    """
+    size = 1024
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+    out = np.empty((size, size), dtype=np.float32)
+    card = machine_card()
+    product = benchmark(
+        lambda: np.matmul(a, b, out=out), budget_s=budget_s, threads=threads, machine=card
+    )
+    source = np.ones(32 * 2**20, dtype=np.float32)
+    target = np.empty_like(source)
+    copy = benchmark(
+        lambda: np.copyto(target, source), budget_s=budget_s, threads=threads, machine=card
+    )
+    copy = dataclasses.replace(copy, conditions={**copy.conditions, "threads": 1})
+    return Ceilings(
+        gemm_gflops=product.convert(
+            lambda ms: 2 * size**3 / ms * 1e-6, "GFLOP/s", f"float32 product, {size} x {size}"
+        ),
+        copy_gb_per_s=copy.convert(
+            lambda ms: 2 * source.nbytes / ms * 1e-6, "GB/s", "copy of 128 MB, read and written"
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerProfile:
+    """The time of every layer of a network, in milliseconds for the whole batch."""
+
+    network: str
+    batch: int
+    kinds: dict[str, str]
+    """Layer name to kind; see :data:`fastdl_lib.costs.KINDS`."""
+    forward: dict[str, Measurement]
+    backward: dict[str, Measurement]
+    """Empty for a forward profile."""
+
+    @property
+    def machine(self) -> MachineCard:
+        return next(iter(self.forward.values())).machine
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return dict(next(iter(self.forward.values())).conditions)
+
+    @property
+    def provenance(self) -> Provenance:
+        return next(iter(self.forward.values())).provenance
+
+    def layer_ms(self) -> dict[str, float]:
+        """Median time of each layer, forward and (if measured) backward together."""
+        times = {name: measurement.median for name, measurement in self.forward.items()}
+        for name, measurement in self.backward.items():
+            times[name] += measurement.median
+        return times
+
+    @property
+    def total_ms(self) -> float:
+        """The sum of the layers' medians."""
+        return sum(self.layer_ms().values())
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.batch / self.total_ms
+
+    def layer_shares(self) -> dict[str, float]:
+        """Each layer's percentage of the total."""
+        return {name: 100 * ms / self.total_ms for name, ms in self.layer_ms().items()}
+
+    def kind_shares(self) -> dict[str, float]:
+        """Each kind's percentage of the total, in the order of :data:`KINDS`."""
+        shares = dict.fromkeys(KINDS, 0.0)
+        for name, share in self.layer_shares().items():
+            shares[self.kinds[name]] += share
+        return shares
+
+    def kind_share(self, kind: str) -> Measurement:
+        """One kind's percentage of the total, pass by pass, so with its spread."""
+        first = next(iter(self.forward.values()))
+        passes = [
+            {
+                name: measurement.samples[i]
+                + (self.backward[name].samples[i] if self.backward else 0.0)
+                for name, measurement in self.forward.items()
+            }
+            for i in range(len(first.samples))
+        ]
+        samples = tuple(
+            100
+            * sum(ms for name, ms in one.items() if self.kinds[name] == kind)
+            / sum(one.values())
+            for one in passes
+        )
+        return dataclasses.replace(first, name=f"share of {kind}", unit="%", samples=samples)
+
+    def table(self) -> Table:
+        """The profile as a table: milliseconds with quartiles, and shares."""
+        shares, provenance = self.layer_shares(), self.provenance
+        rows = [
+            {
+                "layer": name,
+                "forward": measurement,
+                "backward": self.backward.get(name),
+                "share": shares[name],
+            }
+            for name, measurement in self.forward.items()
+        ]
+        columns = [Column("layer"), Column("forward", "forward", "ms", provenance)]
+        if self.backward:
+            columns.append(Column("backward", "backward", "ms", provenance))
+        columns.append(Column("share", "share", "%", provenance))
+        what = "training step" if self.backward else "forward pass"
+        caption = (
+            f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "
+            f"{self.images_per_s:,.1f} images/s ({provenance}, BLAS threads: "
+            f"{self.conditions['threads']}, median and quartiles)"
+        )
+        return Table(tuple(columns), tuple(rows), caption)
+
+
+def profile_layers(
+    network: Network,
+    x: Any,
+    labels: Any = None,
+    *,
+    budget_s: float = 2.0,
+    min_repeats: int = 3,
+    threads: int | None = None,
+) -> LayerProfile:
+    """Time every layer of ``network`` on the batch ``x``.
+
+    Args:
+        x: (N, C, H, W), the network's dtype, on the CPU or the GPU.
+        labels: (N,) class numbers; with them a training step is measured, forward and backward
+            (the loss is timed with the last layer). Without them the forward pass alone.
+        budget_s: seconds for the clocked passes together, after one unclocked pass.
+        threads: BLAS threads to run with; by default as many as are set now.
+
+    Raises:
+        ValueError, TypeError: x does not fit the network, or a budget that is not positive.
+
+    >>> from fastdl_lib.networks import deep_convnet
+    >>> x = np.zeros((2, 1, 28, 28), np.float32)
+    >>> profile = profile_layers(deep_convnet(), x, budget_s=0.01)
+    >>> profile.batch, round(sum(profile.layer_shares().values()))
+    (2, 100)
+    """
+    network.check_input(x)
+    if not isinstance(min_repeats, int) or min_repeats < 1:
+        raise ValueError(f"min_repeats must be a whole number from 1 up, got {min_repeats!r}.")
+    budget_s = _budget(budget_s)
+    forward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
+    backward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
+    with contextlib.ExitStack() as stack:
+        if threads is not None:
+            stack.enter_context(blas_threads(threads))
+        conditions = {"threads": blas_threads_now(), "warmup": 1, "batch": len(x)}
+        _one_pass(network, x, labels)
+        passes, deadline = 0, time.perf_counter() + budget_s
+        while passes < min_repeats or time.perf_counter() < deadline:
+            forward, backward = _one_pass(network, x, labels)
+            for name in network.layers:
+                forward_ms[name].append(forward[name])
+                backward_ms[name].append(backward.get(name, 0.0))
+            passes += 1
+    card = machine_card()
+
+    def measured(samples: dict[str, list[float]], direction: str) -> dict[str, Measurement]:
+        return {
+            name: Measurement(
+                f"{name} {direction}",
+                "ms",
+                tuple(values),
+                Provenance.MEASURED,
+                machine=card,
+                conditions=conditions,
+            )
+            for name, values in samples.items()
+        }
+
+    return LayerProfile(
+        network=network.name,
+        batch=len(x),
+        kinds={name: layer_kind(layer) for name, layer in network.layers.items()},
+        forward=measured(forward_ms, "forward"),
+        backward={} if labels is None else measured(backward_ms, "backward"),
+    )
+
+
+def _one_pass(network: Network, x: Any, labels: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Run the network once and return each layer's milliseconds, forward and backward."""
+    forward: dict[str, float] = {}
+    backward: dict[str, float] = {}
+    synchronize()
+    clock = time.perf_counter()
+
+    def lap() -> float:
+        nonlocal clock
+        synchronize()
+        before, clock = clock, time.perf_counter()
+        return 1e3 * (clock - before)
+
+    for name, layer in network.layers.items():
+        x = layer.forward(x, training=labels is not None)
+        forward[name] = lap()
+    if labels is not None:
+        _, grad = softmax_cross_entropy(x, labels)
+        forward[name] += lap()
+        for name, layer in reversed(network.layers.items()):
+            grad = layer.backward(grad)
+            backward[name] = lap()
+    return forward, backward

@@ -1,0 +1,130 @@
+"""The published tables: one format, and numbers that agree with each other."""
+
+import json
+import math
+from collections import defaultdict
+
+import pytest
+
+from fastdl_lib.datasets import data_folder
+
+FILES = sorted((data_folder() / "published").glob("*.json"))
+TEXTS = ("schema", "name", "title", "source", "url", "item", "how_read")
+KEYS = {*TEXTS, "caveats", "tags", "columns", "rows"}
+
+
+def load(name: str) -> dict:
+    return json.loads((data_folder() / "published" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_there_are_tables():
+    assert {"fig_8_14", "alexnet_shapes"} <= {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_format(path):
+    table = json.loads(path.read_text(encoding="utf-8"))
+    assert set(table) == KEYS
+    for key in TEXTS:
+        assert isinstance(table[key], str) and table[key].strip(), key
+    assert table["schema"] == "fastdl-published/1"
+    assert table["name"] == path.stem
+    assert table["url"].startswith(("http://", "https://"))
+    assert all(isinstance(caveat, str) and caveat for caveat in table["caveats"])
+
+    columns = [column["name"] for column in table["columns"]]
+    assert len(set(columns)) == len(columns) and "tag" not in columns
+    for column in table["columns"]:
+        assert set(column) == {"name", "unit", "description"}
+        assert column["description"]
+
+    assert table["rows"]
+    for row in table["rows"]:
+        assert set(row) == {*columns, "tag"}, row
+        assert row["tag"] in table["tags"], row
+    assert {row["tag"] for row in table["rows"]} == set(table["tags"]), "a tag nothing uses"
+    seen = [json.dumps(row, sort_keys=True) for row in table["rows"]]
+    assert len(set(seen)) == len(seen), "a row stands twice"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_column_holds_one_type(path):
+    table = json.loads(path.read_text(encoding="utf-8"))
+    for column in table["columns"]:
+        values = [row[column["name"]] for row in table["rows"] if row[column["name"]] is not None]
+        kinds = {float if type(value) is int else type(value) for value in values}
+        assert len(kinds) == 1, column["name"]
+        if kinds == {float}:
+            assert all(math.isfinite(value) for value in values)
+
+
+def test_fig_8_14_sums():
+    rows = load("fig_8_14")["rows"]
+    share = {(row["device"], row["layer"]): row["share_pct"] for row in rows}
+    read = {(row["device"], row["layer"]) for row in rows if row["tag"] == "READ"}
+    for device, conv in (("GPU", 92.1), ("CPU", 86.1)):
+        layers = [layer for d, layer in share if d == device and layer.startswith("conv")]
+        assert len(layers) == 5 and all((device, layer) in read for layer in layers)
+        assert sum(share[device, layer] for layer in layers) == pytest.approx(conv, abs=0.001)
+        total = sum(value for (d, _), value in share.items() if d == device)
+        # relu4, relu5 and pool5 are left out: at most 0.3 % each.
+        assert 99 < total <= 100.05
+
+    # Conv and the labelled fc slices: what the book gives as convolution's share.
+    def with_fc(device):
+        layers = [name for d, name in read if d == device and name.startswith(("conv", "fc"))]
+        return sum(share[device, layer] for layer in layers)
+
+    assert with_fc("GPU") == pytest.approx(94.7, abs=0.001)
+    assert with_fc("CPU") == pytest.approx(88.7, abs=0.001)
+
+
+def test_alexnet_totals():
+    rows = load("alexnet_shapes")["rows"]
+    assert sum(row["parameters"] for row in rows) == 60_965_224
+    assert sum(row["macs_per_image"] for row in rows) == 724_406_816
+    conv = [row for row in rows if row["layer"].startswith("conv")]
+    assert sum(row["parameters"] for row in conv) / 60_965_224 == pytest.approx(0.038, abs=5e-4)
+    assert sum(row["macs_per_image"] for row in conv) / 724_406_816 == pytest.approx(
+        0.919, abs=5e-4
+    )
+
+
+@pytest.mark.parametrize("row", load("alexnet_shapes")["rows"], ids=lambda row: row["layer"])
+def test_alexnet_counts_follow_from_the_shapes(row):
+    weight, out = row["weight_shape"], row["out_shape"]
+    assert row["parameters"] == math.prod(weight) + weight[0]
+    assert row["macs_per_image"] == math.prod(out) * math.prod(weight[1:])
+    if row["layer"].startswith("fc"):
+        assert (row["in_shape"], out) == ([weight[1]], [weight[0]])
+        assert row["stride"] is row["padding"] is row["groups"] is row["im2col_floats"] is None
+        return
+    channels, *size = row["in_shape"]
+    assert weight[1] * row["groups"] == channels and weight[0] % row["groups"] == 0
+    expected = [
+        (length + 2 * row["padding"] - kernel) // row["stride"] + 1
+        for length, kernel in zip(size, weight[2:], strict=True)
+    ]
+    assert out == [weight[0], *expected]
+    assert row["im2col_floats"] == channels * math.prod(weight[2:]) * math.prod(expected)
+
+
+def test_the_layer_logs_add_up_to_their_runs():
+    runs = {row["run"]: row for row in load("convnet_benchmarks_runs")["rows"]}
+    layers = defaultdict(dict)
+    for row in load("convnet_benchmarks_layers")["rows"]:
+        layers[row["run"]][row["layer"]] = row["forward_ms"]
+        run = runs[row["run"]]
+        for key in ("device", "machine", "batch", "commit", "file"):
+            assert row[key] == run[key], (row["run"], key)
+    assert len(runs) == 5 and len(layers) == 3
+    for name, times in layers.items():
+        run = runs[name]
+        assert sum(times.values()) == pytest.approx(run["forward_ms"], rel=0.005)
+        conv = sum(ms for layer, ms in times.items() if layer.startswith("conv"))
+        assert 100 * conv / run["forward_ms"] == pytest.approx(run["conv_forward_pct"], abs=0.3)
+        fc = sum(ms for layer, ms in times.items() if layer.startswith("fc"))
+        if run["fc_forward_pct"] is None:
+            assert fc == 0
+        else:
+            assert 100 * fc / run["forward_ms"] == pytest.approx(run["fc_forward_pct"], abs=0.1)
