@@ -294,6 +294,7 @@ def conv2d_im2col_backward(
 
     Raises:
         ValueError: a gradient that does not have the output's shape.
+        TypeError: a gradient of another dtype than x.
 
     >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
     >>> [g.shape for g in conv2d_im2col_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
@@ -306,6 +307,10 @@ def conv2d_im2col_backward(
         raise ValueError(
             f"grad_out must have the output's shape {(batch, filters, out_h, out_w)}, "
             f"got {grad_out.shape}."
+        )
+    if grad_out.dtype != x.dtype:
+        raise TypeError(
+            f"x is {x.dtype} but grad_out is {grad_out.dtype}; use grad_out.astype(x.dtype)."
         )
     columns = im2col(x, weight.shape[2:], stride, padding)
     columns = columns.reshape(batch, groups, -1, out_h * out_w)

@@ -33,7 +33,7 @@ def layer_kind(layer: Layer) -> str:
     >>> layer_kind(ReLU())
     'relu'
     """
-    return _KIND_OF.get(type(layer), "other")
+    return next((kind for kls, kind in _KIND_OF.items() if isinstance(layer, kls)), "other")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ The notebooks in `notebooks/` are the instructor's copy: solutions and outputs s
 
 import argparse
 import ast
+import base64
 import contextlib
 import getpass
 import io
 import os
 import re
-import shutil
 import socket
 import statistics
 import sys
@@ -30,8 +30,11 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from fastdl_lib.files import whole_file
+
 ROOT = Path(__file__).resolve().parents[1]
 ASSIGNMENT = "notebooks"
+README_PICTURE = "pie.png"
 
 MAX_CELL_LINES = 25
 MAX_MEDIAN_LINES = 5
@@ -57,8 +60,19 @@ _MACHINE_PATH = re.compile(
 )
 # Account and host names that say nothing about who ran the notebook, or are ordinary words here.
 _COMMON_NAMES = frozenset(
-    ("admin", "codespace", "conda", "jovyan", "jupyter", "localhost", "python")
-    + ("runner", "student", "ubuntu", "vscode")
+    {
+        "admin",
+        "codespace",
+        "conda",
+        "jovyan",
+        "jupyter",
+        "localhost",
+        "python",
+        "runner",
+        "student",
+        "ubuntu",
+        "vscode",
+    }
 )
 
 
@@ -136,7 +150,7 @@ def clean(path: Path) -> bool:
     text = _normal_text(read_notebook(path))
     if text.encode() == before:
         return False
-    _write_atomically(path, text)
+    _write(path, text)
     return True
 
 
@@ -149,17 +163,9 @@ def _normal_text(notebook: NotebookNode) -> str:
     return nbformat.writes(clean_notebook(notebook)).rstrip("\n") + "\n"
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Write text so that a crash leaves the old file or the new one, never half of one."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 # --- execute -------------------------------------------------------------------------------------
@@ -200,8 +206,22 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     finally:
         if progress:
             _show_progress("")
-    _write_atomically(path, _normal_text(notebook))
-    return time.monotonic() - started
+    _write(path, _normal_text(notebook))
+    seconds = time.monotonic() - started
+    picture = readme_picture(notebook)
+    if picture is not None and path.parent == ROOT / ASSIGNMENT:
+        with whole_file(ROOT / README_PICTURE) as part:
+            part.write_bytes(picture)
+    return seconds
+
+
+def readme_picture(notebook: NotebookNode) -> bytes | None:
+    """The PNG stored in the cell tagged ``readme-picture``: what the README shows."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "readme-picture" in _tags(cell):
+            for output in _pictures(cell):
+                return base64.b64decode(output.data["image/png"])
+    return None
 
 
 def _run(notebook: NotebookNode, folder: Path, cell_timeout_s: int, on_cell_start) -> None:
@@ -281,9 +301,14 @@ def format_faults(path: Path) -> list[str]:
     notebook = read_notebook(path)
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     faults = _validity_faults(path, notebook)
+    never_run = all(cell.execution_count is None for cell in code_cells)
+    if code_cells and never_run:
+        # Said once, not of each cell.
+        faults.append(f"never run: `python -m fastdl_lib.course execute {_shown(path)}`")
     for number, cell in enumerate(code_cells, 1):
         where = f"code cell {number} ({_first_line(cell.source)})"
-        faults += [f"{where}: {fault}" for fault in _cell_faults(cell, number, path)]
+        count = None if never_run else number
+        faults += [f"{where}: {fault}" for fault in _cell_faults(cell, count, path)]
         followers = code_cells[number - 1 : number + ASSERT_WITHIN]
         if _pictures(cell) and not any(_has_assertion(follower) for follower in followers):
             faults.append(
@@ -323,14 +348,15 @@ def _validity_faults(path: Path, notebook: NotebookNode) -> list[str]:
     if "widgets" in notebook.metadata:
         faults.append("widget state in the notebook's metadata")
     if not is_clean(path):
-        faults.append(f"not clean: run `python -m fastdl_lib.course clean {path.name}`")
+        faults.append(f"not clean: run `python -m fastdl_lib.course clean {_shown(path)}`")
     return faults
 
 
-def _cell_faults(cell: NotebookNode, number: int, path: Path) -> Iterator[str]:
-    if cell.execution_count != number:
+def _cell_faults(cell: NotebookNode, count: int | None, path: Path) -> Iterator[str]:
+    """Yield the faults of a code cell that ought to have been run as `[count]`."""
+    if cell.execution_count != count:
         was = "never run" if cell.execution_count is None else f"run as [{cell.execution_count}]"
-        yield f"{was}, not as [{number}]: run the notebook once, from top to bottom"
+        yield f"{was}, not as [{count}]: run the notebook once, from top to bottom"
     for output in cell.outputs:
         if output.output_type == "error" and "raises-exception" not in _tags(cell):
             yield f"ends in {output.ename}"
@@ -350,11 +376,9 @@ def _cell_faults(cell: NotebookNode, number: int, path: Path) -> Iterator[str]:
     except SyntaxError as error:
         yield f"is not Python: {error.msg}"
         return
-    if (
-        not cell.outputs
-        and _is_silent(tree)
-        and not cell.metadata.get("nbgrader", {}).get("solution")
-    ):
+    was_run = cell.execution_count is not None
+    is_answer = cell.metadata.get("nbgrader", {}).get("solution")
+    if was_run and not is_answer and not cell.outputs and _is_silent(tree):
         yield "shows nothing and asserts nothing"
     if _has_trailing_semicolon(cell.source):
         yield "a line ends in `;`, which does not silence it in tests: assign to `_` instead"
@@ -458,7 +482,8 @@ def _chapter_faults(path: Path, notebook: NotebookNode) -> Iterator[str]:
     wanted = 1 if is_start else 3
     if graded < wanted:
         yield f"{graded} graded cells; at least {wanted} wanted"
-    headings = "\n".join(re.findall(r"^#+ .*$", prose, flags=re.MULTILINE)).lower()
+    # A bold phrase at the head of a paragraph serves as well as a heading of its own.
+    headings = "\n".join(re.findall(r"^(?:#+ .*|\*\*.+?\*\*)", prose, flags=re.MULTILINE)).lower()
     for heading in () if is_start else HEADINGS:
         if heading not in headings:
             yield f"no heading {heading!r}"
@@ -559,7 +584,7 @@ def _show_all_cells(path: Path) -> None:
         view.pop("source_hidden", None)
         if not view:
             cell.metadata.pop("jupyter", None)
-    _write_atomically(path, _normal_text(notebook))
+    _write(path, _normal_text(notebook))
 
 
 # --- command line --------------------------------------------------------------------------------

@@ -259,7 +259,8 @@ def _download(name: str, folder: Path) -> None:
         except ValueError:
             failures.append(f"  {mirror}: sent something else (wrong SHA-256)")
         except OSError as error:  # requests' errors are OSErrors, too
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+            cause = str(error).rpartition("Caused by ")[2]
+            reason = textwrap.shorten(f"{type(error).__name__}: {cause}", 160)
             failures.append(f"  {mirror}: {reason}")
         else:
             # pooch's temporary files are private; in a shared folder others read it as well.

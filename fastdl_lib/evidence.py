@@ -10,7 +10,6 @@ import html
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.datasets import data_folder
+from fastdl_lib.files import whole_file
 from fastdl_lib.machine import MachineCard
 
 __all__ = [
@@ -239,9 +239,8 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     """Write ``recording`` as JSON: the whole file, or nothing.
 
     Raises:
-        OSError: the folder is missing or cannot be written to.
+        FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
     """
-    path = Path(path)
     text = json.dumps(
         {
             "schema": RECORDING_SCHEMA,
@@ -252,19 +251,8 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
         indent=1,
         allow_nan=False,
     )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent.name!r} does not exist; make it first.")
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".part", delete=False
-    ) as part:
-        try:
-            part.write(text + "\n")
-            part.close()
-            os.replace(part.name, path)
-        except BaseException:
-            part.close()
-            os.unlink(part.name)
-            raise
+    with whole_file(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def read_recording(path: str | os.PathLike) -> Recording:

@@ -5,6 +5,7 @@ and in a headless run the same output shows as a picture or as text.
 """
 
 import base64
+import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,25 +112,18 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any]) -> widgets.V
         return draw(**{name: control.value for name, control in controls.items()})
 
     first = picture()
-    image = widgets.Image(value=first.png, format="png", width=first.width_px, tooltip=first.alt)
+    image = widgets.HTML(_image_tag(first))
 
     def redraw(_: Any) -> None:
-        new = picture()
-        image.value, image.tooltip = new.png, new.alt
+        image.value = _image_tag(picture())
 
     for control in controls.values():
         control.observe(redraw, names="value")
     box = widgets.VBox([*controls.values(), image])
-    data = {
-        _WIDGET_VIEW: box._repr_mimebundle_()[_WIDGET_VIEW],
-        "image/png": base64.b64encode(first.png).decode(),
-        "text/plain": f"Interactive figure (run the notebook to move it). {first.alt}",
-    }
-    display(
-        data,
-        metadata={"image/png": {"alt": first.alt, "width": first.width_px}},
-        raw=True,
-    )
+    data, metadata = first.mimebundle()
+    data[_WIDGET_VIEW] = box._repr_mimebundle_()[_WIDGET_VIEW]
+    data["text/plain"] = f"Interactive figure (run the notebook to move it). {first.alt}"
+    display(data, metadata=metadata, raw=True)
     return box
 
 
@@ -138,3 +132,11 @@ def _control(name: str, values: Sequence[Any]) -> widgets.Widget:
     if all(isinstance(value, (int, float)) for value in values):
         return widgets.SelectionSlider(**common, continuous_update=False)
     return widgets.Dropdown(**common)
+
+
+def _image_tag(picture: Picture) -> str:
+    """The picture as HTML: unlike an Image widget it carries the alternative text."""
+    return (
+        f'<img alt="{html.escape(picture.alt)}" width="{picture.width_px}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture.png).decode()}">'
+    )

@@ -42,7 +42,7 @@ class Layer:
     def __init__(self) -> None:
         self.parameters: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}
-        self._kept: tuple[Shape, tuple] | None = None
+        self._kept: tuple[Shape, Any, tuple] | None = None
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The shape of one output for one input, without the batch axis."""
@@ -56,9 +56,9 @@ class Layer:
         """Take the gradient of the loss by the output, return the one by the input."""
         raise NotImplementedError
 
-    def _keep(self, training: bool, out_shape: Shape, *values: Any) -> None:
+    def _keep(self, training: bool, out: Array, *values: Any) -> None:
         """Keep in training what backward needs; out of training let go of it."""
-        self._kept = (out_shape, values) if training else None
+        self._kept = (out.shape, out.dtype, values) if training else None
 
     def _recall(self, grad_out: Array) -> tuple:
         """What forward kept, once the gradient fits; it is let go, each serves once."""
@@ -66,11 +66,16 @@ class Layer:
             raise RuntimeError(
                 f"{type(self).__name__}.backward() needs a forward(x, training=True) before it."
             )
-        out_shape, values = self._kept
+        out_shape, out_dtype, values = self._kept
         if grad_out.shape != out_shape:
             raise ValueError(
                 f"{type(self).__name__}.backward() takes a gradient of the output's shape "
                 f"{out_shape}, got {grad_out.shape}."
+            )
+        if grad_out.dtype != out_dtype:
+            raise TypeError(
+                f"{type(self).__name__}.backward() takes a gradient of the output's dtype "
+                f"{out_dtype}, got {grad_out.dtype}; use grad.astype(np.{out_dtype})."
             )
         self._kept = None
         return values
@@ -159,7 +164,7 @@ class Conv2d(Layer):
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
         out = conv2d_im2col(x, weight, bias, **self._window)
-        self._keep(training, out.shape, x)
+        self._keep(training, out, x)
         return out
 
     def backward(self, grad_out: Array) -> Array | None:
@@ -219,7 +224,7 @@ class MaxPool2d(Layer):
         out = first.copy()
         for tap in others:
             xp.maximum(out, tap, out=out)
-        self._keep(training, out.shape, x, out)
+        self._keep(training, out, x, out)
         return out
 
     def backward(self, grad_out: Array) -> Array:
@@ -272,7 +277,7 @@ class LocalResponseNorm(Layer):
         energy += self.k
         scale = energy**-self.beta
         out = x * scale
-        self._keep(training, out.shape, x, energy, scale)
+        self._keep(training, out, x, energy, scale)
         return out
 
     def backward(self, grad_out: Array) -> Array:
@@ -290,7 +295,7 @@ class ReLU(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         out = array_module(x).maximum(x, 0)
-        self._keep(training, out.shape, out)
+        self._keep(training, out, out)
         return out
 
     def backward(self, grad_out: Array) -> Array:
@@ -309,8 +314,9 @@ class Flatten(Layer):
         return (int(np.prod(input_shape)),)
 
     def forward(self, x: Array, training: bool = False) -> Array:
+        _check_batch(self, x, 4, "(N, C, H, W)")
         out = x.reshape(x.shape[0], -1)
-        self._keep(training, out.shape, x.shape)
+        self._keep(training, out, x.shape)
         return out
 
     def backward(self, grad_out: Array) -> Array:
@@ -351,7 +357,7 @@ class Linear(Layer):
             raise TypeError(f"x is {x.dtype} but weight is {weight.dtype}; use x.astype().")
         out = x @ weight.T
         out += bias
-        self._keep(training, out.shape, x)
+        self._keep(training, out, x)
         return out
 
     def backward(self, grad_out: Array) -> Array | None:
@@ -379,14 +385,14 @@ class Dropout(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         if not training:
-            self._keep(training, x.shape)
+            self._keep(training, x)
             return x
         xp = array_module(x)
         if xp.__name__ not in self._generators:
             self._generators[xp.__name__] = xp.random.default_rng(self.seed)
         draws = self._generators[xp.__name__].random(x.shape, dtype=np.float32)
         mask = (draws >= self.rate).astype(x.dtype) / (1 - self.rate)
-        self._keep(training, x.shape, mask)
+        self._keep(training, x, mask)
         return x * mask
 
     def backward(self, grad_out: Array) -> Array:

@@ -1,8 +1,6 @@
 """The two networks of the course, with seeded random weights, and how weights are stored."""
 
 import os
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.arrays import array_module, to_cpu, to_gpu
+from fastdl_lib.files import whole_file
 from fastdl_lib.layers import (
     Conv2d,
     Dropout,
@@ -151,12 +150,8 @@ class Network:
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"weights are stored as .npz, got the name {path.name!r}.")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.parent.name!r} does not exist; make it.")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            part = Path(folder) / path.name
+        with whole_file(path) as part:
             np.savez(part, **{name: to_cpu(array) for name, array in self.parameters.items()})
-            os.replace(part, path)
 
     def load_weights(self, path: str | os.PathLike) -> "Network":
         """Read weights that :meth:`save_weights` wrote, and return the network.
@@ -171,7 +166,7 @@ class Network:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 loaded = {name: archive[name] for name in archive.files}
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damage in an archive raises many types
             raise ValueError(f"{path.name} is damaged ({error}); restore or remake it.") from None
         found = {name: array.shape for name, array in loaded.items()}
         expected = {name: array.shape for name, array in self.parameters.items()}

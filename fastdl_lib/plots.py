@@ -7,6 +7,7 @@ Ito's, which colour-blind readers can tell apart; hatching shows provenance.
 
 import base64
 import functools
+import html
 import io
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +15,10 @@ from typing import Any, NamedTuple
 
 import matplotlib.ticker
 import numpy as np
+from IPython.display import display
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fastdl_lib.costs import KINDS, Ceilings, LayerCost
@@ -67,7 +71,7 @@ PROVENANCE_HATCH = {
     Provenance.PUBLISHED: "//",
 }
 _INK, _GREY, _PURPLE = "#222222", "#666666", "#CC79A7"
-_DOTS_AN_INCH = 160
+_DOTS_AN_INCH = 130
 _PIXELS_AN_INCH = 88
 
 
@@ -78,7 +82,7 @@ class Picture:
     """
 
     def __init__(
-        self, figure: Figure, title: str, caption: str, alt: str, legend: Sequence[Patch] = ()
+        self, figure: Figure, title: str, caption: str, alt: str, legend: Sequence[Artist] = ()
     ) -> None:
         """Set title, legend and caption around the axes, which get the room between them."""
         self.figure, self.caption, self.alt = figure, caption, alt
@@ -99,7 +103,7 @@ class Picture:
             )
             below += 0.28 / height
         figure.text(0.01, 1 - 0.08 / height, title, fontsize=12, color=_INK, va="top")
-        above = 0.42 / height
+        above = 0.5 / height
         figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - above))
 
     @functools.cached_property
@@ -114,9 +118,17 @@ class Picture:
         """How wide the image is meant to be shown, CSS pixels."""
         return round(self.figure.get_figwidth() * _PIXELS_AN_INCH)
 
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict, dict]:
+    def mimebundle(self) -> tuple[dict, dict]:
+        """The image and its text, as a notebook output's data and metadata."""
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.alt}
         return data, {"image/png": {"alt": self.alt, "width": self.width_px}}
+
+    def _ipython_display_(self) -> None:
+        data, metadata = self.mimebundle()
+        display(data, metadata=metadata, raw=True)
+        # JupyterLab drops the alt text of images, so it stands below the image as well.
+        words = f"<details><summary>In words</summary>{html.escape(self.alt)}</details>"
+        display({"text/html": words, "text/plain": "(the same in words)"}, raw=True)
 
 
 def _new(width: float, height: float, columns: int = 1, **options: Any) -> tuple:
@@ -128,10 +140,10 @@ def _new(width: float, height: float, columns: int = 1, **options: Any) -> tuple
     return figure, axes
 
 
-def _caption(machine: MachineCard, provenance: Provenance, *notes: str) -> str:
-    """Provenance, machine and notes in one line, as every caption has them."""
-    kind = str(provenance)
-    return " | ".join([f"{kind[0].upper()}{kind[1:]}: {machine.summary}", *(n for n in notes if n)])
+def _caption(origin: MachineCard | str, provenance: Provenance, *notes: str) -> str:
+    """Provenance, machine (or source) and notes in one line, as every caption has them."""
+    where = origin if isinstance(origin, str) else origin.summary
+    return " | ".join([f"{provenance.capitalize()}: {where}", *(note for note in notes if note)])
 
 
 def _threads(measurement: Measurement) -> str:
@@ -185,7 +197,7 @@ def roofline(
     axes.set_xlim(x[0], x[-1])
     peak, speed = ceilings.gemm_gflops.median, ceilings.copy_gb_per_s.median
     axes.text(ceilings.ridge * 1.1, peak * 1.12, f"{format_number(peak)} GFLOP/s", fontsize=9)
-    axes.text(x[0] * 1.3, roof[0] * 2.4, f"{format_number(speed)} GB/s", fontsize=9)
+    axes.text(x[0] * 1.2, roof[0] * 3.2, f"{format_number(speed)} GB/s", fontsize=9)
     axes.text(
         ceilings.ridge * 1.1,
         lowest * 1.2,
@@ -270,16 +282,17 @@ def guess_and_truth(
             edgecolor="white",
         )
         note = "" if own else f"  ({provenance})"
-        axes.text(value, place, f"  {format_number(value)} {unit}{note}", va="center", fontsize=9)
+        end = measured.high if label == "this machine" else value
+        axes.text(end, place, f"  {format_number(value)} {unit}{note}", va="center", fontsize=9)
     if len(measured.samples) > 1:
         axes.plot([measured.low, measured.high], [1, 1], color=_INK, linewidth=2)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.45 * max(row[1] for row in rows))
+    axes.set_xlim(0, 1.45 * max(row[1] for row in rows) or 1)
     axes.set_xlabel(f"{name}, {unit}")
     alt = f"{name}: " + "; ".join(f"{row[0]} {format_number(row[1])} {unit}" for row in rows)
     sources = [f"{m.name}: {m.source}" for m in published]
-    caption = _caption(measured.machine, measured.provenance, *sources)
+    caption = _caption(measured.machine or measured.source, measured.provenance, *sources)
     return Picture(figure, f"{name}: guess and measurement", caption, alt)
 
 
@@ -390,8 +403,14 @@ def share_pies(shares: Sequence[Shares], machine: MachineCard, *notes: str, titl
             fontsize=10,
         )
     alt = "Pies of forward time. " + ". ".join(share.in_words() for share in shares)
-    caption = _caption(machine, shares[0].provenance, *notes)
+    caption = _share_caption(shares, machine, *notes)
     return Picture(figure, title, caption, alt, _share_legend(shares))
+
+
+def _share_caption(shares: Sequence[Shares], machine: MachineCard, *notes: str) -> str:
+    """The machine belongs to what ran on it, in whichever place that stands."""
+    own = {s.provenance for s in shares} - {Provenance.PUBLISHED}
+    return _caption(machine, own.pop(), *notes) if own else " | ".join(["Published", *notes])
 
 
 def _share_legend(shares: Sequence[Shares]) -> list[Patch]:
@@ -432,7 +451,7 @@ def share_bars(shares: Sequence[Shares], machine: MachineCard, *notes: str, titl
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the time, %")
     alt = "Stacked bars of forward time. " + ". ".join(share.in_words() for share in shares)
-    caption = _caption(machine, shares[0].provenance, *notes)
+    caption = _share_caption(shares, machine, *notes)
     return Picture(figure, title, caption, alt, _share_legend(shares))
 
 
@@ -491,7 +510,7 @@ def layer_bars(profile: LayerProfile, *, title: str) -> Picture:
             label=direction,
         )
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(f"time for a batch of {profile.batch}, ms (median, line: quartiles)")
     handles = _kind_patches({profile.kinds[name] for name in names})
     if profile.backward:
@@ -538,13 +557,17 @@ def roofline_against_measured(
     _plain_log(axes.xaxis)
     axes.set_xlim(right=axes.get_xlim()[1] * 1.6)
     axes.set_yticks(range(len(costs)), [cost.name for cost in costs])
-    axes.invert_yaxis()
     axes.set_xlabel(f"time for a batch of {profile.batch}, ms")
-    axes.plot([], [], "o", markerfacecolor="white", color=_GREY, label="roofline (computed)")
-    axes.plot([], [], "o", color=_GREY, label=f"measured ({profile.provenance})")
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, 1.0))
+    axes.set_ylim(len(costs) - 0.4, -0.6)
+    legend = [
+        Line2D([], [], linestyle="", marker="o", color=_GREY, markerfacecolor=face, label=label)
+        for face, label in (
+            ("white", f"roofline ({Provenance.COMPUTED})"),
+            (_GREY, f"measured ({profile.provenance})"),
+        )
+    ]
     alt = "Measured time over roofline time: " + ", ".join(words)
-    return Picture(figure, title, _profile_caption(profile), alt)
+    return Picture(figure, title, _profile_caption(profile), alt, legend)
 
 
 def batch_sweep(profiles: Mapping[int, LayerProfile]) -> Picture:
@@ -612,15 +635,20 @@ def samples_strip(measurements: Sequence[Measurement], *, title: str) -> Picture
         axes.text(
             1.01,
             place,
-            f"{format_number(measurement.median)} {measurement.unit}\n"
-            f"= {measurement.median / reference:.2f}x",
+            f"{format_number(measurement.median)} {measurement.unit}"
+            + (f"\n= {measurement.median / reference:.2f}x" if len(measurements) > 1 else ""),
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=9,
         )
     axes.set_yticks(range(len(measurements)), [m.name for m in measurements])
     axes.set_ylim(len(measurements) - 0.4, -0.6)
-    axes.set_xlim(left=0)
+    medians = [measurement.median for measurement in measurements]
+    if max(medians) > 20 * min(medians):
+        axes.set_xscale("log")
+        _plain_log(axes.xaxis)
+    else:
+        axes.set_xlim(left=0)
     axes.set_xlabel(f"one dot a run, {measurements[0].unit} (bar: median)")
     alt = f"{title}. " + "; ".join(
         f"{m.name}: median {format_number(m.median)} {m.unit}, "

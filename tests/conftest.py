@@ -10,7 +10,7 @@ from fastdl_lib.arrays import gpu_status
 from fastdl_lib.machine import machine_card
 
 # No test here asserts a time, so none may fail for being slow either.
-hypothesis.settings.register_profile("fastdl", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("fastdl", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("fastdl")
 
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -68,8 +67,8 @@ def find_chromium():
     return next((path for path in found if path), None)
 
 
-@pytest.fixture(scope="module")
-def browser():
+def chromium_or_skip():
+    """The program to start; without one the test is skipped, and fails where it is required."""
     program = find_chromium()
     if program is None:
         message = (
@@ -79,6 +78,12 @@ def browser():
         if os.environ.get("FASTDL_REQUIRE_BROWSER") == "1":
             pytest.fail(message)
         pytest.skip(message)
+    return program
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = chromium_or_skip()
     from playwright.sync_api import sync_playwright
 
     flags = list(FLAGS)
@@ -367,5 +372,10 @@ def test_a_slider_without_effect_is_seen(browser, toy_lab, tmp_path, monkeypatch
 def test_a_missing_browser_is_told(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.delenv("FASTDL_REQUIRE_BROWSER", raising=False)
     monkeypatch.setattr(sys.modules[__name__], "INSTALLED", ())
-    assert find_chromium() is None
+    with pytest.raises(pytest.skip.Exception, match="sudo apt install chromium"):
+        chromium_or_skip()
+    monkeypatch.setenv("FASTDL_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="sudo apt install chromium"):
+        chromium_or_skip()

@@ -24,7 +24,6 @@ from fastdl_lib.evidence import (
 )
 
 CARD = example()
-FINITE = st.floats(min_value=-1e12, max_value=1e12)
 
 
 def measured(*samples, **changes):
@@ -67,7 +66,7 @@ def test_provenance_must_be_known():
     assert measured(provenance="computed", source="x").provenance is Provenance.COMPUTED
 
 
-@given(st.lists(FINITE, min_size=1, max_size=20))
+@given(st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=20))
 def test_the_spread_is_that_of_the_samples(samples):
     m = measured(*samples)
     assert min(samples) <= m.low <= m.median <= m.high <= max(samples)
@@ -86,7 +85,7 @@ def test_converting_keeps_samples_and_evidence(samples):
 
 def test_text_shows_unit_spread_and_label():
     m = measured(1.0, 2.0, 4.0, conditions={"threads": 2})
-    assert str(m) == "2.00 (1.50-3.00) ms (measured here, 3 samples, 2 threads)"
+    assert str(m) == "2.00 (1.50-3.00) ms (measured here, 3 samples, up to 2 threads)"
     assert str(measured(5.0, conditions={"threads": 1})) == "5.00 ms (measured here, 1 thread)"
 
 
@@ -306,10 +305,10 @@ def a_table():
 def test_a_table_as_text():
     assert str(a_table()).splitlines() == [
         "Layers & times",
-        "layer         forward, ms  share, %         MACs  shape",
-        "            measured here               computed",
-        "<b>1     2.00 (1.50-2.50)      91.9  105,415,200  3x4",
-        "fc6                     -       0.0            7",
+        "layer       forward, ms  share, %         MACs  shape",
+        "          measured here               computed",
+        "<b>1   2.00 (1.50-2.50)      91.9  105,415,200  3x4",
+        "fc6                   -       0.0            7",
     ]
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "arrays": 1,
     "datasets": 1,
+    "files": 1,
     "machine": 2,
     "convolution": 2,
     "evidence": 3,

@@ -163,6 +163,27 @@ def test_unclean_notebook_is_reported(tmp_path):
     assert any("not clean: run" in fault for fault in faults)
 
 
+def test_a_notebook_that_was_never_run_is_told_once(tmp_path):
+    path = toys.write_chapters(tmp_path / "notebooks")[1]
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+    (fault,) = course.format_faults(path)
+    assert fault.startswith("never run: `python -m fastdl_lib.course execute")
+
+
+def test_a_bold_lead_serves_as_a_heading(tmp_path):
+    path = toys.write_chapters(tmp_path / "notebooks")[1]
+    cells = toys.chapter_cells()
+    cells[0].source = cells[0].source.replace(
+        "## What you will do", "**What you will do.** Measure."
+    )
+    toys.write(path, cells)
+    assert course.format_faults(path) == []
+
+
 def test_missing_link_to_the_next_chapter_and_too_few_exercises(tmp_path):
     start = toys.write_chapters(tmp_path / "notebooks")[0]
     toys.write(start, [toys.markdown("# Start here"), toys.code("print(1)", toys.printed("1\n"))])
@@ -326,3 +347,12 @@ def test_command_line_reports_and_goes_on(tmp_path, capsys):
 
     assert course.main(["clean", str(start), str(chapter)]) == 0
     assert capsys.readouterr().out == f"cleaned {start}\n"
+
+
+def test_readme_shows_the_stored_picture():
+    pictures = [course.readme_picture(course.read_notebook(path)) for path in NOTEBOOKS]
+    stored = [picture for picture in pictures if picture is not None]
+    assert len(stored) == 1, "tag exactly one figure cell of the course with readme-picture"
+    assert (course.ROOT / course.README_PICTURE).read_bytes() == stored[0], "run make execute"
+    readme = (course.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"]({course.README_PICTURE})" in readme

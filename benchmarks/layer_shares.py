@@ -1,0 +1,272 @@
+"""Measure how AlexNet's forward time divides over its layers, in up to five implementations.
+
+    python benchmarks/layer_shares.py --batch 16 --budget 60
+
+The network, its weights, the photos and the number of threads are the same for all; only the code
+differs, and with it convolution's share. Before anything is timed, the outputs are checked equal.
+Quote the ratios and the shares, which come from one interleaved run; the milliseconds belong to
+this machine and this minute. ``benchmarks/README.md`` describes the method.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from peers import book_layer, torch, torch_layer
+
+from fastdl_lib.costs import KINDS, layer_kind
+from fastdl_lib.datasets import photos
+from fastdl_lib.evidence import (
+    Column,
+    Measurement,
+    Provenance,
+    Recording,
+    Table,
+    write_recording,
+)
+from fastdl_lib.machine import MachineCard, blas_threads, machine_card
+from fastdl_lib.networks import Network, alexnet
+from fastdl_lib.timing import LayerProfile
+
+REFERENCE = "book, float64"  # the outputs of the others are compared with its
+BASELINE = "fastdl"  # the times of the others are divided by its
+TOLERANCE = 1e-4  # of a layer's largest output; float32 alone makes about 1e-6
+PAUSE_S = 0.03  # between two passes, again and again until the worker threads have come to rest
+NOISE_LIMIT = 0.03  # of a pass that its threads may wait for a core that something else has
+TRIES = 5  # for an undisturbed pass, before a round is given up
+MIN_ROUNDS = 3
+
+Array = Any  # numpy.ndarray or torch.Tensor
+Times = dict[str, float]  # the milliseconds of each layer in one pass
+
+
+class Implementation(NamedTuple):
+    """One way to compute AlexNet: a function for each layer, and the photos in its layout."""
+
+    layers: dict[str, Callable[[Array], Array]]
+    images: Array
+    conditions: dict[str, Any]
+
+
+def implementations(network: Network, images: np.ndarray) -> dict[str, Implementation]:
+    """All that can run here, by name, in the order they are shown; PyTorch's where it is there.
+
+    Weights and photos take their dtype and memory layout here, outside the clock.
+    """
+    layers = network.layers.items()
+    made = {}
+    for dtype in (np.float64, np.float32):
+        book = {name: book_layer(layer, dtype) for name, layer in layers}
+        made[f"book, {np.dtype(dtype)}"] = Implementation(book, images, {})
+    made["fastdl"] = Implementation({name: layer.forward for name, layer in layers}, images, {})
+    if torch:
+        layouts = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
+        for label, layout in layouts.items():
+            made[f"PyTorch {label}"] = Implementation(
+                {name: torch_layer(layer).to(memory_format=layout) for name, layer in layers},
+                torch.from_numpy(images).to(memory_format=layout),
+                {"torch": torch.__version__},
+            )
+    return made
+
+
+def check_equal(made: dict[str, Implementation]) -> None:
+    """Compare every layer's output with the reference's; this is also each one's warm-up.
+
+    Raises:
+        ValueError: an output of another dtype than was promised, or too far from the reference.
+    """
+
+    def outputs(implementation: Implementation) -> Iterator[np.ndarray]:
+        x = implementation.images
+        for forward in implementation.layers.values():
+            x = forward(x)
+            yield np.asarray(x)
+
+    expected = list(outputs(made[REFERENCE]))
+    for name, implementation in made.items():
+        dtype = np.float64 if name == REFERENCE else np.float32
+        both = zip(implementation.layers, outputs(implementation), expected, strict=True)
+        for layer, out, wanted in both:
+            error = np.abs(out - wanted).max() / np.abs(wanted).max()
+            if out.dtype != dtype or not error <= TOLERANCE:
+                raise ValueError(
+                    f"{name}, {layer}: {out.dtype} and off by {error:.1e} of the largest value; "
+                    f"expected {np.dtype(dtype)} and at most {TOLERANCE:.0e}."
+                )
+        print(f"{name}: equal in every layer; logits within {error:.0e} of the largest")
+
+
+def one_pass(implementation: Implementation) -> Times:
+    """Run the network once and clock every layer. All of this is CPU code, done on return."""
+    times_ms, x = {}, implementation.images
+    clock = time.perf_counter()
+    for name, forward in implementation.layers.items():
+        x = forward(x)
+        before, clock = clock, time.perf_counter()
+        times_ms[name] = 1e3 * (clock - before)
+    return times_ms
+
+
+def settle() -> None:
+    """Pause until this process is idle: OpenBLAS's workers spin for 0.1 s after their last product.
+
+    Without this they would take a core from the implementation that comes next.
+    """
+    for _ in range(30):
+        used_s = time.process_time()
+        time.sleep(PAUSE_S)
+        if time.process_time() - used_s < 0.1 * PAUSE_S:
+            return
+
+
+def waited_s() -> float:
+    """Seconds this process's threads have waited for a core so far; 0 where Linux is not."""
+    tasks = Path("/proc/self/task").glob("*/schedstat")
+    return 1e-9 * sum(int(task.read_text().split()[1]) for task in tasks)
+
+
+def undisturbed_pass(implementation: Implementation) -> Times | None:
+    """One pass during which no other program took a core, or None after some tries."""
+    for _ in range(TRIES):
+        settle()
+        before_s = waited_s()
+        times_ms = one_pass(implementation)
+        if 1e3 * (waited_s() - before_s) <= NOISE_LIMIT * sum(times_ms.values()):
+            return times_ms
+    return None
+
+
+def measure(made: dict[str, Implementation], budget_s: float) -> list[dict[str, Times]]:
+    """Time all in turn, round by round until the budget is used up, in a new order each round.
+
+    Raises:
+        SystemExit: other programs left too few rounds undisturbed.
+    """
+    rounds: list[dict[str, Times | None]] = []
+    order, shuffle = list(made), random.Random(0).shuffle
+    deadline = time.perf_counter() + budget_s
+    while len(rounds) < MIN_ROUNDS or time.perf_counter() < deadline:
+        shuffle(order)
+        rounds.append({name: undisturbed_pass(made[name]) for name in order})
+    quiet = [times for times in rounds if all(times.values())]
+    print(f"\n{len(quiet)} of {len(rounds)} interleaved rounds were undisturbed; these count.")
+    if len(quiet) < MIN_ROUNDS:
+        raise SystemExit("That is too few. Wait until nothing else runs, or raise --budget.")
+    return quiet
+
+
+def as_profile(
+    network: Network, passes: list[Times], card: MachineCard, conditions: dict[str, Any]
+) -> LayerProfile:
+    """The samples of one implementation, each layer's with all that decides them."""
+    kinds = {name: layer_kind(layer) for name, layer in network.layers.items()}
+    forward = {
+        layer: Measurement(
+            name=f"{conditions['implementation']} / {layer} forward",
+            unit="ms",
+            samples=tuple(round(times_ms[layer], 5) for times_ms in passes),
+            provenance=Provenance.MEASURED,
+            machine=card,
+            conditions={**conditions, "layer": layer, "kind": kind},
+        )
+        for layer, kind in kinds.items()
+    }
+    return LayerProfile(network.name, conditions["batch"], kinds, forward, backward={})
+
+
+def ratio_table(
+    names: list[str], rounds: list[dict[str, Times]], card: MachineCard, batch: int
+) -> Table:
+    """The whole pass of each, by the baseline's in the same round; in ms; in images/s."""
+    totals = {name: np.array([sum(times[name].values()) for times in rounds]) for name in names}
+
+    def measured(unit: str, samples: np.ndarray) -> Measurement:
+        return Measurement("forward pass", unit, tuple(samples), Provenance.MEASURED, card)
+
+    rows = [
+        {
+            "implementation": name,
+            "ratio": measured("", total / totals[BASELINE]),
+            "total": measured("ms", total),
+            "speed": measured("images/s", 1e3 * batch / total),
+        }
+        for name, total in totals.items()
+    ]
+    columns = (
+        Column("implementation"),
+        Column("ratio", f"time / time of {BASELINE}", "", Provenance.MEASURED),
+        Column("total", "forward pass", "ms", Provenance.MEASURED),
+        Column("speed", "images/s", "", Provenance.MEASURED),
+    )
+    caption = f"AlexNet forward, batch {batch}: median and quartiles of {len(rounds)} rounds"
+    return Table(columns, tuple(rows), caption)
+
+
+def share_table(profiles: dict[str, LayerProfile]) -> Table:
+    """Each kind of layer's percentage of the pass, without ``other`` (flatten: below 0.1 %)."""
+    kinds = [kind for kind in KINDS if kind != "other"]
+    rows = [
+        {"implementation": name, **{kind: profile.kind_share(kind) for kind in kinds}}
+        for name, profile in profiles.items()
+    ]
+    columns = [Column(kind, unit="%", provenance=Provenance.MEASURED) for kind in kinds]
+    caption = "The same rounds: share of each kind of layer in the forward pass"
+    return Table((Column("implementation"), *columns), tuple(rows), caption)
+
+
+def arguments() -> argparse.Namespace:
+    """Read and check the command line, before a minute of measuring could be lost."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    cores = machine_card().cores
+    parser.add_argument("--batch", type=int, default=16, help="images a pass (default: 16)")
+    parser.add_argument("--budget", type=float, default=60, help="seconds to measure (default: 60)")
+    parser.add_argument("--threads", type=int, default=cores, help=f"default here: {cores}")
+    parser.add_argument("--record", type=Path, help="also write a recording to this .json file")
+    chosen = parser.parse_args()
+    if not (chosen.batch >= 1 and chosen.threads >= 1 and 0 < chosen.budget < float("inf")):
+        parser.error("--batch, --threads and --budget must be positive.")
+    if chosen.record:
+        chosen.record.parent.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+def main() -> None:
+    """Check, measure, print; with ``--record`` also write all samples."""
+    chosen = arguments()
+    network = alexnet()
+    if torch:
+        torch.set_num_threads(chosen.threads)
+    else:
+        print("PyTorch is not installed (pip install -e '.[peers]'): measuring the rest.")
+    with blas_threads(chosen.threads):
+        card = machine_card()
+        made = implementations(network, photos(chosen.batch))
+        check_equal(made)
+        rounds = measure(made, chosen.budget)
+    shared = {"batch": chosen.batch, "threads": chosen.threads, "warmup": 1}
+    profiles = {
+        name: as_profile(
+            network,
+            [times[name] for times in rounds],
+            card,
+            {**shared, "implementation": name, **implementation.conditions},
+        )
+        for name, implementation in made.items()
+    }
+    print(f"\n{card.summary}\nPyTorch {torch.__version__ if torch else 'absent'}")
+    print(f"\n{ratio_table(list(made), rounds, card, chosen.batch)}\n\n{share_table(profiles)}")
+    if chosen.record:
+        options = f"--batch {chosen.batch} --budget {chosen.budget:g} --threads {chosen.threads}"
+        command = f"python benchmarks/layer_shares.py {options}"
+        kept = tuple(m for profile in profiles.values() for m in profile.forward.values())
+        write_recording(chosen.record, Recording(card, command, kept))
+        print(f"\n{len(kept)} measurements written to {chosen.record}")
+
+
+if __name__ == "__main__":
+    main()

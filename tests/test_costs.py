@@ -1,0 +1,181 @@
+"""What is counted before anything runs: checked by hand and against the paper's network."""
+
+import math
+
+import numpy as np
+import pytest
+from test_machine import example
+
+from fastdl_lib.costs import KINDS, Ceilings, LayerCost, cost_table, layer_costs, layer_kind
+from fastdl_lib.evidence import Measurement, Provenance
+from fastdl_lib.layers import Conv2d, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2d, ReLU
+from fastdl_lib.networks import Network, alexnet, deep_convnet
+
+ALEXNET_MACS = {
+    "conv1": 105_415_200,
+    "conv2": 223_948_800,
+    "conv3": 149_520_384,
+    "conv4": 112_140_288,
+    "conv5": 74_760_192,
+    "fc6": 37_748_736,
+    "fc7": 16_777_216,
+    "fc8": 4_096_000,
+}
+
+
+@pytest.fixture(scope="module")
+def alex():
+    return alexnet()
+
+
+def ceilings(gflops=100.0, gb_per_s=10.0):
+    def measured(unit, value):
+        return Measurement("x", unit, (value,), Provenance.MEASURED, machine=example())
+
+    return Ceilings(measured("GFLOP/s", gflops), measured("GB/s", gb_per_s))
+
+
+def by_name(network, batch=1):
+    return {cost.name: cost for cost in layer_costs(network, batch)}
+
+
+# --- AlexNet ------------------------------------------------------------------------------------
+
+
+def test_alexnet_takes_724_406_816_macs_an_image(alex):
+    costs = by_name(alex)
+    assert {name: cost.macs for name, cost in costs.items() if cost.macs} == ALEXNET_MACS
+    assert sum(cost.macs for cost in costs.values()) == 724_406_816
+    assert sum(cost.parameters for cost in costs.values()) == 60_965_224
+
+
+def test_alexnets_convolutions_hold_few_parameters_and_do_most_of_the_work(alex):
+    costs = layer_costs(alex)
+    conv = [cost for cost in costs if cost.kind == "conv"]
+    parameters = 100 * sum(c.parameters for c in conv) / sum(c.parameters for c in costs)
+    macs = 100 * sum(c.macs for c in conv) / sum(c.macs for c in costs)
+    assert (round(parameters, 1), round(macs, 1)) == (3.8, 91.9)
+
+
+def test_macs_agree_with_counting_them_in_loops():
+    """One addition to a counter for each multiplication that the definition does."""
+    rng = np.random.default_rng(0)
+    layers = [
+        ("conv", Conv2d(4, 6, 3, stride=2, padding=1, groups=2, rng=rng)),
+        ("flatten", Flatten()),
+        ("fc", Linear(6 * 3 * 2, 5, rng=rng)),
+    ]
+    costs = by_name(Network("N", layers, (4, 5, 4)), batch=3)
+    count = 0
+    for _ in np.ndindex(3, 6, 3, 2):  # each output value
+        for _ in np.ndindex(2, 3, 3):  # each weight of its filter
+            count += 1
+    assert costs["conv"].macs == count
+    assert costs["fc"].macs == 3 * 36 * 5
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def test_bytes_by_hand(alex):
+    costs = by_name(alex)
+    # conv1 reads 3x227x227 pixels and 34,944 weights and writes 96x55x55 values of 4 bytes.
+    assert costs["conv1"].bytes == 4 * (154_587 + 34_944 + 290_400)
+    assert costs["relu1"].bytes == 4 * 2 * 290_400
+    assert costs["pool1"].bytes == 4 * (290_400 + 96 * 27 * 27)
+    assert costs["fc6"].bytes == 4 * (9_216 + 37_752_832 + 4_096)
+    assert costs["flatten"].bytes == costs["drop6"].bytes == 0
+    assert costs["fc6"].intensity == pytest.approx(2 * 37_748_736 / costs["fc6"].bytes)
+    assert costs["drop6"].intensity == 0
+
+
+def test_a_larger_batch_moves_the_weights_once(alex):
+    one, many = by_name(alex), by_name(alex, batch=16)
+    for name, cost in one.items():
+        assert many[name].macs == 16 * cost.macs
+        assert many[name].parameters == cost.parameters
+        weights = 4 * cost.parameters
+        assert many[name].bytes - weights == 16 * (cost.bytes - weights)
+    assert many["fc6"].intensity > 15 * one["fc6"].intensity
+
+
+# --- roofline -----------------------------------------------------------------------------------
+
+
+def test_roofline_time_is_the_larger_bound():
+    roof = ceilings(gflops=100, gb_per_s=10)
+    computing = LayerCost("c", "conv", (1,), 0, macs=500_000_000, bytes=1_000_000)
+    moving = LayerCost("m", "relu", (1,), 0, macs=0, bytes=50_000_000)
+    assert computing.roofline_ms(roof) == pytest.approx(10)  # 1 GFLOP at 100 GFLOP/s
+    assert moving.roofline_ms(roof) == pytest.approx(5)  # 50 MB at 10 GB/s
+    both = LayerCost("b", "fc", (1,), 0, macs=500_000_000, bytes=200_000_000)
+    assert both.roofline_ms(roof) == pytest.approx(20)
+
+
+def test_the_roof_has_its_ridge_where_both_limits_meet():
+    roof = ceilings(gflops=100, gb_per_s=10)
+    assert roof.ridge == 10
+    assert roof.attainable_gflops(1) == 10
+    assert roof.attainable_gflops(10) == roof.attainable_gflops(1000) == 100
+
+
+def test_no_layer_beats_the_roof(alex):
+    roof = ceilings(gflops=123, gb_per_s=17)
+    for cost in layer_costs(alex, batch=4):
+        if cost.macs:
+            gflops = 2e-6 * cost.macs / cost.roofline_ms(roof)
+            assert gflops == pytest.approx(roof.attainable_gflops(cost.intensity))
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_table_adds_up(alex, batch):
+    table = cost_table(alex, batch, ceilings())
+    *rows, total = table.rows
+    assert total["layer"] == "all" and total["macs"] == batch * 724_406_816
+    for key in ("parameters", "macs", "megabytes", "roofline_ms", "parameters_pct", "macs_pct"):
+        assert sum(row[key] for row in rows) == pytest.approx(total[key]), key
+    assert total["parameters_pct"] == total["macs_pct"] == 100
+    # Every layer that moves something has a row.
+    assert len(rows) == 20 and not {"flatten", "drop6", "drop7"} & {row["layer"] for row in rows}
+
+
+def test_the_table_wears_its_provenance(alex):
+    table = cost_table(alex, 2)
+    assert table.caption == "AlexNet, forward pass of 2 images (computed)"
+    assert "roofline_ms" not in [column.key for column in table.columns]
+    assert all(c.provenance is Provenance.COMPUTED for c in table.columns[2:])
+    assert "1,448,813,632" in str(table) and "91.9" not in table.caption
+
+
+# --- other networks -----------------------------------------------------------------------------
+
+
+def test_deep_convnet_by_hand():
+    costs = by_name(deep_convnet())
+    assert costs["conv1"].macs == 16 * 28 * 28 * 9
+    assert costs["conv4"].macs == 32 * 16 * 16 * 32 * 9
+    assert costs["fc1"].macs == 1024 * 50
+    assert sum(cost.parameters for cost in costs.values()) == 123_552
+    assert cost_table(deep_convnet()).rows[-1]["parameters"] == 123_552
+
+
+def test_every_layer_has_a_kind():
+    rng = np.random.default_rng(0)
+    kinds = {
+        "conv": Conv2d(1, 1, 1, rng=rng), "fc": Linear(1, 1, rng=rng), "pool": MaxPool2d(2),
+        "norm": LocalResponseNorm(), "relu": ReLU(),
+    }  # fmt: skip
+    assert {kind: layer_kind(layer) for kind, layer in kinds.items()} == dict(
+        zip(kinds, kinds, strict=True)
+    )
+    assert layer_kind(Flatten()) == layer_kind(Dropout(0.5)) == "other"
+    assert {*kinds, "other"} == set(KINDS)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.0, "2", True, None, math.nan])
+def test_a_bad_batch_is_refused(batch):
+    with pytest.raises(ValueError, match="batch must be a whole number from 1 up"):
+        layer_costs(deep_convnet(), batch)

@@ -1,0 +1,289 @@
+"""Every figure is a real image that says the same in words, with provenance and machine."""
+
+import base64
+import html
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_costs import ceilings
+from test_machine import example
+
+from fastdl_lib import plots
+from fastdl_lib.costs import layer_costs, layer_kind
+from fastdl_lib.evidence import (
+    Column,
+    Measurement,
+    Provenance,
+    PublishedTable,
+    Recording,
+)
+from fastdl_lib.networks import deep_convnet
+from fastdl_lib.plots import Shares
+from fastdl_lib.timing import LayerProfile
+
+CARD = example()
+MACHINE = "Measured here: Example CPU, 8 cores"
+
+
+def measured(name, *samples, unit="ms", **conditions):
+    return Measurement(
+        name, unit, samples, Provenance.MEASURED, machine=CARD,
+        conditions={"threads": 4, **conditions},
+    )  # fmt: skip
+
+
+def profile_of(times_ms, batch=4, backward=None):
+    """A profile with these times; a layer's kind is its name without the number."""
+
+    def three(times):
+        return {name: measured(name, ms - 0.1, ms, ms + 0.3) for name, ms in times.items()}
+
+    kinds = {name: name.rstrip("0123456789") for name in times_ms}
+    kinds = {name: kind if kind in plots.KINDS else "other" for name, kind in kinds.items()}
+    return LayerProfile("N", batch, kinds, three(times_ms), three(backward or {}))
+
+
+TIMES = {"conv1": 30.0, "relu1": 4.0, "norm1": 20.0, "pool1": 6.0, "flatten": 0.5, "fc2": 39.5}
+FORWARD = profile_of(TIMES)
+TRAINING = profile_of(TIMES, backward={name: 2 * ms for name, ms in TIMES.items()})
+
+FIGURE = PublishedTable(
+    "fig", "Shares", "A thesis", "", "Figure 1", "labels", (), {"READ": ""},
+    (Column("layer"), Column("device"), Column("share_pct", unit="%")),
+    tuple(
+        {"layer": layer, "device": "GPU", "share_pct": pct, "tag": "READ"}
+        for layer, pct in (("conv1", 60.5), ("conv2", 29.5), ("fc6", 8.0))
+    ),
+)  # fmt: skip
+LOG = PublishedTable(
+    "log", "Times", "A log", "", "file", "read", (), {"READ": ""},
+    (Column("layer"), Column("run"), Column("forward_ms", unit="ms")),
+    tuple(
+        {"layer": layer, "run": run, "forward_ms": ms, "tag": "READ"}
+        for layer, run, ms in (("conv1", "a", 30.0), ("data", "a", 10.0), ("conv1", "b", 1.0))
+    ),
+)  # fmt: skip
+
+
+def own_and_published():
+    return [
+        Shares.of_profile("this machine", FORWARD),
+        Shares.of_published("GPU, 2014", FIGURE, "share_pct", device="GPU"),
+    ]
+
+
+def deep_profile():
+    network = deep_convnet()
+    names = list(network.layers)
+    times = {name: 1.0 + place for place, name in enumerate(names)}
+    profile = profile_of(times)
+    kinds = {name: layer_kind(layer) for name, layer in network.layers.items()}
+    return LayerProfile("DeepConvNet", 4, kinds, profile.forward, {}), layer_costs(network, 4)
+
+
+# Function name: how to draw one, and what its text alternative and its caption must say.
+FIGURES = {
+    "roofline": (
+        lambda: plots.roofline(
+            two_ceilings(), [("copy", 0.125, 1.2), ("product", 170.0, 95.0, "conv")]
+        ),
+        ["10.0 GB/s", "10.0 FLOP per byte", "100 GFLOP/s", "copy: 1.20 GFLOP/s at 0.125 FLOP"],
+        [MACHINE, "product on 4 threads", "copy on 1 thread"],
+    ),
+    "guess_and_truth": (
+        lambda: plots.guess_and_truth(
+            "share of convolution", "%", 50.0, measured("conv", 58.0, 59.0, 61.0, unit="%"),
+            [Measurement("GPU, 2014", "%", (92.1,), Provenance.PUBLISHED, source="A thesis")],
+        ),
+        ["your guess 50.0 %", "this machine 59.0 %", "GPU, 2014 92.1 %"],
+        [MACHINE, "GPU, 2014: A thesis"],
+    ),
+    "image_row": (
+        lambda: plots.image_row(
+            np.random.default_rng(0).random((2, 3, 9, 9)), ["a cat", "a cup"],
+            title="Two photos", caption="Photos: CC0",
+        ),
+        ["2 images of 9x9 pixels", "a cat", "a cup"],
+        ["Photos: CC0"],
+    ),
+    "share_pies": (
+        lambda: plots.share_pies(own_and_published(), CARD, "batch 4", title="Pies"),
+        [
+            "this machine (measured here): convolution 30.0 %, fully connected 39.5 %",
+            "local response norm 20.0 %", "GPU, 2014 (published): convolution 90.0 %",
+        ],
+        [MACHINE, "batch 4"],
+    ),
+    "share_bars": (
+        lambda: plots.share_bars(own_and_published(), CARD, "batch 4", title="Bars"),
+        [
+            "this machine (measured here): convolution 30.0 %, fully connected 39.5 %",
+            "GPU, 2014 (published): convolution 90.0 %",
+        ],
+        [MACHINE, "batch 4"],
+    ),
+    "cost_shares": (
+        lambda: plots.cost_shares(layer_costs(deep_convnet()), "DeepConvNet"),
+        ["share of the parameters, %: convolution 58.1, fully connected 41.9", "share of the MACs"],
+        ["Computed: counted from the layers' shapes"],
+    ),
+    "layer_bars": (
+        lambda: plots.layer_bars(TRAINING, title="Layers"),
+        ["batch 4", "conv1 90.0 ms", "fc2 118 ms"],
+        [MACHINE, "batch 4", "BLAS on 4 threads", "3 passes"],
+    ),
+    "roofline_against_measured": (
+        lambda: plots.roofline_against_measured(*deep_profile(), ceilings()),
+        ["Measured time over roofline time: conv1 ", "fc2 "],
+        [MACHINE, "batch 4"],
+    ),
+    "batch_sweep": (
+        lambda: plots.batch_sweep({8: FORWARD, 1: profile_of({"conv1": 3.0, "fc2": 7.0}, 1)}),
+        ["batch 1: 10.0 ms, convolution 30 %, fully connected 70 %", "batch 8: 12.5 ms"],
+        [MACHINE, "BLAS on 4 threads"],
+    ),
+    "samples_strip": (
+        lambda: plots.samples_strip(
+            [measured("fair", 10.0, 11.0, 12.0), measured("one shot", 44.0)], title="Strips"
+        ),
+        ["fair: median 11.0 ms, 1.00 times", "one shot: median 44.0 ms, 4.00 times the first"],
+        [MACHINE],
+    ),
+}  # fmt: skip
+
+
+def two_ceilings():
+    plain = ceilings()
+    return plots.Ceilings(
+        measured("product", plain.gemm_gflops.median, unit="GFLOP/s"),
+        measured("copy", plain.copy_gb_per_s.median, unit="GB/s", threads=1),
+    )
+
+
+def test_every_public_figure_is_tried_here():
+    assert FIGURES.keys() == set(plots.__all__) - {"Picture", "Shares"}
+
+
+@pytest.fixture(scope="module", params=FIGURES)
+def figure(request):
+    draw, alt, caption = FIGURES[request.param]
+    return draw(), alt, caption
+
+
+def test_the_image_is_real_and_not_blank(figure):
+    picture, _, _ = figure
+    image = Image.open(io.BytesIO(picture.png))
+    image.load()
+    width, height = picture.figure.get_size_inches() * plots._DOTS_AN_INCH
+    assert image.format == "PNG"
+    assert image.size == (pytest.approx(width, abs=1), pytest.approx(height, abs=1))
+    assert len(image.convert("RGB").getcolors(2**24)) > 20
+    # Something was drawn in the middle, not only a caption below.
+    middle = np.asarray(image.convert("L"))[image.height // 4 : -image.height // 4]
+    assert (middle < 250).mean() > 0.01
+
+
+def test_the_text_alternative_names_the_numbers(figure):
+    picture, alt, _ = figure
+    for part in alt:
+        assert part in picture.alt
+
+
+def test_the_caption_names_provenance_and_machine(figure):
+    picture, _, caption = figure
+    for part in caption:
+        assert part in picture.caption
+    shown = " ".join(" ".join(text.get_text().split()) for text in picture.figure.texts)
+    assert " ".join(picture.caption.split()) in shown
+
+
+def test_a_picture_shows_itself_in_a_notebook(figure, monkeypatch):
+    picture, _, _ = figure
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, **options: shown.append((data, options)))
+    picture._ipython_display_()
+    (image, options), (words, _) = shown
+    assert base64.b64decode(image["image/png"]) == picture.png
+    assert image["text/plain"] == picture.alt
+    assert options["metadata"]["image/png"] == {"alt": picture.alt, "width": picture.width_px}
+    assert html.escape(picture.alt) in words["text/html"]
+
+
+def test_every_axes_says_what_it_shows(figure):
+    picture, _, _ = figure
+    for axes in picture.figure.axes:
+        assert axes.get_xlabel() or axes.get_title()
+
+
+def test_the_same_numbers_give_the_same_image():
+    draw = FIGURES["samples_strip"][0]
+    assert draw().png == draw().png
+
+
+def test_a_recorded_profile_says_so():
+    recorded = {
+        name: Measurement(
+            name, "ms", m.samples, Provenance.RECORDED, machine=CARD, conditions=m.conditions
+        )
+        for name, m in FORWARD.forward.items()
+    }
+    profile = LayerProfile("N", 4, FORWARD.kinds, recorded, {})
+    assert plots.layer_bars(profile, title="Layers").caption.startswith("Recorded: Example CPU")
+
+
+# --- shares -------------------------------------------------------------------------------------
+
+
+def test_shares_of_a_profile_add_up():
+    shares = Shares.of_profile("own", FORWARD)
+    assert shares.provenance is Provenance.MEASURED
+    assert sum(percent for _, _, percent in shares.parts()) == pytest.approx(100)
+    assert shares.of_kind("conv") == pytest.approx(30)
+    assert shares.of_kind("conv", "fc") == pytest.approx(69.5)
+    assert shares.of_kind(*plots.KINDS) == pytest.approx(100)
+    assert shares.of_kind() == 0
+
+
+def test_parts_are_grouped_by_kind_in_one_order():
+    kinds = [kind for _, kind, _ in Shares.of_profile("own", FORWARD).parts()]
+    assert kinds == ["conv", "fc", "pool", "norm", "relu", "other"]
+
+
+def test_what_a_published_figure_leaves_out_is_unlabelled():
+    shares = Shares.of_published("GPU", FIGURE, "share_pct", device="GPU")
+    assert shares.provenance is Provenance.PUBLISHED
+    assert shares.of_kind("conv") == 90  # as published, not scaled to 100
+    *parts, rest = shares.parts()
+    assert [name for name, _, _ in parts] == ["conv1", "conv2", "fc6"]
+    assert rest == ("unlabelled", "other", pytest.approx(2.0))
+    assert sum(percent for _, _, percent in shares.parts()) == pytest.approx(100)
+
+
+def test_published_times_become_percentages():
+    shares = Shares.of_published("a log", LOG, "forward_ms", run="a")
+    assert shares.percent == {"conv1": 75.0, "data": 25.0}
+    assert shares.kinds == {"conv1": "conv", "data": "other"}
+    assert "unlabelled" not in [name for name, _, _ in shares.parts()]
+    with pytest.raises(ValueError, match="log has no row with"):
+        Shares.of_published("a log", LOG, "forward_ms", run="c")
+
+
+def test_shares_of_a_recording():
+    measurements = tuple(
+        Measurement(
+            f"{implementation} {layer}", "ms", (ms,), Provenance.RECORDED, machine=CARD,
+            conditions={"implementation": implementation, "layer": layer, "kind": kind},
+        )
+        for implementation, layer, kind, ms in (
+            ("numpy", "conv1", "conv", 3.0), ("numpy", "fc6", "fc", 1.0), ("torch", "x", "fc", 9.0)
+        )
+    )  # fmt: skip
+    recording = Recording(CARD, "make shares", measurements)
+    shares = Shares.of_recording("recorded", recording, "numpy")
+    assert shares.percent == {"conv1": 75.0, "fc6": 25.0}
+    assert shares.provenance is Provenance.RECORDED
+    assert shares.in_words() == ("recorded (recorded): convolution 75.0 %, fully connected 25.0 %")
+    with pytest.raises(ValueError, match="no implementation 'caffe'"):
+        Shares.of_recording("recorded", recording, "caffe")
