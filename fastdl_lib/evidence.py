@@ -10,7 +10,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -412,13 +412,13 @@ class Verdict(enum.StrEnum):
     QUALIFIED = "qualified"
 
 
-def claim_table(rows: Iterable[tuple[str, str, str, str]]) -> Table:
+def claim_table(*rows: tuple[str, str, str, str]) -> Table:
     """A chapter's closing table: (claim, what your run says, verdict, evidence).
 
     Raises:
         ValueError: a verdict is not one of :class:`Verdict`.
 
-    >>> len(claim_table([("a", "b", "confirmed", "c")]).rows)
+    >>> len(claim_table(("a", "b", "confirmed", "c")).rows)
     1
     """
     keys = ("claim", "your run says", "verdict", "evidence")

@@ -328,7 +328,7 @@ def test_a_table_without_rows_shows_its_header():
 
 @pytest.mark.parametrize("verdict", ["confirmed", "corrected", "qualified"])
 def test_a_claim_has_a_verdict(verdict):
-    table = claim_table([("conv takes the time", "59 %", verdict, "table 2")])
+    table = claim_table(("conv takes the time", "59 %", verdict, "table 2"))
     assert [c.key for c in table.columns] == ["claim", "your run says", "verdict", "evidence"]
     assert table.rows[0]["verdict"] == verdict and verdict in str(table)
 
@@ -336,12 +336,12 @@ def test_a_claim_has_a_verdict(verdict):
 @pytest.mark.parametrize("verdict", ["", "true", "CONFIRMED"])
 def test_any_other_verdict_is_refused(verdict):
     with pytest.raises(ValueError, match="not a valid Verdict"):
-        claim_table([("a", "b", verdict, "c")])
+        claim_table(("a", "b", verdict, "c"))
 
 
 def test_a_claim_row_has_four_parts():
     with pytest.raises(ValueError):
-        claim_table([("a", "b", "confirmed")])
+        claim_table(("a", "b", "confirmed"))
 
 
 # --- published tables ---------------------------------------------------------------------------

@@ -95,12 +95,6 @@ def test_cupy_is_never_asked_for_bare():
     assert not [path.name for path in files() if bare.search(text_of(path))]
 
 
-def test_pre_commit_runs_the_locked_ruff():
-    (locked,) = (line.split("==")[1] for line in LOCK if line.startswith("ruff=="))
-    config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    assert f"rev: v{locked}\n" in config
-
-
 # --- floors ---------------------------------------------------------------------------------
 
 
