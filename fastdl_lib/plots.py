@@ -9,10 +9,12 @@ import base64
 import functools
 import html
 import io
+import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 import matplotlib.ticker
 import numpy as np
 from IPython.display import display
@@ -70,6 +72,8 @@ PROVENANCE_HATCH = {
     Provenance.COMPUTED: "--",
     Provenance.PUBLISHED: "//",
 }
+# Hatching must not be taken for the border of a slice.
+matplotlib.rcParams["hatch.linewidth"] = 0.45
 _INK, _GREY, _PURPLE = "#222222", "#666666", "#CC79A7"
 _DOTS_AN_INCH = 130
 _PIXELS_AN_INCH = 96
@@ -91,17 +95,18 @@ class Picture:
         below = (0.14 * len(lines) + 0.12) / height
         figure.text(0.01, 0.06 / height, "\n".join(lines), fontsize=8, color=_GREY, va="bottom")
         if legend:
+            rows = math.ceil(1.45 * len(legend) / width)
             figure.legend(
                 handles=list(legend),
                 loc="lower center",
                 bbox_to_anchor=(0.5, below),
                 borderaxespad=0.2,
-                ncols=len(legend),
+                ncols=math.ceil(len(legend) / rows),
                 frameon=False,
                 fontsize=9,
                 columnspacing=1.2,
             )
-            below += 0.28 / height
+            below += (0.08 + 0.2 * rows) / height
         figure.text(0.01, 1 - 0.08 / height, title, fontsize=12, color=_INK, va="top")
         above = 0.5 / height
         figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - above))
@@ -393,7 +398,7 @@ def share_pies(shares: Sequence[Shares], machine: MachineCard, *notes: str, titl
             colors=[KIND_COLOURS[kind] for _, kind, _ in parts],
             startangle=90,
             counterclock=False,
-            wedgeprops={"edgecolor": "white", "linewidth": 0.8},
+            wedgeprops={"edgecolor": "white", "linewidth": 1.2},
             textprops={"fontsize": 8},
             hatch=[PROVENANCE_HATCH[share.provenance]],
             labeldistance=1.06,
