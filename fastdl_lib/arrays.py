@@ -33,6 +33,8 @@ class GpuStatus(NamedTuple):
     """The GPU's name, empty without one."""
     reason: str
     """One sentence a learner can act on."""
+    versions: dict[str, str] = {}  # noqa: RUF012  a NamedTuple's default; nobody changes it
+    """CuPy, CUDA and driver; empty without a GPU."""
 
 
 def _is_cupy(array: Array) -> bool:
@@ -81,11 +83,16 @@ def gpu_status() -> GpuStatus:
         import cupy
     except ImportError:
         return GpuStatus(False, "", "CuPy is not installed (pip install -e '.[cuda13]').")
-    if not cupy.cuda.is_available():
-        return GpuStatus(False, "", "CuPy finds no CUDA device or no driver.")
     try:
+        if not cupy.cuda.is_available():
+            return GpuStatus(False, "", "CuPy finds no CUDA device or no driver.")
         proof = (cupy.arange(3) + 1).get().tolist()
         name = cupy.cuda.runtime.getDeviceProperties(0)["name"]
+        versions = {
+            "cupy": cupy.__version__,
+            "cuda": _cuda_version(cupy.cuda.runtime.runtimeGetVersion()),
+            "cuda driver": _cuda_version(cupy.cuda.runtime.driverGetVersion()),
+        }
     except Exception as error:  # CuPy raises many types here; the reason is what matters
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         return GpuStatus(
@@ -97,7 +104,12 @@ def gpu_status() -> GpuStatus:
     if proof != [1, 2, 3]:
         return GpuStatus(False, "", f"its test kernel answered {proof}.")
     name = name.decode() if isinstance(name, bytes) else str(name)
-    return GpuStatus(True, name, f"{name} through CuPy {cupy.__version__}.")
+    return GpuStatus(True, name, f"{name} through CuPy {cupy.__version__}.", versions)
+
+
+def _cuda_version(number: int) -> str:
+    """CUDA's own numbering in words: 13010 is 13.1."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def gpu_available() -> bool:

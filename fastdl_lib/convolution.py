@@ -18,6 +18,7 @@ from fastdl_lib.arrays import array_module
 
 __all__ = [
     "check_conv_shapes",
+    "check_whole_number",
     "check_window",
     "col2im",
     "conv2d_im2col",
@@ -30,6 +31,19 @@ __all__ = [
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
+def check_whole_number(name: str, value: int, least: int) -> None:
+    """Refuse what is no whole number from ``least`` up.
+
+    Raises:
+        TypeError: the value is not a whole number; True and False are none.
+        ValueError: it is below ``least``.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
 def check_window(kernel: int, stride: int, padding: int) -> None:
     """Refuse a window that cannot slide.
 
@@ -37,15 +51,19 @@ def check_window(kernel: int, stride: int, padding: int) -> None:
         TypeError: one of the three is not a whole number.
         ValueError: kernel or stride below 1, or padding below 0.
     """
-    for name, value, least in (
-        ("kernel", kernel, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-    ):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a whole number, got {value!r}.")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    check_whole_number("kernel", kernel, 1)
+    check_whole_number("stride", stride, 1)
+    check_whole_number("padding", padding, 0)
+
+
+def _pair(kernel: tuple[int, int]) -> tuple[int, int]:
+    try:
+        filter_h, filter_w = kernel
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"kernel must be a pair (FH, FW), such as (3, 3); got {kernel!r}."
+        ) from None
+    return filter_h, filter_w
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
@@ -74,7 +92,8 @@ def check_conv_shapes(
     """Check everything a convolution is given, and return the output's height and width.
 
     Raises:
-        TypeError: arrays of two libraries or two dtypes, or a dtype that is not float.
+        TypeError: arrays of two libraries or two dtypes, a dtype that is not float, or a stride,
+            padding or groups that is not a whole number.
         ValueError: shapes that do not fit; the message says which, and what would.
     """
     xp = array_module(x, weight) if bias is None else array_module(x, weight, bias)
@@ -96,8 +115,7 @@ def check_conv_shapes(
             f"empty array: x {x.shape}, weight {weight.shape}; every size must be >= 1."
         )
     channels, filters = x.shape[1], weight.shape[0]
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups must be a whole number from 1 up, got {groups!r}.")
+    check_whole_number("groups", groups, 1)
     if channels % groups or filters % groups:
         raise ValueError(
             f"groups={groups} must divide the {channels} input channels and the {filters} filters."
@@ -126,13 +144,20 @@ def conv2d_loops(
 ) -> np.ndarray:
     """Convolve with plain Python loops: the definition, readable and slow. CPU only.
 
-    Shapes and errors as in the module's head; accumulates in Python's float64 and returns x.dtype.
+    Shapes as in the module's head; accumulates in Python's float64 and returns x.dtype.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_conv_shapes`; TypeError for an array on the GPU.
 
     >>> x, w = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 2, 2), np.float32)
     >>> conv2d_loops(x, w)[0, 0].tolist()
     [[4.0, 4.0], [4.0, 4.0]]
     """
     out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    if array_module(x) is not np:
+        raise TypeError(
+            "conv2d_loops runs on the CPU only: move x, weight and bias there with to_cpu()."
+        )
     batch, filters = x.shape[0], weight.shape[0]
     _, group_channels, filter_h, filter_w = weight.shape
     filters_a_group = filters // groups
@@ -161,6 +186,7 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
     Args:
         x: (N, C, H, W), any dtype; it is kept.
         kernel: (FH, FW).
+        stride, padding: in pixels, the same on both axes; the padding is zeros on every side.
 
     Returns:
         (N, C * FH * FW, OH * OW), a copy. Column ``i * OW + j`` holds the patch whose top left
@@ -168,7 +194,8 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
         (The book's own ``im2col`` has the patches as rows and allocates float64.)
 
     Raises:
-        ValueError: x is not 4-D, or the window does not fit.
+        TypeError: kernel is no pair, or one of its numbers, stride or padding is not whole.
+        ValueError: x is not 4-D or has a size 0, or the window does not fit.
 
     >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     >>> im2col(x, (2, 2))[0].astype(int).tolist()  # 4 patches of 4 pixels
@@ -178,7 +205,7 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"im2col takes x of shape (N, C, H, W), no size 0; got {x.shape}.")
     batch, channels, height, width = x.shape
-    filter_h, filter_w = kernel
+    filter_h, filter_w = _pair(kernel)
     out_h = output_size(height, filter_h, stride, padding)
     out_w = output_size(width, filter_w, stride, padding)
     if padding:
@@ -205,11 +232,13 @@ def col2im(
     Args:
         columns: (N, C * FH * FW, OH * OW), as :func:`im2col` makes them.
         input_shape: the (N, C, H, W) that im2col was given.
+        kernel, stride, padding: as im2col was given them; what fell on the padding is dropped.
 
     Returns:
         (N, C, H, W) of the same dtype. A pixel that lies in m patches holds the sum of m entries.
 
     Raises:
+        TypeError: kernel is no pair, or one of its numbers, stride or padding is not whole.
         ValueError: the columns do not belong to that input shape.
 
     >>> ones = np.ones((1, 4, 4), np.float32)
@@ -218,7 +247,7 @@ def col2im(
     """
     xp = array_module(columns)
     batch, channels, height, width = input_shape
-    filter_h, filter_w = kernel
+    filter_h, filter_w = _pair(kernel)
     out_h = output_size(height, filter_h, stride, padding)
     out_w = output_size(width, filter_w, stride, padding)
     expected = (batch, channels * filter_h * filter_w, out_h * out_w)

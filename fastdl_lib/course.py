@@ -256,7 +256,8 @@ def _run(notebook: NotebookNode, folder: Path, cell_timeout_s: int, on_cell_star
         store_widget_state=True,
         on_cell_start=on_cell_start,
     )
-    with tempfile.TemporaryDirectory() as profile:
+    # Windows keeps the history of a dying kernel locked for a moment.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # The start-up files of the person who runs it would leak into the outputs.
         client.execute(env={**os.environ, "IPYTHONDIR": profile})
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastdl_lib.datasets import data_folder
 from fastdl_lib.files import whole_file
-from fastdl_lib.machine import MachineCard
+from fastdl_lib.machine import MachineCard, threads_in_words
 
 __all__ = [
     "Column",
@@ -116,7 +116,8 @@ class Measurement:
     def label(self) -> str:
         """The provenance in words, with the machine or source where the reader needs it."""
         if self.provenance is Provenance.RECORDED:
-            return f"recorded on {self.machine.cpu}, {self.machine.date}"
+            gpu = "" if self.machine.gpu.startswith("none") else f" with {self.machine.gpu}"
+            return f"recorded on {self.machine.cpu}{gpu}, {self.machine.date}"
         return str(self.provenance)
 
     def convert(self, rule: Callable[[float], float], unit: str, name: str = "") -> "Measurement":
@@ -137,7 +138,7 @@ class Measurement:
         if threads is None:
             threads = ""
         else:
-            threads = ", 1 thread" if threads == 1 else f", up to {threads} threads"
+            threads = f", {'up to ' if threads > 1 else ''}{threads_in_words(threads)}"
         return f"{self.value()} {self.unit} ({self.label}{count}{threads})"
 
     def to_dict(self) -> dict:

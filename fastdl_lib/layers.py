@@ -5,12 +5,14 @@ A layer keeps the dtype and the library (NumPy or CuPy) of what it is given. Its
 names. With ``training=True`` the forward pass keeps what the backward pass needs.
 """
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from fastdl_lib.arrays import array_module
 from fastdl_lib.convolution import (
+    check_whole_number,
     check_window,
     conv2d_im2col,
     conv2d_im2col_backward,
@@ -81,11 +83,21 @@ class Layer:
         return values
 
 
-def _check_batch(layer: Layer, x: Array, axes: int, what: str) -> None:
+def _check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
+    """Refuse what is no array, another number of axes (None: any number), or empty."""
     array_module(x)
-    if x.ndim != axes or 0 in x.shape:
+    if axes not in (None, x.ndim) or 0 in x.shape:
         raise ValueError(
             f"{type(layer).__name__} takes a batch of shape {what}, no size 0; got {x.shape}."
+        )
+
+
+def _check_float(layer: Layer, x: Array) -> None:
+    array_module(x)
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(
+            f"{type(layer).__name__} takes float32 or float64, got {x.dtype}; "
+            "use x.astype(np.float32)."
         )
 
 
@@ -97,6 +109,10 @@ def _positive(**sizes: int) -> None:
 
 def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
     """Normal weights of variance 2 / fan_in (He et al. 2015), float32 from the first bit on."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng must be a NumPy generator, such as np.random.default_rng(0); got {rng!r}."
+        )
     scale = np.float32(np.sqrt(2.0 / fan_in))
     return rng.standard_normal(shape, dtype=np.float32) * scale
 
@@ -109,9 +125,13 @@ class Conv2d(Layer):
         kernel: height and width of a filter.
         stride, padding: in pixels, the same on both axes.
         groups: the channels are cut into this many parts that do not see each other.
-        rng: where the seeded random weights come from.
+        rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
     Input (N, C, H, W), output (N, K, OH, OW).
+
+    Raises:
+        TypeError: rng is no generator, a window or groups not whole; as check_conv_shapes.
+        ValueError: sizes below 1 or groups that do not divide the channels; as check_conv_shapes.
 
     >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
@@ -130,7 +150,8 @@ class Conv2d(Layer):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        _positive(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        _positive(in_channels=in_channels, out_channels=out_channels)
+        check_whole_number("groups", groups, 1)
         check_window(kernel, stride, padding)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -183,8 +204,12 @@ class Conv2d(Layer):
 class MaxPool2d(Layer):
     """The largest value in each window; windows overlap where stride < kernel, as in AlexNet.
 
-    Input (N, C, H, W), output (N, C, OH, OW). Windows that do not fit whole are dropped. Where
-    several values tie, the first in row order gets the gradient.
+    Input (N, C, H, W), float32 or float64, output (N, C, OH, OW). Windows that do not fit whole
+    are dropped. Where several values tie, the first in row order gets the gradient.
+
+    Raises:
+        TypeError: kernel or stride is not a whole number, or x of another dtype.
+        ValueError: kernel or stride below 1; x is not 4-D, empty or smaller than the window.
 
     >>> MaxPool2d(3, stride=2).forward(np.zeros((2, 96, 55, 55), np.float32)).shape
     (2, 96, 27, 27)
@@ -219,6 +244,7 @@ class MaxPool2d(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         xp = array_module(x)
+        _check_float(self, x)
         _check_batch(self, x, 4, "(N, C, H, W)")
         first, *others = self._taps(x)
         out = first.copy()
@@ -246,7 +272,11 @@ class LocalResponseNorm(Layer):
 
     The constants are those of the paper: Krizhevsky, Sutskever, Hinton, "ImageNet classification
     with deep convolutional neural networks", NIPS 2012, section 3.3. Caffe divides alpha by size
-    and has k = 1. Input and output (N, C, H, W).
+    and has k = 1. Input and output (N, C, H, W), float32 or float64.
+
+    Raises:
+        TypeError: x of another dtype.
+        ValueError: size is even or no whole number from 1 up; x is not 4-D or is empty.
 
     >>> LocalResponseNorm().forward(np.ones((1, 96, 2, 2), np.float32)).shape
     (1, 96, 2, 2)
@@ -270,6 +300,7 @@ class LocalResponseNorm(Layer):
         return total
 
     def forward(self, x: Array, training: bool = False) -> Array:
+        _check_float(self, x)
         _check_batch(self, x, 4, "(N, C, H, W)")
         energy = self._window_sum(x * x)
         # Python floats do not widen a float32 array (NumPy 2's promotion rules).
@@ -287,13 +318,19 @@ class LocalResponseNorm(Layer):
 
 
 class ReLU(Layer):
-    """Negative values become 0. Any shape.
+    """Negative values become 0. Any shape, float32 or float64.
+
+    Raises:
+        TypeError: x of another dtype.
+        ValueError: x is empty.
 
     >>> ReLU().forward(np.array([[-1.0, 2.0]], np.float32)).tolist()
     [[0.0, 2.0]]
     """
 
     def forward(self, x: Array, training: bool = False) -> Array:
+        _check_float(self, x)
+        _check_batch(self, x, None, "(N, ...)")
         out = array_module(x).maximum(x, 0)
         self._keep(training, out, out)
         return out
@@ -327,6 +364,11 @@ class Flatten(Layer):
 class Linear(Layer):
     """A fully connected layer: ``x @ weight.T + bias``. Input (N, in), output (N, out).
 
+    Raises:
+        TypeError: rng is no generator such as ``np.random.default_rng(0)``, or x has another dtype
+            than the weights.
+        ValueError: a number of features that is no whole number from 1 up; x of another shape.
+
     >>> layer = Linear(9216, 4096, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 9216), np.float32)).shape
     (2, 4096)
@@ -354,7 +396,9 @@ class Linear(Layer):
         _check_batch(self, x, 2, f"(N, {self.in_features})")
         self.output_shape(x.shape[1:])
         if x.dtype != weight.dtype:
-            raise TypeError(f"x is {x.dtype} but weight is {weight.dtype}; use x.astype().")
+            raise TypeError(
+                f"x is {x.dtype} but weight is {weight.dtype}; use x.astype(np.{weight.dtype})."
+            )
         out = x @ weight.T
         out += bias
         self._keep(training, out, x)
@@ -370,7 +414,11 @@ class Dropout(Layer):
     """In training, zero each value with probability ``rate`` and scale the rest by 1/(1 - rate).
 
     Outside training it does nothing. (The book scales at test time instead; the expected values
-    of the two differ by the constant factor only.)
+    of the two differ by the constant factor only.) Any shape, float32 or float64.
+
+    Raises:
+        TypeError: rate is not a number, or x of another dtype.
+        ValueError: rate outside [0, 1), or x is empty.
 
     >>> Dropout(0.5).forward(np.ones((2, 3), np.float32)).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -378,12 +426,17 @@ class Dropout(Layer):
 
     def __init__(self, rate: float, *, seed: int = 0) -> None:
         super().__init__()
+        if not isinstance(rate, Real) or isinstance(rate, bool):
+            raise TypeError(f"rate must be a number, such as 0.5; got {rate!r}.")
         if not 0 <= rate < 1:
-            raise ValueError(f"rate must lie in [0, 1), got {rate}.")
-        self.rate, self.seed = rate, seed
+            raise ValueError(f"rate must lie in [0, 1), such as 0.5; got {rate}.")
+        # NumPy's own float64 would widen a float32 batch.
+        self.rate, self.seed = float(rate), seed
         self._generators: dict[str, Any] = {}
 
     def forward(self, x: Array, training: bool = False) -> Array:
+        _check_float(self, x)
+        _check_batch(self, x, None, "(N, ...)")
         if not training:
             self._keep(training, x)
             return x

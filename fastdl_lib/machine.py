@@ -13,13 +13,19 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np  # noqa: F401  threadpoolctl sees NumPy's BLAS only once it is loaded
+import numpy as np
 import psutil
 from threadpoolctl import ThreadpoolController
 
 from fastdl_lib.arrays import gpu_status
 
-__all__ = ["MachineCard", "blas_threads", "blas_threads_now", "machine_card"]
+__all__ = [
+    "MachineCard",
+    "blas_threads",
+    "blas_threads_now",
+    "machine_card",
+    "threads_in_words",
+]
 
 _LIBRARIES = ("numpy", "matplotlib", "jupyterlab", "fastdl")
 
@@ -36,6 +42,7 @@ class MachineCard:
     blas: str
     """Library, version and the kernel set it picked for this CPU."""
     blas_threads: int
+    """0 where the BLAS does not tell, as Apple's Accelerate."""
     gpu: str
     system: str
     python: str
@@ -48,7 +55,7 @@ class MachineCard:
         """One line for captions: CPU, cores, BLAS and its threads, GPU if any, NumPy, date."""
         gpu = "" if self.gpu.startswith("none") else f", {self.gpu}"
         return (
-            f"{self.cpu}, {self.cores} cores, {self.blas} on {_count(self.blas_threads, 'thread')}"
+            f"{self.cpu}, {self.cores} cores, {self.blas} on {threads_in_words(self.blas_threads)}"
             f"{gpu}, NumPy {self.versions.get('numpy', '?')}, {self.date}"
         )
 
@@ -58,7 +65,7 @@ class MachineCard:
             ("CPU", self.cpu),
             ("Cores usable", str(self.cores)),
             ("Memory usable", f"{self.memory_gib:.1f} GiB"),
-            ("BLAS", f"{self.blas}, {_count(self.blas_threads, 'thread')}"),
+            ("BLAS", f"{self.blas}, {threads_in_words(self.blas_threads)}"),
             ("GPU", self.gpu),
             ("System", self.system),
             ("Python", self.python),
@@ -114,8 +121,15 @@ class MachineCard:
         return cls(**fields)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def threads_in_words(count: int) -> str:
+    """A number of threads as captions show it; 0 stands for a number that cannot be known.
+
+    >>> threads_in_words(1), threads_in_words(8), threads_in_words(0)
+    ('1 thread', '8 threads', 'an unknown number of threads')
+    """
+    if count == 0:
+        return "an unknown number of threads"
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _cpu_model() -> str:
@@ -185,17 +199,20 @@ def _blas_name() -> str:
         )
         for info in _blas().info()
     }
-    # Accelerate on macOS is invisible to threadpoolctl and manages its own threads.
-    return " and ".join(sorted(names)) or "a BLAS that threadpoolctl does not know"
+    if names:
+        return " and ".join(sorted(names))
+    # What NumPy was built with; Accelerate is the one that threadpoolctl cannot see.
+    built_with = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    return built_with.capitalize()
 
 
 def blas_threads_now() -> int:
-    """The number of threads a matrix product may use at this moment.
+    """The number of threads a matrix product may use at this moment, 0 where it cannot be known.
 
-    >>> blas_threads_now() >= 1
+    >>> blas_threads_now() >= 0
     True
     """
-    return max((info["num_threads"] for info in _blas().info()), default=_cores())
+    return max((info["num_threads"] for info in _blas().info()), default=0)
 
 
 @contextlib.contextmanager
@@ -205,11 +222,11 @@ def blas_threads(count: int) -> Iterator[None]:
     Raises:
         ValueError: ``count`` is not a whole number of at least 1.
 
-    macOS's Accelerate manages its own threads and takes no notice.
+    Apple's Accelerate manages its own threads and takes no notice: their number stays unknown.
 
     >>> with blas_threads(1):
     ...     threads = blas_threads_now()
-    >>> threads >= 1
+    >>> threads in (0, 1)
     True
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -235,6 +252,6 @@ def machine_card() -> MachineCard:
         gpu=gpu.name if gpu.available else "none. " + re.sub(r"\S*[/\\]\S*", "...", gpu.reason),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions={name: metadata.version(name) for name in _LIBRARIES},
+        versions={name: metadata.version(name) for name in _LIBRARIES} | gpu.versions,
         date=datetime.date.today().isoformat(),
     )

@@ -46,6 +46,8 @@ class Network:
             raise ValueError(f"{name}: two layers share a name in {[n for n, _ in layers]}.")
         self.shapes: dict[str, tuple[int, ...]] = {}
         """The shape of one output of each layer, without the batch axis."""
+        if not self.layers:
+            raise ValueError(f"{name} has no layers; give at least one (name, layer) pair.")
         shape = self.input_shape
         for layer_name, layer in self.layers.items():
             try:
@@ -54,6 +56,36 @@ class Network:
                 raise ValueError(f"{name}, layer {layer_name}: {error}") from None
             self.shapes[layer_name] = shape
         next(iter(self.layers.values())).needs_grad_x = False
+
+    def variant(self, name: str, **layers: Layer | None) -> "Network":
+        """Return a network with some layers replaced, or left out where None is given.
+
+        All other layers, weights included, are shared with this one, so a variant costs no memory.
+
+        Raises:
+            ValueError: there is no layer of that name, or the new one does not fit.
+
+        >>> deep_convnet().variant("without dropout", drop1=None, drop2=None).shapes["fc2"]
+        (10,)
+        """
+        unknown = layers.keys() - self.layers.keys()
+        if unknown:
+            raise ValueError(f"{self.name} has no layer {sorted(unknown)[0]!r}: {[*self.layers]}.")
+        changed = {**self.layers, **layers}
+        kept = [(n, layer) for n, layer in changed.items() if layer is not None]
+        return Network(name, kept, self.input_shape)
+
+    def input_shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of one input of the layer ``name``, without the batch axis.
+
+        >>> alexnet().input_shape_of("fc6")
+        (9216,)
+        """
+        names = list(self.layers)
+        if name not in names:
+            raise KeyError(f"{self.name} has no layer {name!r}; it has {names}.")
+        place = names.index(name)
+        return self.shapes[names[place - 1]] if place else self.input_shape
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -124,7 +156,13 @@ class Network:
         return loss
 
     def astype(self, dtype: Any) -> "Network":
-        """Convert all weights in place and return the network."""
+        """Convert all weights in place and return the network.
+
+        Raises:
+            TypeError: ``dtype`` is neither float32 nor float64.
+        """
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"weights are float32 or float64, got {np.dtype(dtype)}.")
         return self._map_parameters(lambda array: array.astype(dtype))
 
     def to_gpu(self) -> "Network":
@@ -146,7 +184,12 @@ class Network:
         return self
 
     def save_weights(self, path: str | os.PathLike) -> None:
-        """Write all weights to an ``.npz`` file: the whole file, or nothing."""
+        """Write all weights to an ``.npz`` file: the whole file, or nothing.
+
+        Raises:
+            ValueError: the name does not end in .npz.
+            FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
+        """
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"weights are stored as .npz, got the name {path.name!r}.")

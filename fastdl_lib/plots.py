@@ -31,7 +31,7 @@ from fastdl_lib.evidence import (
     Recording,
     format_number,
 )
-from fastdl_lib.machine import MachineCard
+from fastdl_lib.machine import MachineCard, threads_in_words
 from fastdl_lib.timing import LayerProfile
 
 __all__ = [
@@ -152,8 +152,7 @@ def _caption(origin: MachineCard | str, provenance: Provenance, *notes: str) -> 
 
 
 def _threads(measurement: Measurement) -> str:
-    count = measurement.conditions["threads"]
-    return f"{count} thread" if count == 1 else f"{count} threads"
+    return threads_in_words(measurement.conditions["threads"])
 
 
 def _plain_log(axis: Any) -> None:
@@ -225,7 +224,7 @@ def roofline(
     _plain_log(axes.xaxis)
     _plain_log(axes.yaxis)
     axes.set_xlabel("arithmetic intensity, FLOP per byte moved (computed)")
-    axes.set_ylabel("speed, GFLOP/s (measured here)")
+    axes.set_ylabel(f"speed, GFLOP/s ({ceilings.gemm_gflops.provenance})")
     machine = ceilings.gemm_gflops.machine
     threads = (
         f"product on {_threads(ceilings.gemm_gflops)}, copy on {_threads(ceilings.copy_gb_per_s)}"
@@ -273,21 +272,22 @@ def guess_and_truth(
 ) -> Picture:
     """Draw a guess beside the own measurement and what others published, on one axis."""
     rows = [("your guess", guess, Provenance.COMPUTED, _PURPLE)]
-    rows.append(("this machine", measured.median, measured.provenance, KIND_COLOURS["conv"]))
+    own = "this machine" if measured.provenance is Provenance.MEASURED else measured.name
+    rows.append((own, measured.median, measured.provenance, KIND_COLOURS["conv"]))
     rows += [(m.name, m.median, m.provenance, KIND_COLOURS["fc"]) for m in published]
     figure, axes = _new(8.5, 1.5 + 0.42 * len(rows))
     for place, (label, value, provenance, colour) in enumerate(rows):
-        own = label == "your guess"
+        guessed = label == "your guess"
         axes.barh(
             place,
             value,
             height=0.62,
             color=colour,
-            hatch="" if own else PROVENANCE_HATCH[provenance],
+            hatch="" if guessed else PROVENANCE_HATCH[provenance],
             edgecolor="white",
         )
-        note = "" if own else f"  ({provenance})"
-        end = measured.high if label == "this machine" else value
+        note = "" if guessed else f"  ({provenance})"
+        end = measured.high if label == own else value
         axes.text(end, place, f"  {format_number(value)} {unit}{note}", va="center", fontsize=9)
     if len(measured.samples) > 1:
         axes.plot([measured.low, measured.high], [1, 1], color=_INK, linewidth=2)
@@ -312,7 +312,9 @@ def image_row(images: np.ndarray, titles: Sequence[str], *, title: str, caption:
         axis.set_title(name, fontsize=10)
         axis.axis("off")
     size = "x".join(str(n) for n in images.shape[2:])
-    return Picture(figure, title, caption, f"{len(images)} images of {size} pixels: {titles}")
+    return Picture(
+        figure, title, caption, f"{len(images)} images of {size} pixels: {' and '.join(titles)}"
+    )
 
 
 # --- chapter 01: shares -------------------------------------------------------------------------
@@ -326,11 +328,14 @@ class Shares(NamedTuple):
     """Layer name to percent; what is missing to 100 is drawn as unlabelled."""
     kinds: dict[str, str]
     provenance: Provenance
+    origin: str
+    """The provenance in words, with the machine of a recording."""
 
     @classmethod
     def of_profile(cls, label: str, profile: LayerProfile) -> "Shares":
         """The shares of a profile measured here (or recorded)."""
-        return cls(label, profile.layer_shares(), profile.kinds, profile.provenance)
+        origin = next(iter(profile.forward.values())).label
+        return cls(label, profile.layer_shares(), profile.kinds, profile.provenance, origin)
 
     @classmethod
     def of_published(cls, label: str, table: PublishedTable, value: str, **where: Any) -> "Shares":
@@ -342,7 +347,8 @@ class Shares(NamedTuple):
         unit = {column.key: column.unit for column in table.columns}[value]
         total = 100 if unit == "%" else sum(row[value] for row in rows)
         percent = {row["layer"]: 100 * row[value] / total for row in rows}
-        return cls(label, percent, {n: _kind_of_name(n) for n in percent}, Provenance.PUBLISHED)
+        kinds = {name: _kind_of_name(name) for name in percent}
+        return cls(label, percent, kinds, Provenance.PUBLISHED, str(Provenance.PUBLISHED))
 
     @classmethod
     def of_recording(cls, label: str, recording: Recording, implementation: str) -> "Shares":
@@ -357,7 +363,7 @@ class Shares(NamedTuple):
         total = sum(row.median for row in rows)
         percent = {row.conditions["layer"]: 100 * row.median / total for row in rows}
         kinds = {row.conditions["layer"]: row.conditions["kind"] for row in rows}
-        return cls(label, percent, kinds, rows[0].provenance)
+        return cls(label, percent, kinds, rows[0].provenance, rows[0].label)
 
     def of_kind(self, *kinds: str) -> float:
         """The percentage of all layers of these kinds together."""
@@ -378,7 +384,7 @@ class Shares(NamedTuple):
         kinds = ", ".join(
             f"{KIND_NAMES[kind]} {self.of_kind(kind):.1f} %" for kind in KINDS if self.of_kind(kind)
         )
-        return f"{self.label} ({self.provenance}): {kinds}"
+        return f"{self.label} ({self.origin}): {kinds}"
 
 
 def _kind_of_name(name: str) -> str:
@@ -414,8 +420,11 @@ def share_pies(shares: Sequence[Shares], machine: MachineCard, *notes: str, titl
 
 def _share_caption(shares: Sequence[Shares], machine: MachineCard, *notes: str) -> str:
     """The machine belongs to what ran on it, in whichever place that stands."""
-    own = {s.provenance for s in shares} - {Provenance.PUBLISHED}
-    return _caption(machine, own.pop(), *notes) if own else " | ".join(["Published", *notes])
+    present = {share.provenance for share in shares}
+    for provenance in (Provenance.MEASURED, Provenance.RECORDED):
+        if provenance in present:
+            return _caption(machine, provenance, *notes)
+    return " | ".join(["Published", *notes])
 
 
 def _share_legend(shares: Sequence[Shares]) -> list[Patch]:
@@ -445,7 +454,7 @@ def share_bars(shares: Sequence[Shares], machine: MachineCard, *notes: str, titl
                     ha="center",
                     va="center",
                     fontsize=7.5,
-                    color="white",
+                    color=_INK if kind in ("norm", "relu") else "white",
                     bbox={"facecolor": KIND_COLOURS[kind], "edgecolor": "none", "pad": 0.6},
                 )
             left += percent
@@ -460,10 +469,9 @@ def share_bars(shares: Sequence[Shares], machine: MachineCard, *notes: str, titl
     return Picture(figure, title, caption, alt, _share_legend(shares))
 
 
-def cost_shares(costs: Sequence[LayerCost], network: str) -> Picture:
+def cost_shares(costs: Sequence[LayerCost], *, title: str) -> Picture:
     """Draw, layer by layer, who holds the parameters and who does the multiplications."""
     costs = [cost for cost in costs if cost.macs]
-    title = f"{network}: the parameters sit in the fc layers, the work in the conv layers"
     figure, axes = _new(9.5, 4.0, 2, sharey=True)
     panels = (
         ("share of the parameters, %", [cost.parameters for cost in costs]),
@@ -476,6 +484,7 @@ def cost_shares(costs: Sequence[LayerCost], network: str) -> Picture:
             [cost.name for cost in costs],
             percent,
             color=[KIND_COLOURS[cost.kind] for cost in costs],
+            hatch=PROVENANCE_HATCH[Provenance.COMPUTED],
             edgecolor="white",
         )
         for place, value in enumerate(percent):
@@ -575,10 +584,9 @@ def roofline_against_measured(
     return Picture(figure, title, _profile_caption(profile), alt, legend)
 
 
-def batch_sweep(profiles: Mapping[int, LayerProfile]) -> Picture:
+def batch_sweep(profiles: Mapping[int, LayerProfile], *, title: str) -> Picture:
     """Draw the time an image takes, by kind of layer, against the batch size."""
     batches = sorted(profiles)
-    title = "Small batches pay for the weights: fully connected layers shrink as the batch grows"
     figure, (left, right) = _new(9.5, 4.2, 2)
     bottom = np.zeros(len(batches))
     for kind in KINDS:
@@ -656,7 +664,8 @@ def samples_strip(measurements: Sequence[Measurement], *, title: str) -> Picture
         axes.set_xlim(left=0)
     axes.set_xlabel(f"one dot a run, {measurements[0].unit} (bar: median)")
     alt = f"{title}. " + "; ".join(
-        f"{m.name}: median {format_number(m.median)} {m.unit}, "
+        f"{m.name}: median {format_number(m.median)} {m.unit}, from "
+        f"{format_number(min(m.samples))} to {format_number(max(m.samples))}, "
         f"{m.median / reference:.2f} times the first"
         for m in measurements
     )

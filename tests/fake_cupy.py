@@ -125,6 +125,10 @@ def _synchronize():
 random = SimpleNamespace(default_rng=_Generator)
 cuda = SimpleNamespace(
     is_available=lambda: True,
-    runtime=SimpleNamespace(getDeviceProperties=lambda device: {"name": b"Stand-in GPU"}),
+    runtime=SimpleNamespace(
+        getDeviceProperties=lambda device: {"name": b"Stand-in GPU"},
+        runtimeGetVersion=lambda: 13010,
+        driverGetVersion=lambda: 13020,
+    ),
     get_current_stream=lambda: SimpleNamespace(synchronize=_synchronize),
 )

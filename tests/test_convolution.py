@@ -111,6 +111,22 @@ def test_output_size_counts_the_positions(size, kernel, stride):
             output_size(size, kernel, stride, least - 1)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_whole_numbers_may_be_numpys(algorithm):
+    x, weight = np.ones((1, 4, 3, 3)), np.ones((2, 2, 2, 2))
+    window = {"stride": np.int32(2), "padding": np.int64(1), "groups": np.uint8(2)}
+    assert (
+        algorithm(x, weight, **window).tolist()
+        == algorithm(x, weight, stride=2, padding=1, groups=2).tolist()
+    )
+
+
+def test_the_loops_refuse_arrays_on_the_gpu(fake_gpu):
+    x, weight = (fake_gpu.asarray(np.ones(shape, np.float32)) for shape in (X, W))
+    with pytest.raises(TypeError, match=r"CPU only: move .* with to_cpu\(\)"):
+        conv2d_loops(x, weight)
+
+
 # --- im2col and back ----------------------------------------------------------------------------
 
 
@@ -160,6 +176,15 @@ def test_im2col_refuses_what_is_no_batch():
         im2col(np.ones((3, 3)), (2, 2))
     with pytest.raises(ValueError, match=r"no size 0; got \(0, 1, 3, 3\)"):
         im2col(np.ones((0, 1, 3, 3)), (2, 2))
+
+
+@pytest.mark.parametrize("kernel", [3, (3,), (1, 2, 3), None])
+def test_a_kernel_that_is_no_pair_is_refused(kernel):
+    message = r"kernel must be a pair \(FH, FW\), such as \(3, 3\); got " + re.escape(repr(kernel))
+    with pytest.raises(TypeError, match=message):
+        im2col(np.ones((1, 1, 3, 3)), kernel)
+    with pytest.raises(TypeError, match=message):
+        col2im(np.ones((1, 9, 1)), (1, 1, 3, 3), kernel)
 
 
 def test_col2im_refuses_columns_of_another_input():
@@ -283,7 +308,9 @@ BAD_INPUT = {
         ValueError,
         "a window of 8 does not fit an input of 5 .* use padding >= 2 or a smaller kernel",
     ),
-    "groups 0": ((ones(X), ones(W)), {"groups": 0}, ValueError, "groups must be a whole number"),
+    "groups 0": ((ones(X), ones(W)), {"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+    "groups 1.0": ((ones(X), ones(W)), {"groups": 1.0}, TypeError, "groups must be a whole number"),
+    "groups True": ((ones(X), ones(W)), {"groups": True}, TypeError, "a whole number, got True"),
     "groups that do not divide the channels": (
         (ones(X), ones(W)),
         {"groups": 3},

@@ -240,8 +240,19 @@ def test_dropout_of_rate_0_keeps_everything():
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5, math.nan])
 def test_dropout_refuses_a_rate_outside_its_range(rate):
-    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\), such as 0\.5; got"):
         Dropout(rate)
+
+
+@pytest.mark.parametrize("rate", ["a", None, True, [0.5]])
+def test_dropout_refuses_a_rate_that_is_no_number(rate):
+    with pytest.raises(TypeError, match=r"rate must be a number, such as 0\.5; got"):
+        Dropout(rate)
+
+
+def test_a_rate_of_numpy_does_not_widen():
+    x = np.ones((3, 4), np.float32)
+    assert Dropout(np.float64(0.5)).forward(x, training=True).dtype == np.float32
 
 
 # --- loss ---------------------------------------------------------------------------------------
@@ -386,6 +397,27 @@ def test_a_list_is_refused(layer_and_x):
         layer.forward(x.tolist(), training=True)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [int, bool, np.uint8, np.float16])
+@pytest.mark.parametrize("name", sorted(EVERY_LAYER.keys() - {"Flatten"}))
+def test_other_dtypes_are_refused(name, dtype, training):
+    make, shape = EVERY_LAYER[name]
+    with pytest.raises(TypeError, match=rf"{np.dtype(dtype)}.*use x\.astype\(np\.float32\)"):
+        make(np.random.default_rng(0)).forward(np.ones(shape, dtype), training)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 4, 7, 7), (2, 0)])
+@pytest.mark.parametrize("make", [ReLU, lambda: Dropout(0.5)])
+def test_layers_for_any_shape_refuse_what_is_empty(make, shape):
+    with pytest.raises(ValueError, match=r"takes a batch of shape \(N, \.\.\.\), no size 0; got"):
+        make().forward(np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (2, 3, 4), (1, 2, 3, 4, 5)])
+def test_relu_takes_any_shape(shape):
+    assert ReLU().forward(-np.ones(shape)).tolist() == np.zeros(shape).tolist()
+
+
 @pytest.mark.parametrize("shape", [(4, 7, 7), (0, 4, 7, 7), (2, 4, 0, 7)])
 @pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "LocalResponseNorm", "Flatten"])
 def test_what_is_no_batch_of_images_is_refused(name, shape):
@@ -403,7 +435,19 @@ def test_what_is_no_batch_of_images_is_refused(name, shape):
         (lambda rng: Conv2d(1, 1, 3, stride=0, rng=rng), ValueError, "stride must be at least 1"),
         (lambda rng: Conv2d(1, 1, 3, padding=-1, rng=rng), ValueError, "padding must be at least"),
         (lambda rng: Conv2d(4, 6, 3, groups=3, rng=rng), ValueError, "groups=3 must divide in_cha"),
-        (lambda rng: Conv2d(4, 4, 3, groups=0, rng=rng), ValueError, "groups must be a whole num"),
+        (lambda rng: Conv2d(4, 4, 3, groups=0, rng=rng), ValueError, "groups must be at least 1"),
+        (lambda rng: Conv2d(4, 4, 3, groups=True, rng=rng), TypeError, "groups must be a whole nu"),
+        (lambda rng: Conv2d(4, 4, 3, groups=2.0, rng=rng), TypeError, "groups must be a whole num"),
+        (
+            lambda rng: Conv2d(1, 1, 3, rng=None),
+            TypeError,
+            r"np\.random\.default_rng\(0\); got None",
+        ),
+        (
+            lambda rng: Linear(2, 1, rng=3),
+            TypeError,
+            r"such as np\.random\.default_rng\(0\); got 3",
+        ),
         (lambda rng: Conv2d(1, 1, 1.5, rng=rng), TypeError, "kernel must be a whole number"),
         (lambda rng: Linear(0, 1, rng=rng), ValueError, "in_features must be a whole number"),
         (lambda rng: Linear(2, 1.0, rng=rng), ValueError, "out_features must be a whole number"),
@@ -424,7 +468,8 @@ def test_linear_refuses_other_features_and_dtypes():
         layer.forward(np.ones((2, 4), np.float32))
     with pytest.raises(ValueError, match=r"a batch of shape \(N, 5\)"):
         layer.forward(np.ones(5, np.float32))
-    with pytest.raises(TypeError, match=r"x is float64 but weight is float32; use x\.astype"):
+    message = r"x is float64 but weight is float32; use x\.astype\(np\.float32\)"
+    with pytest.raises(TypeError, match=message):
         layer.forward(np.ones((2, 5)))
 
 

@@ -362,3 +362,26 @@ def test_layers_must_fit_each_other():
 def test_backward_before_forward_is_refused():
     with pytest.raises(RuntimeError, match=r"Dropout\.backward\(\) needs a forward"):
         deep_convnet().backward(np.zeros((1, 10), np.float32))
+
+
+def test_a_variant_shares_the_weights_and_leaves_the_original():
+    network = deep_convnet()
+    variant = network.variant("no ReLU after conv1", relu1=None, pool2=MaxPool2d(2, stride=2))
+    assert "relu1" in network.layers and "relu1" not in variant.layers
+    assert list(variant.layers) == [name for name in network.layers if name != "relu1"]
+    assert variant.parameters["conv2.weight"] is network.parameters["conv2.weight"]
+    assert variant.input_shape_of("conv2") == (16, 28, 28)
+    with pytest.raises(ValueError, match="has no layer 'pool9'"):
+        network.variant("x", pool9=None)
+    with pytest.raises(ValueError, match="no ReLU, layer fc1: this Linear takes"):
+        network.variant("no ReLU", pool6=None)
+
+
+def test_a_network_needs_layers_and_knows_them():
+    with pytest.raises(ValueError, match="has no layers"):
+        Network("empty", [], (1, 28, 28))
+    with pytest.raises(KeyError, match="has no layer 'conv9'"):
+        deep_convnet().input_shape_of("conv9")
+    assert deep_convnet().input_shape_of("conv1") == (1, 28, 28)
+    with pytest.raises(TypeError, match="float32 or float64, got int32"):
+        deep_convnet().astype(np.int32)

@@ -2,23 +2,71 @@
 
 import json
 import os
+import shutil
+import subprocess
 
 import nbformat
 import pytest
+import staged
 import toys
+from staged import NOTEBOOKS
 
 from fastdl_lib import course
-
-NOTEBOOKS = sorted((course.ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+def staged_faults(path):
+    """Return the faults of a staged notebook, named as in the checkout it comes from."""
+    name = f"notebooks/{path.name}"
+    faults = [fault.replace(str(path), name) for fault in course.format_faults(path)]
+    # format_faults looks for the folder the file lies in, here a temporary one.
+    for cell in course.read_notebook(path).cells:
+        if cell.cell_type == "code":
+            traces = course._machine_traces(cell, course.ROOT / name)
+            faults += [f"names the machine that ran it: {trace!r}" for trace in traces]
+    return faults
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_format(path):
-    assert course.format_faults(path) == []
+    assert staged_faults(path) == [], "of the staged notebook: repair it, then git add it"
+
+
+def test_path_of_the_checkout_is_reported_in_a_staged_notebook(tmp_path):
+    path = toys.write_chapters(tmp_path / "notebooks")[1]
+    cells = toys.chapter_cells()
+    cells[1].outputs[0].text = f"data in {course.ROOT}\n"
+    toys.write(path, cells)
+    assert any(repr(str(course.ROOT)) in fault for fault in staged_faults(path))
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_what_is_staged_counts_and_nothing_else(tmp_path):
+    path, other = toys.write_chapters(tmp_path / "notebooks")
+    assert staged.checkout(tmp_path) == tmp_path  # no git: the files as they are
+    git(tmp_path, "init", "--quiet")
+    assert staged.checkout(tmp_path) == tmp_path  # nothing staged yet
+    git(tmp_path, "add", ".")
+    committed = path.read_bytes()
+    path.write_bytes(b"saved by a learner")
+    other.unlink()
+    (tmp_path / "notebooks" / "Untitled.ipynb").write_bytes(b"{}")
+    folder = staged.checkout(tmp_path)
+    assert folder != tmp_path
+    copies = sorted((folder / "notebooks").iterdir())
+    assert [copy.name for copy in copies] == [path.name, other.name]
+    assert copies[0].read_bytes() == committed
+    git(tmp_path, "add", ".")
+    folder = staged.checkout(tmp_path) / "notebooks"
+    assert sorted(copy.name for copy in folder.iterdir()) == [path.name, "Untitled.ipynb"]
+    assert (folder / path.name).read_bytes() == b"saved by a learner"
 
 
 def test_made_chapters_have_no_fault(tmp_path):
@@ -353,6 +401,7 @@ def test_readme_shows_the_stored_picture():
     pictures = [course.readme_picture(course.read_notebook(path)) for path in NOTEBOOKS]
     stored = [picture for picture in pictures if picture is not None]
     assert len(stored) == 1, "tag exactly one figure cell of the course with readme-picture"
-    assert (course.ROOT / course.README_PICTURE).read_bytes() == stored[0], "run make execute"
-    readme = (course.ROOT / "README.md").read_text(encoding="utf-8")
+    picture = (staged.ROOT / course.README_PICTURE).read_bytes()
+    assert picture == stored[0], "run make execute, stage the notebook and its picture"
+    readme = (staged.ROOT / "README.md").read_text(encoding="utf-8")
     assert f"]({course.README_PICTURE})" in readme

@@ -125,7 +125,7 @@ FIGURES = {
         [MACHINE, "batch 4"],
     ),
     "cost_shares": (
-        lambda: plots.cost_shares(layer_costs(deep_convnet()), "DeepConvNet"),
+        lambda: plots.cost_shares(layer_costs(deep_convnet()), title="DeepConvNet: who does what"),
         ["share of the parameters, %: convolution 58.1, fully connected 41.9", "share of the MACs"],
         ["Computed: counted from the layers' shapes"],
     ),
@@ -140,7 +140,9 @@ FIGURES = {
         [MACHINE, "batch 4"],
     ),
     "batch_sweep": (
-        lambda: plots.batch_sweep({8: FORWARD, 1: profile_of({"conv1": 3.0, "fc2": 7.0}, 1)}),
+        lambda: plots.batch_sweep(
+            {8: FORWARD, 1: profile_of({"conv1": 3.0, "fc2": 7.0}, 1)}, title="By batch"
+        ),
         ["batch 1: 10.0 ms, convolution 30 %, fully connected 70 %", "batch 8: 12.5 ms"],
         [MACHINE, "BLAS on 4 threads"],
     ),
@@ -148,7 +150,10 @@ FIGURES = {
         lambda: plots.samples_strip(
             [measured("fair", 10.0, 11.0, 12.0), measured("one shot", 44.0)], title="Strips"
         ),
-        ["fair: median 11.0 ms, 1.00 times", "one shot: median 44.0 ms, 4.00 times the first"],
+        [
+            "fair: median 11.0 ms, from 10.0 to 12.0, 1.00 times",
+            "one shot: median 44.0 ms, from 44.0 to 44.0, 4.00 times the first",
+        ],
         [MACHINE],
     ),
 }  # fmt: skip
@@ -284,6 +289,8 @@ def test_shares_of_a_recording():
     shares = Shares.of_recording("recorded", recording, "numpy")
     assert shares.percent == {"conv1": 75.0, "fc6": 25.0}
     assert shares.provenance is Provenance.RECORDED
-    assert shares.in_words() == ("recorded (recorded): convolution 75.0 %, fully connected 25.0 %")
+    assert shares.in_words() == (
+        "recorded (recorded on Example CPU, 2025-01-31): convolution 75.0 %, fully connected 25.0 %"
+    )
     with pytest.raises(ValueError, match="no implementation 'caffe'"):
         Shares.of_recording("recorded", recording, "caffe")

@@ -7,10 +7,10 @@ from collections import Counter
 import nbformat
 import pytest
 import toys
+from staged import NOTEBOOKS
 
 from fastdl_lib import course
 
-NOTEBOOKS = sorted((course.ROOT / "notebooks").glob("*.ipynb"))
 # Shorter lines, such as `else:` or `return x`, may well stand in a stub by right.
 TELLING_LENGTH = 12
 STUB = 'raise NotImplementedError("Replace this line with your answer.")'

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import staged
 import toys
+from staged import NOTEBOOKS
 from wrong_answers import WRONG_ANSWERS
 
 from fastdl_lib import course
 
-NOTEBOOKS = sorted((course.ROOT / "notebooks").glob("*.ipynb"))
 SEEDS = range(5)
 LEAST = 4
 
@@ -144,7 +145,7 @@ def test_wrong_answer_loses_its_points(exercise, wrong):
 def released(tmp_path_factory):
     """The learners' copies of all exercises, by grade_id."""
     root = tmp_path_factory.mktemp("released")
-    shutil.copytree(course.ROOT / "notebooks", root / "notebooks")
+    shutil.copytree(staged.ROOT / "notebooks", root / "notebooks")
     shutil.copy(course.ROOT / "nbgrader_config.py", root)
     return {stub.grade_id: stub for path in course.release(root) for stub in exercises_of(path)}
 

@@ -83,6 +83,14 @@ def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1,
         macs *= (x_shape[2 + axis] + 2 * padding[1 - axis] - span) // stride[1 - axis] + 1
     return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
 """,
+        "true division": """
+def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
+    macs = x_shape[0]
+    for axis in (0, 1):
+        span = dilation[axis] * (weight_shape[2 + axis] - 1) + 1
+        macs *= (x_shape[2 + axis] + 2 * padding[axis] - span) / stride[axis] + 1
+    return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
+""",
         "forgets the first position": """
 def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
     macs = x_shape[0]
@@ -225,6 +233,11 @@ def smallest_batch(inputs, outputs, ridge):
     ):
         batch += 1
     return batch
+""",
+        "always finds a batch": """
+def smallest_batch(inputs, outputs, ridge):
+    gain = abs(2 * inputs * outputs - 4 * ridge * (inputs + outputs))
+    return max(1, -int(-4 * ridge * (inputs * outputs + outputs) // gain))
 """,
         "weights read for every image": """
 def smallest_batch(inputs, outputs, ridge):
