@@ -289,7 +289,8 @@ class LocalResponseNorm(Layer):
         _positive(size=size)
         if size % 2 == 0:
             raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
-        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        # Plain floats: a NumPy float64 would widen a float32 batch.
+        self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
 
     def _window_sum(self, values: Array) -> Array:
         """Sum over the neighbouring channels of each channel; outside there is nothing to add."""

@@ -476,3 +476,10 @@ def test_linear_refuses_other_features_and_dtypes():
 def test_a_pooling_window_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="a window of 3 does not fit an input of 2"):
         MaxPool2d(3).forward(np.ones((1, 1, 2, 2), np.float32))
+
+
+def test_constants_of_lrn_do_not_widen_a_float32_batch():
+    layer = LocalResponseNorm(alpha=np.float64(1e-4), beta=np.float64(0.75), k=np.float64(2))
+    x = np.ones((1, 4, 2, 2), np.float32)
+    assert layer.forward(x, training=True).dtype == np.float32
+    assert layer.backward(x).dtype == np.float32
