@@ -10,6 +10,7 @@ and returns (N, K, OH, OW) of the same dtype. As everywhere in deep learning, th
 flipped: this is cross-correlation.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "conv2d_loops",
     "im2col",
     "output_size",
+    "tap_views",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -133,6 +135,30 @@ def check_conv_shapes(
     )
 
 
+def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[int, int, Array]]:
+    """For each place (p, q) of a window, yield p, q and what that place sees as the window slides.
+
+    Args:
+        x: (N, C, H, W), padded already; any dtype.
+        kernel: (FH, FW).
+
+    Yields:
+        FH * FW times (p, q, view): view (N, C, OH, OW) shares x's memory, so that writing to it
+        writes to x.
+
+    >>> x = np.arange(16).reshape(1, 1, 4, 4)
+    >>> [view[0, 0].tolist() for _, _, view in tap_views(x, (1, 2), 2)]
+    [[[0, 2], [8, 10]], [[1, 3], [9, 11]]]
+    """
+    out_h = output_size(x.shape[2], kernel[0], stride)
+    out_w = output_size(x.shape[3], kernel[1], stride)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
+            columns = slice(q, q + stride * (out_w - 1) + 1, stride)
+            yield p, q, x[:, :, rows, columns]
+
+
 def conv2d_loops(
     x: Array,
     weight: Array,
@@ -212,11 +238,8 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
         x = xp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     columns = xp.empty((batch, channels, filter_h, filter_w, out_h, out_w), dtype=x.dtype)
     # FH * FW slice copies instead of a loop over pixels.
-    for p in range(filter_h):
-        for q in range(filter_w):
-            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
-            cols = slice(q, q + stride * (out_w - 1) + 1, stride)
-            columns[:, :, p, q] = x[:, :, rows, cols]
+    for p, q, view in tap_views(x, kernel, stride):
+        columns[:, :, p, q] = view
     return columns.reshape(batch, channels * filter_h * filter_w, out_h * out_w)
 
 
@@ -260,11 +283,8 @@ def col2im(
     image = xp.zeros(
         (batch, channels, height + 2 * padding, width + 2 * padding), dtype=columns.dtype
     )
-    for p in range(filter_h):
-        for q in range(filter_w):
-            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
-            cols = slice(q, q + stride * (out_w - 1) + 1, stride)
-            image[:, :, rows, cols] += columns[:, :, p, q]
+    for p, q, view in tap_views(image, kernel, stride):
+        view += columns[:, :, p, q]
     return image[:, :, padding : padding + height, padding : padding + width]
 
 

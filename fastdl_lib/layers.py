@@ -17,6 +17,7 @@ from fastdl_lib.convolution import (
     conv2d_im2col,
     conv2d_im2col_backward,
     output_size,
+    tap_views,
 )
 
 __all__ = [
@@ -230,17 +231,7 @@ class MaxPool2d(Layer):
 
     def _taps(self, x: Array) -> list[Array]:
         """For each place in the window, the view of x that this place sees at every position."""
-        _, out_h, out_w = self.output_shape(x.shape[1:])
-        return [
-            x[
-                :,
-                :,
-                p : p + self.stride * (out_h - 1) + 1 : self.stride,
-                q : q + self.stride * (out_w - 1) + 1 : self.stride,
-            ]
-            for p in range(self.kernel)
-            for q in range(self.kernel)
-        ]
+        return [view for _, _, view in tap_views(x, (self.kernel, self.kernel), self.stride)]
 
     def forward(self, x: Array, training: bool = False) -> Array:
         xp = array_module(x)

@@ -90,20 +90,16 @@ class Network:
     @property
     def parameters(self) -> dict[str, Array]:
         """All weights by name, such as ``"conv1.weight"``."""
-        return {
-            f"{layer_name}.{name}": array
-            for layer_name, layer in self.layers.items()
-            for name, array in layer.parameters.items()
-        }
+        return self._by_name({n: layer.parameters for n, layer in self.layers.items()})
 
     @property
     def gradients(self) -> dict[str, Array]:
         """All gradients of the last backward pass, under the names of ``parameters``."""
-        return {
-            f"{layer_name}.{name}": array
-            for layer_name, layer in self.layers.items()
-            for name, array in layer.gradients.items()
-        }
+        return self._by_name({n: layer.gradients for n, layer in self.layers.items()})
+
+    @staticmethod
+    def _by_name(arrays: dict[str, dict[str, Array]]) -> dict[str, Array]:
+        return {f"{layer}.{n}": a for layer, named in arrays.items() for n, a in named.items()}
 
     @property
     def parameter_count(self) -> int:
