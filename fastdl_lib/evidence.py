@@ -262,6 +262,10 @@ def read_recording(path: str | os.PathLike) -> Recording:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another schema version, or misses a field.
+
+    >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
+    >>> recording.measurements[0].provenance.value
+    'recorded'
     """
     path = Path(path)
     fields = _read_json(path, RECORDING_SCHEMA)

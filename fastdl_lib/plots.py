@@ -432,7 +432,15 @@ def _share_legend(shares: Sequence[Shares]) -> list[Patch]:
 
 
 def share_bars(shares: Sequence[Shares], machine: MachineCard, *notes: str, title: str) -> Picture:
-    """Draw the same shares as stacked bars: lengths are easier to compare than angles."""
+    """Draw the same shares as stacked bars: lengths are easier to compare than angles.
+
+    >>> from fastdl_lib.evidence import published
+    >>> from fastdl_lib.machine import machine_card
+    >>> table = published("fig_8_14")
+    >>> cpu = Shares.of_published("Fig 8-14, CPU", table, "share_pct", device="CPU")
+    >>> share_bars([cpu], machine_card(), title="A published pie").png[1:4]
+    b'PNG'
+    """
     figure, axes = _new(9.5, 1.7 + 0.6 * len(shares))
     for place, share in enumerate(shares):
         left = 0.0
