@@ -159,9 +159,9 @@ def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = Non
         Column("layer"),
         Column("output"),
         Column("parameters", provenance=counted),
-        Column("parameters_pct", "share", "%", counted),
+        Column("parameters_pct", "of all parameters", "%", counted),
         Column("macs", "MACs", provenance=counted),
-        Column("macs_pct", "share", "%", counted),
+        Column("macs_pct", "of all MACs", "%", counted),
         Column("megabytes", "moved at least", "MB", counted),
         Column("intensity", "intensity", "FLOP/byte", counted),
     ]

@@ -334,8 +334,9 @@ class Shares(NamedTuple):
     @classmethod
     def of_profile(cls, label: str, profile: LayerProfile) -> "Shares":
         """The shares of a profile measured here (or recorded)."""
-        origin = next(iter(profile.forward.values())).label
-        return cls(label, profile.layer_shares(), profile.kinds, profile.provenance, origin)
+        return cls(
+            label, profile.layer_shares(), profile.kinds, profile.provenance, profile.first.label
+        )
 
     @classmethod
     def of_published(cls, label: str, table: PublishedTable, value: str, **where: Any) -> "Shares":
@@ -381,6 +382,7 @@ class Shares(NamedTuple):
         return [*parts, ("unlabelled", "other", rest)] if rest > 0.05 else parts
 
     def in_words(self) -> str:
+        """The share of each kind of layer, for a text alternative."""
         kinds = ", ".join(
             f"{KIND_NAMES[kind]} {self.of_kind(kind):.1f} %" for kind in KINDS if self.of_kind(kind)
         )
@@ -548,11 +550,11 @@ def layer_bars(profile: LayerProfile, *, title: str) -> Picture:
 
 
 def _profile_caption(profile: LayerProfile) -> str:
-    first = next(iter(profile.forward.values()))
     return _caption(
         profile.machine,
         profile.provenance,
-        f"batch {profile.batch}, BLAS on {_threads(first)}, {len(first.samples)} passes",
+        f"batch {profile.batch}, BLAS on {_threads(profile.first)}, "
+        f"{len(profile.first.samples)} passes",
     )
 
 
@@ -634,7 +636,7 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *, title: str) -> Picture:
         f"fully connected {profiles[b].kind_shares()['fc']:.0f} %"
         for b in batches
     )
-    threads = f"BLAS on {_threads(next(iter(profile.forward.values())))}, medians"
+    threads = f"BLAS on {_threads(profile.first)}, medians"
     caption = _caption(profile.machine, profile.provenance, threads)
     return Picture(figure, title, caption, alt, _kind_patches(KINDS[:-1]))
 

@@ -167,16 +167,24 @@ class LayerProfile:
     """Empty for a forward profile."""
 
     @property
+    def first(self) -> Measurement:
+        """The first layer's forward time; all layers share its machine, label and conditions."""
+        return next(iter(self.forward.values()))
+
+    @property
     def machine(self) -> MachineCard:
-        return next(iter(self.forward.values())).machine
+        """The card of the machine that all layers ran on."""
+        return self.first.machine
 
     @property
     def conditions(self) -> dict[str, Any]:
-        return dict(next(iter(self.forward.values())).conditions)
+        """Batch size, BLAS threads and warm-up passes."""
+        return dict(self.first.conditions)
 
     @property
     def provenance(self) -> Provenance:
-        return next(iter(self.forward.values())).provenance
+        """Measured here, or recorded."""
+        return self.first.provenance
 
     def layer_ms(self) -> dict[str, float]:
         """Median time of each layer, forward and (if measured) backward together."""
@@ -192,6 +200,7 @@ class LayerProfile:
 
     @property
     def images_per_s(self) -> float:
+        """Images a second, from the sum of the layers' medians."""
         return 1e3 * self.batch / self.total_ms
 
     def layer_shares(self) -> dict[str, float]:
@@ -210,14 +219,13 @@ class LayerProfile:
 
         Its median and the sum of medians in :meth:`kind_shares` differ by some tenths.
         """
-        first = next(iter(self.forward.values()))
         passes = [
             {
                 name: measurement.samples[i]
                 + (self.backward[name].samples[i] if self.backward else 0.0)
                 for name, measurement in self.forward.items()
             }
-            for i in range(len(first.samples))
+            for i in range(len(self.first.samples))
         ]
         samples = tuple(
             100
@@ -225,12 +233,11 @@ class LayerProfile:
             / sum(one.values())
             for one in passes
         )
-        return dataclasses.replace(first, name=f"share of {kind}", unit="%", samples=samples)
+        return dataclasses.replace(self.first, name=f"share of {kind}", unit="%", samples=samples)
 
     def table(self) -> Table:
         """The profile as a table: milliseconds with quartiles, and shares."""
         shares, provenance = self.layer_shares(), self.provenance
-        first = next(iter(self.forward.values()))
         rows = [
             {
                 "layer": name,
@@ -247,7 +254,7 @@ class LayerProfile:
         what = "training step" if self.backward else "forward pass"
         caption = (
             f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "
-            f"{self.images_per_s:,.1f} images/s ({first.label}, BLAS on "
+            f"{self.images_per_s:,.1f} images/s ({self.first.label}, BLAS on "
             f"{threads_in_words(self.conditions['threads'])}, median and quartiles)"
         )
         return Table(tuple(columns), tuple(rows), caption)
