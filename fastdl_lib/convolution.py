@@ -10,27 +10,40 @@ and returns (N, K, OH, OW) of the same dtype. As everywhere in deep learning, th
 flipped: this is cross-correlation.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from fastdl_lib.arrays import array_module
+from fastdl_lib.threads import blocks, in_parallel
 
 __all__ = [
+    "channels_last",
     "check_conv_shapes",
+    "check_grad_out",
+    "check_on_cpu",
     "check_whole_number",
     "check_window",
     "col2im",
+    "conv2d_blocked",
+    "conv2d_blocked_backward",
+    "conv2d_compiled",
     "conv2d_im2col",
     "conv2d_im2col_backward",
     "conv2d_loops",
     "im2col",
     "output_size",
+    "padded_channels_last",
     "tap_views",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+
+CACHE_BYTES = 2**18
+"""How much of a batch is worked on at a time, so that it stays in a core's own (L2) cache."""
 
 
 def check_whole_number(name: str, value: int, least: int) -> None:
@@ -135,6 +148,35 @@ def check_conv_shapes(
     )
 
 
+def check_grad_out(grad_out: Array, x: Array, out_shape: tuple[int, ...]) -> None:
+    """Refuse a gradient that does not belong to the output of this shape and x's dtype.
+
+    Raises:
+        ValueError: another shape.
+        TypeError: another dtype.
+    """
+    if grad_out.shape != out_shape:
+        raise ValueError(
+            f"grad_out must have the output's shape {out_shape}, got {grad_out.shape}."
+        )
+    if grad_out.dtype != x.dtype:
+        raise TypeError(
+            f"x is {x.dtype} but grad_out is {grad_out.dtype}; use grad_out.astype(x.dtype)."
+        )
+
+
+def check_on_cpu(name: str, x: Array) -> None:
+    """Refuse an array on the GPU.
+
+    Raises:
+        TypeError: x is a CuPy array; ``name`` is the function that needs the CPU.
+    """
+    if array_module(x) is not np:
+        raise TypeError(
+            f"{name} runs on the CPU only: move x, weight and bias there with to_cpu()."
+        )
+
+
 def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[int, int, Array]]:
     """For each place (p, q) of a window, yield p, q and what that place sees as the window slides.
 
@@ -180,10 +222,7 @@ def conv2d_loops(
     [[4.0, 4.0], [4.0, 4.0]]
     """
     out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
-    if array_module(x) is not np:
-        raise TypeError(
-            "conv2d_loops runs on the CPU only: move x, weight and bias there with to_cpu()."
-        )
+    check_on_cpu("conv2d_loops", x)
     batch, filters = x.shape[0], weight.shape[0]
     _, group_channels, filter_h, filter_w = weight.shape
     filters_a_group = filters // groups
@@ -203,6 +242,65 @@ def conv2d_loops(
                             for q in range(filter_w):
                                 total += row[j * stride + q] * taps[k][c][p][q]
                     out[n, k, i, j] = total
+    return out
+
+
+@functools.cache
+def _compiled_loops() -> Callable[..., None]:
+    """The loops, to be compiled at the first call for each dtype. Importing Numba takes a while."""
+    import numba
+
+    @numba.njit
+    def loops(padded, weight, bias, stride, groups, out):
+        batch, filters, out_h, out_w = out.shape
+        _, group_channels, filter_h, filter_w = weight.shape
+        for n in range(batch):
+            for k in range(filters):
+                first_channel = k // (filters // groups) * group_channels
+                for i in range(out_h):
+                    for j in range(out_w):
+                        total = bias[k]
+                        for c in range(group_channels):
+                            for p in range(filter_h):
+                                for q in range(filter_w):
+                                    value = padded[
+                                        n, first_channel + c, i * stride + p, j * stride + q
+                                    ]
+                                    total += value * weight[k, c, p, q]
+                        out[n, k, i, j] = total
+
+    return loops
+
+
+def conv2d_compiled(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> np.ndarray:
+    """Convolve with the loops of :func:`conv2d_loops`, compiled by Numba; CPU, one thread.
+
+    Shapes as in the module's head; accumulates in x.dtype. The first call for each dtype compiles,
+    which takes about a second.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_conv_shapes`; TypeError for an array on the GPU.
+
+    >>> x, w = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 2, 2), np.float32)
+    >>> conv2d_compiled(x, w)[0, 0].tolist()
+    [[4.0, 4.0], [4.0, 4.0]]
+    """
+    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    check_on_cpu("conv2d_compiled", x)
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    out = np.empty((len(x), len(weight), out_h, out_w), x.dtype)
+    start = np.zeros(len(weight), x.dtype) if bias is None else bias
+    # One memory order, so that a change of it does not compile anew.
+    loops, arrays = _compiled_loops(), map(np.ascontiguousarray, (padded, weight, start))
+    loops(*arrays, stride, groups, out)
     return out
 
 
@@ -352,15 +450,7 @@ def conv2d_im2col_backward(
     xp = array_module(grad_out, x, weight)
     out_h, out_w = check_conv_shapes(x, weight, None, stride, padding, groups)
     batch, filters = x.shape[0], weight.shape[0]
-    if grad_out.shape != (batch, filters, out_h, out_w):
-        raise ValueError(
-            f"grad_out must have the output's shape {(batch, filters, out_h, out_w)}, "
-            f"got {grad_out.shape}."
-        )
-    if grad_out.dtype != x.dtype:
-        raise TypeError(
-            f"x is {x.dtype} but grad_out is {grad_out.dtype}; use grad_out.astype(x.dtype)."
-        )
+    check_grad_out(grad_out, x, (batch, filters, out_h, out_w))
     columns = im2col(x, weight.shape[2:], stride, padding)
     columns = columns.reshape(batch, groups, -1, out_h * out_w)
     matrix = weight.reshape(groups, filters // groups, -1)
@@ -375,3 +465,178 @@ def conv2d_im2col_backward(
         grad_columns = grad_columns.reshape(batch, -1, out_h * out_w)
         grad_x = col2im(grad_columns, x.shape, weight.shape[2:], stride, padding)
     return grad_x, grad_matrix.reshape(weight.shape), grad_bias
+
+
+# --- the same product, laid out for the caches --------------------------------------------------
+
+
+def channels_last(shape: tuple[int, int, int, int], dtype: Any) -> np.ndarray:
+    """Make an empty array of shape (N, C, H, W) whose memory runs over N, H, W, C.
+
+    The channels of a pixel then lie side by side, so that a copy of a patch moves long runs; who
+    reads the array by its axes does not notice.
+
+    >>> x = channels_last((2, 96, 55, 55), np.float32)
+    >>> x.shape, [stride // x.itemsize for stride in x.strides]
+    ((2, 96, 55, 55), [290400, 1, 5280, 96])
+    """
+    batch, channels, height, width = shape
+    return np.empty((batch, height, width, channels), dtype).transpose(0, 3, 1, 2)
+
+
+def padded_channels_last(x: np.ndarray, padding: int, height: int, width: int) -> np.ndarray:
+    """Copy x (N, C, H, W) into the middle of zeros: (N, height, width, C), contiguous.
+
+    What does not fit below and on the right is cut off: no window reaches it.
+    """
+    out = np.zeros((x.shape[0], height, width, x.shape[1]), x.dtype)
+    inside = out[:, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+    inside[...] = x.transpose(0, 2, 3, 1)[:, : inside.shape[1], : inside.shape[2]]
+    return out
+
+
+def _windows(image: np.ndarray, kernel: tuple[int, int], stride: int, padding: int) -> np.ndarray:
+    """What the filter sees at every position of one image (C, H, W): (OH, OW, FH, FW, C), a view
+    of a padded copy."""
+    height, width = (size + 2 * padding for size in image.shape[1:])
+    padded = padded_channels_last(image[None], padding, height, width)[0]
+    windows = sliding_window_view(padded, kernel, axis=(0, 1))[::stride, ::stride]
+    return windows.transpose(0, 1, 3, 4, 2)
+
+
+def _filter_matrices(weight: np.ndarray, groups: int) -> np.ndarray:
+    """(groups, FH * FW * C / groups, K / groups): a row for each entry of a channels-last patch."""
+    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
+    return by_group.reshape(groups, -1, len(weight) // groups)
+
+
+def _rows_a_block(out_h: int, out_w: int, matrices: np.ndarray) -> int:
+    """How many rows of outputs have patches that stay in the cache."""
+    return min(out_h, max(1, CACHE_BYTES // (out_w * matrices[0, :, 0].nbytes)))
+
+
+def conv2d_blocked(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> np.ndarray:
+    """Convolve as :func:`conv2d_im2col`, a few output rows at a time and channels last. CPU only.
+
+    The patches of some rows are laid out, multiplied and forgotten before they leave the cache,
+    instead of a matrix up to 25 times the input; the rows are shared out among threads. Shapes as
+    in the module's head; the result is channels last in memory (:func:`channels_last`).
+
+    Raises:
+        TypeError, ValueError: as :func:`check_conv_shapes`; TypeError for an array on the GPU.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> conv2d_blocked(x, w, padding=1).shape
+    (2, 4, 8, 8)
+    """
+    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    check_on_cpu("conv2d_blocked", x)
+    out = channels_last((len(x), len(weight), out_h, out_w), x.dtype)
+    matrices = _filter_matrices(weight, groups)
+    rows = _rows_a_block(out_h, out_w, matrices)
+    blocks_an_image = -(-out_h // rows)
+
+    def work(part: slice) -> None:
+        image = None
+        for number in range(part.start, part.stop):
+            n, block = divmod(number, blocks_an_image)
+            if n != image:
+                image, windows = n, _windows(x[n], weight.shape[2:], stride, padding)
+            here = slice(block * rows, min(out_h, (block + 1) * rows))
+            result = out[n].transpose(1, 2, 0)[here].reshape(-1, groups, len(weight) // groups)
+            for group, matrix in enumerate(matrices):
+                patches = _patches(windows[here], group, weight.shape[1])
+                np.matmul(patches, matrix, out=result[:, group])
+            if bias is not None:
+                result += bias.reshape(groups, -1)
+
+    in_parallel(work, len(x) * blocks_an_image)
+    return out
+
+
+def _patches(windows: np.ndarray, group: int, group_channels: int) -> np.ndarray:
+    """Copy the channels of one group of some rows of windows: (rows * OW, FH * FW * C / groups)."""
+    seen = windows[..., group * group_channels : (group + 1) * group_channels]
+    return np.ascontiguousarray(seen).reshape(seen.shape[0] * seen.shape[1], -1)
+
+
+def conv2d_blocked_backward(
+    grad_out: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    need_grad_x: bool = True,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Return the gradients of :func:`conv2d_blocked` with respect to x, weight and bias.
+
+    As :func:`conv2d_im2col_backward`, which also describes arguments and result, but with the
+    patches of a few output rows at a time.
+
+    Raises:
+        TypeError, ValueError: as there; TypeError for an array on the GPU.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> [g.shape for g in conv2d_blocked_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    out_h, out_w = check_conv_shapes(x, weight, None, stride, padding, groups)
+    check_on_cpu("conv2d_blocked_backward", x)
+    check_grad_out(grad_out, x, (len(x), len(weight), out_h, out_w))
+    filter_h, filter_w = weight.shape[2:]
+    matrices = _filter_matrices(weight, groups)
+    rows = _rows_a_block(out_h, out_w, matrices)
+    grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
+    sums: dict[int, np.ndarray] = {}
+
+    def work(part: slice) -> None:
+        total = np.zeros_like(matrices)
+        for n in range(part.start, part.stop):
+            windows = _windows(x[n], (filter_h, filter_w), stride, padding)
+            # Every pixel gets the sum over the windows that it lies in.
+            grad = np.zeros([size + 2 * padding for size in x.shape[2:]] + [x.shape[1]], x.dtype)
+            for here in blocks(slice(0, out_h), rows):
+                grad_rows = grad_out[n].transpose(1, 2, 0)[here].reshape(-1, *matrices[:, 0].shape)
+                grads = []
+                for group, matrix in enumerate(matrices):
+                    patches = _patches(windows[here], group, weight.shape[1])
+                    total[group] += patches.T @ grad_rows[:, group]
+                    if need_grad_x:
+                        grads.append(grad_rows[:, group] @ matrix.T)
+                if need_grad_x:
+                    seen = grad[here.start * stride :]
+                    _add_patches(seen, grads, (out_w, filter_h, filter_w), stride)
+            if need_grad_x:
+                inside = grad[padding : padding + x.shape[2], padding : padding + x.shape[3]]
+                grad_x[n] = inside.transpose(2, 0, 1)
+        sums[part.start] = total
+
+    in_parallel(work, len(x))
+    # In the images' order, whichever thread was first: the same bits every time.
+    grad_matrices = sum(sums[start] for start in sorted(sums))
+    by_group = grad_matrices.reshape(groups, filter_h, filter_w, weight.shape[1], -1)
+    grad_weight = by_group.transpose(0, 4, 3, 1, 2).reshape(weight.shape)
+    return grad_x, grad_weight, grad_out.sum(axis=(0, 2, 3))
+
+
+def _add_patches(
+    image: np.ndarray, grads: list[np.ndarray], shape: tuple[int, int, int], stride: int
+) -> None:
+    """Add the patches of some rows, (rows, OW, FH, FW, C / groups) a group, to an image (H, W, C)
+    that begins at the first of these rows."""
+    for group, grad in enumerate(grads):
+        grad = grad.reshape(len(grad) // shape[0], *shape, -1)
+        out_h, out_w, filter_h, filter_w, channels = grad.shape
+        for p, q in np.ndindex(filter_h, filter_w):
+            view = image[p : p + stride * out_h : stride, q : q + stride * out_w : stride]
+            view[:out_h, :out_w, group * channels : (group + 1) * channels] += grad[:, :, p, q]

@@ -18,7 +18,8 @@ import numpy as np
 
 from fastdl_lib.datasets import data_folder
 from fastdl_lib.files import whole_file
-from fastdl_lib.machine import MachineCard, threads_in_words
+from fastdl_lib.machine import MachineCard
+from fastdl_lib.threads import threads_in_words
 
 __all__ = [
     "Column",

@@ -5,6 +5,7 @@ A layer keeps the dtype and the library (NumPy or CuPy) of what it is given. Its
 names. With ``training=True`` the forward pass keeps what the backward pass needs.
 """
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -12,15 +13,23 @@ import numpy as np
 
 from fastdl_lib.arrays import array_module
 from fastdl_lib.convolution import (
+    CACHE_BYTES,
     check_whole_number,
     check_window,
+    conv2d_blocked,
+    conv2d_blocked_backward,
+    conv2d_compiled,
     conv2d_im2col,
     conv2d_im2col_backward,
+    conv2d_loops,
     output_size,
     tap_views,
 )
+from fastdl_lib.threads import in_parallel
+from fastdl_lib.winograd import conv2d_winograd, conv2d_winograd_backward, saves_work
 
 __all__ = [
+    "CONV_ALGORITHMS",
     "Conv2d",
     "Dropout",
     "Flatten",
@@ -34,6 +43,17 @@ __all__ = [
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
+
+CONV_ALGORITHMS = {
+    "loops": conv2d_loops,
+    "compiled": conv2d_compiled,
+    "im2col": conv2d_im2col,
+    "blocked": conv2d_blocked,
+    "winograd": conv2d_winograd,
+}
+"""Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them."""
+
+_CONV_BACKWARD = {"blocked": conv2d_blocked_backward, "winograd": conv2d_winograd_backward}
 
 
 class Layer:
@@ -118,21 +138,62 @@ def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarra
     return rng.standard_normal(shape, dtype=np.float32) * scale
 
 
+def _in_blocks(work: Callable[[slice], None], x: Array, row_bytes: int, rows: int) -> None:
+    """Call ``work`` on slices of ``range(rows)``: on the CPU in blocks that fit a core's cache,
+    shared out among threads; on the GPU on all rows at once."""
+    if array_module(x) is np:
+        block = max(1, CACHE_BYTES // row_bytes)
+        in_parallel(work, rows, block=block, least=block)
+    else:
+        work(slice(0, rows))
+
+
+def _shared_out(work: Callable[[slice], None], x: Array, count: int) -> None:
+    """Call ``work`` on slices of ``range(count)``, one a thread; on the GPU on all at once.
+
+    A product shared out this way leaves the BLAS's own threads asleep. Woken once, they spin for
+    a while and take the cores from the next layer's threads.
+    """
+    if array_module(x) is np:
+        in_parallel(work, count, least=64)
+    else:
+        work(slice(0, count))
+
+
+def _like(x: Array, shape: Shape) -> Array:
+    """An empty array of x's library, dtype and order in memory (such as channels last)."""
+    return array_module(x).empty_like(x, shape=shape)
+
+
+def _pixels(x: Array) -> Array:
+    """(N, C, H, W) as rows of channels, (N * H * W, C): a view where x is channels last."""
+    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _from_pixels(pixels: Array, shape: Shape) -> Array:
+    """The way back from :func:`_pixels`, a view: channels last in memory."""
+    batch, channels, height, width = shape
+    return pixels.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
+
+
 class Conv2d(Layer):
-    """Convolution with square filters, by im2col and a matrix product.
+    """Convolution with square filters.
 
     Args:
         in_channels, out_channels: C and K.
         kernel: height and width of a filter.
         stride, padding: in pixels, the same on both axes.
         groups: the channels are cut into this many parts that do not see each other.
+        algorithm: one of :data:`CONV_ALGORITHMS`, or ``"auto"``: Winograd's where it saves work,
+            blocked elsewhere, im2col on the GPU. It may be set later.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
     Input (N, C, H, W), output (N, K, OH, OW).
 
     Raises:
         TypeError: rng is no generator, a window or groups not whole; as check_conv_shapes.
-        ValueError: sizes below 1 or groups that do not divide the channels; as check_conv_shapes.
+        ValueError: sizes below 1, groups that do not divide the channels, an algorithm that does
+            not exist; as check_conv_shapes.
 
     >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
@@ -148,6 +209,7 @@ class Conv2d(Layer):
         stride: int = 1,
         padding: int = 0,
         groups: int = 1,
+        algorithm: str = "auto",
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
@@ -161,6 +223,7 @@ class Conv2d(Layer):
             )
         self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
         self.stride, self.padding, self.groups = stride, padding, groups
+        self.algorithm = algorithm
         group_channels = in_channels // groups
         self.parameters = {
             "weight": _he_normal(
@@ -180,18 +243,45 @@ class Conv2d(Layer):
         )
 
     @property
+    def algorithm(self) -> str:
+        """How it computes: a key of :data:`CONV_ALGORITHMS`, or "auto"."""
+        return self._algorithm
+
+    @algorithm.setter
+    def algorithm(self, name: str) -> None:
+        if name != "auto" and name not in CONV_ALGORITHMS:
+            raise ValueError(
+                f"algorithm must be one of {['auto', *CONV_ALGORITHMS]}, got {name!r}."
+            )
+        self._algorithm = name
+
+    def algorithm_for(self, x: Array) -> str:
+        """The key of :data:`CONV_ALGORITHMS` that a batch ``x`` is computed by."""
+        if self.algorithm != "auto":
+            return self.algorithm
+        if array_module(x) is not np:
+            return "im2col"
+        _, out_h, out_w = self.output_shape(x.shape[1:])
+        channels, filters = self.in_channels // self.groups, self.out_channels // self.groups
+        saves = saves_work(len(x), max(out_h, out_w), self.kernel, self.stride, channels, filters)
+        return "winograd" if saves else "blocked"
+
+    @property
     def _window(self) -> dict[str, int]:
         return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
 
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        out = conv2d_im2col(x, weight, bias, **self._window)
-        self._keep(training, out, x)
+        _check_batch(self, x, 4, "(N, C, H, W)")
+        algorithm = self.algorithm_for(x)
+        out = CONV_ALGORITHMS[algorithm](x, weight, bias, **self._window)
+        self._keep(training, out, x, algorithm)
         return out
 
     def backward(self, grad_out: Array) -> Array | None:
-        (x,) = self._recall(grad_out)
-        grad_x, grad_weight, grad_bias = conv2d_im2col_backward(
+        x, algorithm = self._recall(grad_out)
+        backward = _CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
+        grad_x, grad_weight, grad_bias = backward(
             grad_out,
             x,
             self.parameters["weight"],
@@ -229,30 +319,52 @@ class MaxPool2d(Layer):
             output_size(width, self.kernel, self.stride),
         )
 
-    def _taps(self, x: Array) -> list[Array]:
-        """For each place in the window, the view of x that this place sees at every position."""
-        return [view for _, _, view in tap_views(x, (self.kernel, self.kernel), self.stride)]
+    def _largest(self, x: Array, axis: int, out: Array | None = None) -> Array:
+        """The largest of each window along one axis: 3 + 3 comparisons do the work of 3 x 3."""
+        xp = array_module(x)
+        count = output_size(x.shape[axis], self.kernel, self.stride)
+        before = (slice(None),) * axis
+        places = range(self.kernel)
+        taps = [x[(*before, slice(p, p + self.stride * count, self.stride))] for p in places]
+        taps = [tap[(*before, slice(0, count))] for tap in taps]
+        out = xp.maximum(taps[0], taps[-1], out=out)
+        for tap in taps[1:-1]:
+            xp.maximum(out, tap, out=out)
+        return out
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        xp = array_module(x)
         _check_float(self, x)
         _check_batch(self, x, 4, "(N, C, H, W)")
-        first, *others = self._taps(x)
-        out = first.copy()
-        for tap in others:
-            xp.maximum(out, tap, out=out)
+        out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
+
+        def work(images: slice) -> None:
+            self._largest(self._largest(x[images], 2), 3, out=out[images])
+
+        _in_blocks(work, x, x[0].nbytes, len(x))
         self._keep(training, out, x, out)
         return out
 
     def backward(self, grad_out: Array) -> Array:
         x, out = self._recall(grad_out)
         xp = array_module(x, grad_out)
-        grad_x = xp.zeros_like(x)
-        free = xp.ones(out.shape, dtype=bool)
-        for tap, grad_tap in zip(self._taps(x), self._taps(grad_x), strict=True):
-            first_largest = (tap == out) & free
-            grad_tap += grad_out * first_largest
-            free &= ~first_largest
+        grad_x = _like(x, x.shape)
+        kernel = (self.kernel, self.kernel)
+
+        def work(images: slice) -> None:
+            grad_x[images] = 0
+            free = xp.ones_like(out[images], dtype=bool)
+            both = zip(
+                tap_views(x[images], kernel, self.stride),
+                tap_views(grad_x[images], kernel, self.stride),
+                strict=True,
+            )
+            for (_, _, tap), (_, _, grad_tap) in both:
+                first_largest = tap == out[images]
+                first_largest &= free
+                grad_tap += grad_out[images] * first_largest
+                free ^= first_largest
+
+        _in_blocks(work, x, x[0].nbytes, len(x))
         return grad_x
 
 
@@ -284,29 +396,65 @@ class LocalResponseNorm(Layer):
         self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
 
     def _window_sum(self, values: Array) -> Array:
-        """Sum over the neighbouring channels of each channel; outside there is nothing to add."""
-        total = values.copy()
-        for shift in range(1, self.size // 2 + 1):
-            total[:, shift:] += values[:, :-shift]
-            total[:, :-shift] += values[:, shift:]
-        return total
+        """Sum over the neighbouring channels of each channel, (pixels, C).
 
-    def forward(self, x: Array, training: bool = False) -> Array:
-        _check_float(self, x)
-        _check_batch(self, x, 4, "(N, C, H, W)")
+        The channels of a pixel lie in a row with zeros on both sides, so that adding the whole
+        array to itself, a few places further on, adds neighbours and never another pixel.
+        """
+        xp, reach = array_module(values), self.size // 2
+        pixels, channels = values.shape
+        apart = xp.zeros((pixels, channels + 2 * reach), values.dtype)
+        apart[:, reach : reach + channels] = values
+        flat = apart.reshape(-1)
+        count = flat.size - 2 * reach
+        total = xp.empty_like(flat)
+        total[:count] = flat[:count]
+        for shift in range(1, self.size):
+            total[:count] += flat[shift : shift + count]
+        return total.reshape(apart.shape)[:, :channels]
+
+    def _energy_and_scale(self, x: Array) -> tuple[Array, Array]:
+        """k + alpha * sum of x^2, and its power -beta."""
+        xp = array_module(x)
         energy = self._window_sum(x * x)
         # Python floats do not widen a float32 array (NumPy 2's promotion rules).
         energy *= self.alpha
         energy += self.k
-        scale = energy**-self.beta
-        out = x * scale
-        self._keep(training, out, x, energy, scale)
+        if self.beta != 0.75:
+            return energy, energy**-self.beta
+        root = xp.sqrt(energy)  # two roots cost half of a power
+        return energy, 1 / (root * xp.sqrt(root))
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        _check_float(self, x)
+        _check_batch(self, x, 4, "(N, C, H, W)")
+        pixels, out = _pixels(x), array_module(x).empty_like(_pixels(x))
+
+        def work(rows: slice) -> None:
+            _, scale = self._energy_and_scale(pixels[rows])
+            array_module(x).multiply(pixels[rows], scale, out=out[rows])
+
+        _in_blocks(work, x, pixels[0].nbytes, len(pixels))
+        out = _from_pixels(out, x.shape)
+        self._keep(training, out, pixels)
         return out
 
     def backward(self, grad_out: Array) -> Array:
-        x, energy, scale = self._recall(grad_out)
-        shared = self._window_sum(grad_out * x * scale / energy)
-        return grad_out * scale - (2 * self.alpha * self.beta) * x * shared
+        (pixels,) = self._recall(grad_out)
+        grads, grad_x = _pixels(grad_out), array_module(pixels).empty_like(pixels)
+
+        def work(rows: slice) -> None:
+            x, grad = pixels[rows], grads[rows]
+            # Computing these again takes less time than storing and fetching them.
+            energy, scale = self._energy_and_scale(x)
+            grad_scaled = grad * scale
+            shared = self._window_sum(grad_scaled * x / energy)
+            shared *= x
+            shared *= 2 * self.alpha * self.beta
+            array_module(x).subtract(grad_scaled, shared, out=grad_x[rows])
+
+        _in_blocks(work, pixels, pixels[0].nbytes, len(pixels))
+        return _from_pixels(grad_x, grad_out.shape)
 
 
 class ReLU(Layer):
@@ -323,13 +471,24 @@ class ReLU(Layer):
     def forward(self, x: Array, training: bool = False) -> Array:
         _check_float(self, x)
         _check_batch(self, x, None, "(N, ...)")
-        out = array_module(x).maximum(x, 0)
+        out = _like(x, x.shape)
+
+        def work(images: slice) -> None:
+            array_module(x).maximum(x[images], 0, out=out[images])
+
+        _in_blocks(work, x, x[0].nbytes, len(x))
         self._keep(training, out, out)
         return out
 
     def backward(self, grad_out: Array) -> Array:
         (out,) = self._recall(grad_out)
-        return grad_out * (out > 0)
+        grad_x = _like(out, out.shape)
+
+        def work(images: slice) -> None:
+            array_module(out).multiply(grad_out[images], out[images] > 0, out=grad_x[images])
+
+        _in_blocks(work, out, out[0].nbytes, len(out))
+        return grad_x
 
 
 class Flatten(Layer):
@@ -391,15 +550,33 @@ class Linear(Layer):
             raise TypeError(
                 f"x is {x.dtype} but weight is {weight.dtype}; use x.astype(np.{weight.dtype})."
             )
-        out = x @ weight.T
+        out = array_module(x).empty((len(x), self.out_features), x.dtype)
+
+        def work(features: slice) -> None:
+            array_module(x).matmul(x, weight[features].T, out=out[:, features])
+
+        _shared_out(work, x, self.out_features)
         out += bias
         self._keep(training, out, x)
         return out
 
     def backward(self, grad_out: Array) -> Array | None:
         (x,) = self._recall(grad_out)
-        self.gradients = {"weight": grad_out.T @ x, "bias": grad_out.sum(axis=0)}
-        return grad_out @ self.parameters["weight"] if self.needs_grad_x else None
+        xp, weight = array_module(x), self.parameters["weight"]
+        grad_weight, grad_x = xp.empty_like(weight), xp.empty_like(x)
+
+        def work(features: slice) -> None:
+            xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
+
+        def work_x(features: slice) -> None:
+            xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
+
+        _shared_out(work, x, self.out_features)
+        self.gradients = {"weight": grad_weight, "bias": grad_out.sum(axis=0)}
+        if not self.needs_grad_x:
+            return None
+        _shared_out(work_x, x, self.in_features)
+        return grad_x
 
 
 class Dropout(Layer):
@@ -425,6 +602,18 @@ class Dropout(Layer):
         # NumPy's own float64 would widen a float32 batch.
         self.rate, self.seed = float(rate), seed
         self._generators: dict[str, Any] = {}
+
+    def reseed(self, seed: int) -> None:
+        """Begin the random draws anew from ``seed``, whatever was drawn before.
+
+        >>> layer, x = Dropout(0.5, seed=1), np.ones((1, 100), np.float32)
+        >>> first = layer.forward(x, training=True)
+        >>> layer.reseed(1)
+        >>> bool((layer.forward(x, training=True) == first).all())
+        True
+        """
+        self.seed = seed
+        self._generators = {}
 
     def forward(self, x: Array, training: bool = False) -> Array:
         _check_float(self, x)

@@ -1,6 +1,5 @@
-"""The machine card: what a measurement ran on, and how many threads it had."""
+"""The machine card: what a measurement ran on."""
 
-import contextlib
 import dataclasses
 import datetime
 import html
@@ -9,23 +8,16 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import psutil
-from threadpoolctl import ThreadpoolController
 
 from fastdl_lib.arrays import gpu_status
+from fastdl_lib.threads import blas_libraries, blas_threads_now, threads_in_words
 
-__all__ = [
-    "MachineCard",
-    "blas_threads",
-    "blas_threads_now",
-    "machine_card",
-    "threads_in_words",
-]
+__all__ = ["MachineCard", "machine_card"]
 
 _LIBRARIES = ("numpy", "matplotlib", "jupyterlab", "fastdl")
 
@@ -121,17 +113,6 @@ class MachineCard:
         return cls(**fields)
 
 
-def threads_in_words(count: int) -> str:
-    """A number of threads as captions show it; 0 stands for a number that cannot be known.
-
-    >>> threads_in_words(1), threads_in_words(8), threads_in_words(0)
-    ('1 thread', '8 threads', 'an unknown number of threads')
-    """
-    if count == 0:
-        return "an unknown number of threads"
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
 def _cpu_model() -> str:
     """The CPU's marketing name; each system keeps it elsewhere."""
     name = ""
@@ -180,10 +161,6 @@ def _memory_gib() -> float:
     return round(total / 2**30, 1)
 
 
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
-
-
 def _blas_name() -> str:
     names = {
         " ".join(
@@ -197,42 +174,13 @@ def _blas_name() -> str:
             )
             if part
         )
-        for info in _blas().info()
+        for info in blas_libraries().info()
     }
     if names:
         return " and ".join(sorted(names))
     # What NumPy was built with; Accelerate is the one that threadpoolctl cannot see.
     built_with = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
     return built_with.capitalize()
-
-
-def blas_threads_now() -> int:
-    """The number of threads a matrix product may use at this moment, 0 where it cannot be known.
-
-    >>> blas_threads_now() >= 0
-    True
-    """
-    return max((info["num_threads"] for info in _blas().info()), default=0)
-
-
-@contextlib.contextmanager
-def blas_threads(count: int) -> Iterator[None]:
-    """Run a block with ``count`` BLAS threads, and restore the number afterwards.
-
-    Raises:
-        ValueError: ``count`` is not a whole number of at least 1.
-
-    Apple's Accelerate manages its own threads and takes no notice: their number stays unknown.
-
-    >>> with blas_threads(1):
-    ...     threads = blas_threads_now()
-    >>> threads in (0, 1)
-    True
-    """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"blas_threads() takes a whole number from 1 up, got {count!r}.")
-    with _blas().limit(limits=count):
-        yield
 
 
 def machine_card() -> MachineCard:

@@ -31,7 +31,8 @@ from fastdl_lib.evidence import (
     Recording,
     format_number,
 )
-from fastdl_lib.machine import MachineCard, threads_in_words
+from fastdl_lib.machine import MachineCard
+from fastdl_lib.threads import threads_in_words
 from fastdl_lib.timing import LayerProfile
 
 __all__ = [

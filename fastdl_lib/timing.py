@@ -19,14 +19,9 @@ from fastdl_lib.arrays import synchronize
 from fastdl_lib.costs import KINDS, Ceilings, layer_kind
 from fastdl_lib.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.layers import softmax_cross_entropy
-from fastdl_lib.machine import (
-    MachineCard,
-    blas_threads,
-    blas_threads_now,
-    machine_card,
-    threads_in_words,
-)
+from fastdl_lib.machine import MachineCard, machine_card
 from fastdl_lib.networks import Network
+from fastdl_lib.threads import blas_threads, blas_threads_now, threads_in_words
 
 __all__ = ["LayerProfile", "benchmark", "measure_ceilings", "profile_layers"]
 

@@ -74,7 +74,7 @@ for _name in ("shape", "dtype", "ndim", "size", "nbytes"):
     setattr(ndarray, _name, property(operator.attrgetter(f"_array.{_name}")))
 ndarray.T = property(lambda self: ndarray(self._array.T))
 _METHODS = "astype reshape transpose sum max min mean copy tolist __int__ __float__ __bool__"
-_BINARY = "add sub mul truediv pow matmul and or lt le gt ge eq ne"
+_BINARY = "add sub mul truediv pow matmul and or xor lt le gt ge eq ne"
 for _name in [*_METHODS.split(), "__neg__", "__invert__"]:
     setattr(ndarray, _name, _wrapped(getattr(np.ndarray, _name)))
 for _name in _BINARY.split():
@@ -97,7 +97,10 @@ for _name in _BINARY.split():
     if hasattr(np.ndarray, f"__i{_name}__"):
         setattr(ndarray, f"__i{_name}__", _in_place(f"__i{_name}__"))
 
-_FUNCTIONS = "empty zeros zeros_like ones pad matmul maximum exp log arange ascontiguousarray"
+_FUNCTIONS = (
+    "empty empty_like zeros zeros_like ones ones_like arange ascontiguousarray pad "
+    "maximum multiply subtract matmul sqrt exp log"
+)
 for _name in _FUNCTIONS.split():
     globals()[_name] = _wrapped(getattr(np, _name))
 

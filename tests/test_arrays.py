@@ -212,7 +212,8 @@ def test_a_network_runs_wholly_on_the_gpu(fake_gpu, make):
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, array in got.items():
         assert type(array) is fake_gpu.ndarray and array.dtype == np.float32, name
-        np.testing.assert_allclose(array.get(), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        # The CPU may convolve by another algorithm.
+        np.testing.assert_allclose(array.get(), expected[name], rtol=1e-5, atol=5e-6, err_msg=name)
 
 
 def test_a_network_on_the_gpu_refuses_images_on_the_cpu(fake_gpu):

@@ -9,15 +9,25 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from fastdl_lib.convolution import (
+    channels_last,
     col2im,
+    conv2d_blocked,
+    conv2d_blocked_backward,
+    conv2d_compiled,
     conv2d_im2col,
     conv2d_im2col_backward,
     conv2d_loops,
     im2col,
     output_size,
 )
+from fastdl_lib.threads import blas_threads
+from fastdl_lib.winograd import conv2d_winograd, conv2d_winograd_backward
 
-ALGORITHMS = [conv2d_loops, conv2d_im2col]
+ALGORITHMS = [conv2d_loops, conv2d_compiled, conv2d_im2col, conv2d_blocked, conv2d_winograd]
+BACKWARD = [conv2d_im2col_backward, conv2d_blocked_backward, conv2d_winograd_backward]
+# In these, fast ones included, a value that is no number reaches its own outputs alone.
+DIRECT = [algorithm for algorithm in ALGORITHMS if algorithm is not conv2d_winograd]
+ON_CPU = [algorithm for algorithm in ALGORITHMS if algorithm is not conv2d_im2col]
 
 
 def reference(x, weight, bias=None, *, stride=1, padding=0, groups=1):
@@ -82,7 +92,27 @@ def test_inputs_are_left_alone_and_need_not_be_contiguous(algorithm):
     assert (x == before[0]).all() and (weight == before[1]).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_alexnets_second_layer_in_small(algorithm, threads):
+    """Groups, padding and several blocks and tiles, shared out among threads."""
+    rng = np.random.default_rng(0)
+    x = channels_last((5, 8, 27, 27), np.float32)
+    x[...] = rng.standard_normal(x.shape)
+    weight, bias = (rng.standard_normal(s).astype(np.float32) for s in ((6, 4, 5, 5), 6))
+    with blas_threads(threads):
+        out = algorithm(x, weight, bias, padding=2, groups=2)
+    expected = reference(x, weight, bias, padding=2, groups=2)
+    np.testing.assert_allclose(out, expected, atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("algorithm", [conv2d_blocked, conv2d_winograd])
+def test_the_fast_ones_answer_channels_last(algorithm):
+    out = algorithm(*(np.ones(shape, np.float32) for shape in ((2, 3, 9, 9), (4, 3, 3, 3))))
+    assert out.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("algorithm", DIRECT)
 def test_not_a_number_passes_through(algorithm):
     x = np.zeros((1, 1, 3, 3), np.float32)
     x[0, 0, 0, 0] = np.nan
@@ -121,10 +151,11 @@ def test_whole_numbers_may_be_numpys(algorithm):
     )
 
 
-def test_the_loops_refuse_arrays_on_the_gpu(fake_gpu):
+@pytest.mark.parametrize("algorithm", ON_CPU)
+def test_what_is_made_for_the_cpu_refuses_arrays_on_the_gpu(algorithm, fake_gpu):
     x, weight = (fake_gpu.asarray(np.ones(shape, np.float32)) for shape in (X, W))
-    with pytest.raises(TypeError, match=r"CPU only: move .* with to_cpu\(\)"):
-        conv2d_loops(x, weight)
+    with pytest.raises(TypeError, match=rf"{algorithm.__name__} .* only: move .* with to_cpu\(\)"):
+        algorithm(x, weight)
 
 
 # --- im2col and back ----------------------------------------------------------------------------
@@ -195,14 +226,15 @@ def test_col2im_refuses_columns_of_another_input():
 # --- backward -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backward", BACKWARD)
 @given(case=convolutions(dtypes=[np.float64]))
-def test_backward_is_the_adjoint_of_forward(case):
+def test_backward_is_the_adjoint_of_forward(backward, case):
     """A convolution is linear in x and in weight, so <conv(d), y> = <d, gradient>, exactly."""
     x, weight, _, window = case
     rng = np.random.default_rng(0)
     out = conv2d_im2col(x, weight, **window)
     y = rng.standard_normal(out.shape)
-    grad_x, grad_weight, grad_bias = conv2d_im2col_backward(y, x, weight, **window)
+    grad_x, grad_weight, grad_bias = backward(y, x, weight, **window)
     assert grad_x.shape == x.shape and grad_weight.shape == weight.shape
     dx, dw = rng.standard_normal(x.shape), rng.standard_normal(weight.shape)
     for changed, d, grad in (
@@ -213,13 +245,14 @@ def test_backward_is_the_adjoint_of_forward(case):
     np.testing.assert_allclose(grad_bias, y.sum(axis=(0, 2, 3)), atol=1e-12)
 
 
+@pytest.mark.parametrize("backward", BACKWARD)
 @given(case=convolutions(dtypes=[np.float64]))
-def test_backward_agrees_with_finite_differences(case):
+def test_backward_agrees_with_finite_differences(backward, case):
     x, weight, bias, window = case
     bias = np.zeros(len(weight)) if bias is None else bias
     rng = np.random.default_rng(0)
     y = rng.standard_normal(conv2d_im2col(x, weight, bias, **window).shape)
-    gradients = conv2d_im2col_backward(y, x, weight, **window)
+    gradients = backward(y, x, weight, **window)
     for array, grad in zip((x, weight, bias), gradients, strict=True):
         for place in rng.integers(array.size, size=3):
             values, step = array.reshape(-1), 1e-3
@@ -233,23 +266,36 @@ def test_backward_agrees_with_finite_differences(case):
             np.testing.assert_allclose(grad.flat[place], expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("backward", BACKWARD)
 @given(case=convolutions())
-def test_backward_keeps_the_dtype(case):
+def test_backward_keeps_the_dtype(backward, case):
     x, weight, _, window = case
     y = np.ones_like(conv2d_im2col(x, weight, **window))
-    gradients = conv2d_im2col_backward(y, x, weight, **window)
+    gradients = backward(y, x, weight, **window)
     assert {grad.dtype for grad in gradients} == {x.dtype}
-    without = conv2d_im2col_backward(y, x, weight, **window, need_grad_x=False)
+    without = backward(y, x, weight, **window, need_grad_x=False)
     assert without[0] is None
     assert (without[1] == gradients[1]).all() and (without[2] == gradients[2]).all()
 
 
-def test_backward_refuses_a_gradient_of_another_shape_or_dtype():
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_backward_refuses_a_gradient_of_another_shape_or_dtype(backward):
     x, weight = np.ones((2, 1, 3, 3), np.float32), np.ones((1, 1, 2, 2), np.float32)
     with pytest.raises(ValueError, match=r"output's shape \(2, 1, 2, 2\), got \(2, 1, 3, 3\)"):
-        conv2d_im2col_backward(np.ones((2, 1, 3, 3), np.float32), x, weight)
+        backward(np.ones((2, 1, 3, 3), np.float32), x, weight)
     with pytest.raises(TypeError, match=r"float64.*grad_out\.astype\(x\.dtype\)"):
-        conv2d_im2col_backward(np.ones((2, 1, 2, 2)), x, weight)
+        backward(np.ones((2, 1, 2, 2)), x, weight)
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_backward_gives_the_same_bits_every_time(backward, threads):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((7, 4, 9, 9)), rng.standard_normal((6, 4, 3, 3))
+    y = rng.standard_normal((7, 6, 7, 7))
+    with blas_threads(threads):
+        first, second = (backward(y, x, weight) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -14,14 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from fastdl_lib import machine
-from fastdl_lib.machine import MachineCard, blas_threads, blas_threads_now, machine_card
+from fastdl_lib.machine import MachineCard, machine_card
 
 GIB = 2**30
-
-
-needs_a_known_blas = pytest.mark.skipif(
-    not machine._blas().info(), reason="threadpoolctl cannot set this BLAS's threads"
-)
 
 
 def example(**changes):
@@ -129,35 +124,6 @@ def test_what_is_no_card_is_refused(wrong):
 
 def test_a_whole_number_of_gib_is_read():
     assert MachineCard.from_dict({**example().to_dict(), "memory_gib": 16}).memory_gib == 16
-
-
-# --- threads ------------------------------------------------------------------------------------
-
-
-@needs_a_known_blas
-def test_blas_threads_sets_and_restores():
-    before = blas_threads_now()
-    with blas_threads(1):
-        assert blas_threads_now() == 1
-        assert machine_card().blas_threads == 1
-        with blas_threads(2):
-            assert blas_threads_now() == 2
-        assert blas_threads_now() == 1
-    assert blas_threads_now() == before
-
-
-@needs_a_known_blas
-def test_blas_threads_restores_after_an_error():
-    with blas_threads(2):
-        with pytest.raises(ZeroDivisionError), blas_threads(1):
-            raise ZeroDivisionError
-        assert blas_threads_now() == 2
-
-
-@pytest.mark.parametrize("count", [0, -1, 1.0, "2", True, None])
-def test_blas_threads_refuses_what_is_no_count(count):
-    with pytest.raises(ValueError, match="a whole number from 1 up"), blas_threads(count):
-        pytest.fail("the block must not run")
 
 
 # --- a container's limits -----------------------------------------------------------------------

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from test_arrays import batch, small_alexnet
-from test_machine import needs_a_known_blas
+from test_threads import needs_a_known_blas
 
 from fastdl_lib import timing
 from fastdl_lib.arrays import to_gpu
 from fastdl_lib.evidence import Provenance
-from fastdl_lib.machine import blas_threads, blas_threads_now
 from fastdl_lib.networks import deep_convnet
+from fastdl_lib.threads import blas_threads, blas_threads_now
 from fastdl_lib.timing import benchmark, measure_ceilings, profile_layers
 
 
