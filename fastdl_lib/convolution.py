@@ -11,6 +11,7 @@ flipped: this is cross-correlation.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,14 +19,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fastdl_lib.arrays import array_module
-from fastdl_lib.threads import blocks, in_parallel
+from fastdl_lib.checks import check_whole_number
+from fastdl_lib.threads import blas_threads_now, blocks, in_parallel, sum_in_order
 
 __all__ = [
     "channels_last",
     "check_conv_shapes",
     "check_grad_out",
     "check_on_cpu",
-    "check_whole_number",
     "check_window",
     "col2im",
     "conv2d_blocked",
@@ -42,21 +43,8 @@ __all__ = [
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
-CACHE_BYTES = 2**18
+CACHE_BYTES = 2**20
 """How much of a batch is worked on at a time, so that it stays in a core's own (L2) cache."""
-
-
-def check_whole_number(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number from ``least`` up.
-
-    Raises:
-        TypeError: the value is not a whole number; True and False are none.
-        ValueError: it is below ``least``.
-    """
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_window(kernel: int, stride: int, padding: int) -> None:
@@ -91,6 +79,7 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
     55
     """
     check_window(kernel, stride, padding)
+    kernel, stride, padding = int(kernel), int(stride), int(padding)
     if size < 1:
         raise ValueError(f"the input size must be at least 1, got {size}.")
     if kernel > size + 2 * padding:
@@ -103,8 +92,12 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
 
 def check_conv_shapes(
     x: Array, weight: Array, bias: Array | None, stride: int, padding: int, groups: int
-) -> tuple[int, int]:
-    """Check everything a convolution is given, and return the output's height and width.
+) -> tuple[int, int, int, int, int]:
+    """Check everything a convolution is given.
+
+    Returns:
+        ``(OH, OW, stride, padding, groups)`` as Python's own whole numbers: NumPy's small ones
+        overflow where sizes are computed with them.
 
     Raises:
         TypeError: arrays of two libraries or two dtypes, a dtype that is not float, or a stride,
@@ -145,6 +138,7 @@ def check_conv_shapes(
     return (
         output_size(x.shape[2], weight.shape[2], stride, padding),
         output_size(x.shape[3], weight.shape[3], stride, padding),
+        *(int(stride), int(padding), int(groups)),
     )
 
 
@@ -221,7 +215,8 @@ def conv2d_loops(
     >>> conv2d_loops(x, w)[0, 0].tolist()
     [[4.0, 4.0], [4.0, 4.0]]
     """
-    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    out_h, out_w, stride, padding, groups = shapes
     check_on_cpu("conv2d_loops", x)
     batch, filters = x.shape[0], weight.shape[0]
     _, group_channels, filter_h, filter_w = weight.shape
@@ -293,7 +288,8 @@ def conv2d_compiled(
     >>> conv2d_compiled(x, w)[0, 0].tolist()
     [[4.0, 4.0], [4.0, 4.0]]
     """
-    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    out_h, out_w, stride, padding, groups = shapes
     check_on_cpu("conv2d_compiled", x)
     padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     out = np.empty((len(x), len(weight), out_h, out_w), x.dtype)
@@ -332,6 +328,7 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
     filter_h, filter_w = _pair(kernel)
     out_h = output_size(height, filter_h, stride, padding)
     out_w = output_size(width, filter_w, stride, padding)
+    stride, padding = int(stride), int(padding)
     if padding:
         x = xp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     columns = xp.empty((batch, channels, filter_h, filter_w, out_h, out_w), dtype=x.dtype)
@@ -371,6 +368,7 @@ def col2im(
     filter_h, filter_w = _pair(kernel)
     out_h = output_size(height, filter_h, stride, padding)
     out_w = output_size(width, filter_w, stride, padding)
+    stride, padding = int(stride), int(padding)
     expected = (batch, channels * filter_h * filter_w, out_h * out_w)
     if columns.shape != expected:
         raise ValueError(
@@ -407,7 +405,8 @@ def conv2d_im2col(
     (2, 4, 8, 8)
     """
     xp = array_module(x)
-    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    out_h, out_w, stride, padding, groups = shapes
     batch, filters = x.shape[0], weight.shape[0]
     columns = im2col(x, weight.shape[2:], stride, padding)
     columns = columns.reshape(batch, groups, -1, out_h * out_w)
@@ -448,7 +447,8 @@ def conv2d_im2col_backward(
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
     xp = array_module(grad_out, x, weight)
-    out_h, out_w = check_conv_shapes(x, weight, None, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, None, stride, padding, groups)
+    out_h, out_w, stride, padding, groups = shapes
     batch, filters = x.shape[0], weight.shape[0]
     check_grad_out(grad_out, x, (batch, filters, out_h, out_w))
     columns = im2col(x, weight.shape[2:], stride, padding)
@@ -495,24 +495,38 @@ def padded_channels_last(x: np.ndarray, padding: int, height: int, width: int) -
     return out
 
 
-def _windows(image: np.ndarray, kernel: tuple[int, int], stride: int, padding: int) -> np.ndarray:
-    """What the filter sees at every position of one image (C, H, W): (OH, OW, FH, FW, C), a view
-    of a padded copy."""
-    height, width = (size + 2 * padding for size in image.shape[1:])
-    padded = padded_channels_last(image[None], padding, height, width)[0]
-    windows = sliding_window_view(padded, kernel, axis=(0, 1))[::stride, ::stride]
-    return windows.transpose(0, 1, 3, 4, 2)
+def _windows(
+    x: np.ndarray, rows: slice, kernel: tuple[int, int], stride: int, padding: int
+) -> np.ndarray:
+    """What the filter sees at every position of some output rows: (N, rows, OW, FH, FW, C), a view
+    of a padded, channels-last copy of the input rows that they need."""
+    batch, channels, height, width = x.shape
+    first = rows.start * stride - padding
+    last = (rows.stop - 1) * stride - padding + kernel[0]
+    padded = np.zeros((batch, last - first, width + 2 * padding, channels), x.dtype)
+    seen = max(0, min(last, height) - first)  # none where a block lies in the padding
+    inside = padded[:, max(0, -first) : seen, padding : padding + width]
+    inside[...] = x[:, :, max(0, first) : max(0, last)].transpose(0, 2, 3, 1)
+    windows = sliding_window_view(padded, kernel, axis=(1, 2))[:, ::stride, ::stride]
+    return windows.transpose(0, 1, 2, 4, 5, 3)
+
+
+def _patches(windows: np.ndarray, group: int, group_channels: int) -> np.ndarray:
+    """Copy one group's channels: (N * rows * OW, FH * FW * C / groups), a patch a row."""
+    seen = windows[..., group * group_channels : (group + 1) * group_channels]
+    return np.ascontiguousarray(seen).reshape(math.prod(seen.shape[:3]), -1)
 
 
 def _filter_matrices(weight: np.ndarray, groups: int) -> np.ndarray:
-    """(groups, FH * FW * C / groups, K / groups): a row for each entry of a channels-last patch."""
-    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
-    return by_group.reshape(groups, -1, len(weight) // groups)
+    """(groups, K / groups, FH * FW * C / groups), a filter a row, in the order of a patch; a view
+    where the weights are channels last."""
+    return weight.transpose(0, 2, 3, 1).reshape(groups, len(weight) // groups, -1)
 
 
-def _rows_a_block(out_h: int, out_w: int, matrices: np.ndarray) -> int:
-    """How many rows of outputs have patches that stay in the cache."""
-    return min(out_h, max(1, CACHE_BYTES // (out_w * matrices[0, :, 0].nbytes)))
+def _block_size(out_h: int, out_w: int, matrices: np.ndarray) -> tuple[int, int]:
+    """(images, output rows) whose patches stay in the cache: several images, or a part of one."""
+    a_row = out_w * matrices[0, 0].nbytes
+    return max(1, CACHE_BYTES // (out_h * a_row)), min(out_h, max(1, CACHE_BYTES // a_row))
 
 
 def conv2d_blocked(
@@ -524,11 +538,12 @@ def conv2d_blocked(
     padding: int = 0,
     groups: int = 1,
 ) -> np.ndarray:
-    """Convolve as :func:`conv2d_im2col`, a few output rows at a time and channels last. CPU only.
+    """Convolve as :func:`conv2d_im2col`, but block by block and channels last. CPU only.
 
-    The patches of some rows are laid out, multiplied and forgotten before they leave the cache,
-    instead of a matrix up to 25 times the input; the rows are shared out among threads. Shapes as
-    in the module's head; the result is channels last in memory (:func:`channels_last`).
+    The patches of some output rows, or of some small images, are laid out, multiplied and forgotten
+    before they leave the cache, instead of a matrix up to 25 times the input. The blocks are shared
+    out among threads. Shapes as in the module's head; the result is channels last in memory
+    (:func:`channels_last`).
 
     Raises:
         TypeError, ValueError: as :func:`check_conv_shapes`; TypeError for an array on the GPU.
@@ -537,35 +552,34 @@ def conv2d_blocked(
     >>> conv2d_blocked(x, w, padding=1).shape
     (2, 4, 8, 8)
     """
-    out_h, out_w = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    out_h, out_w, stride, padding, groups = shapes
     check_on_cpu("conv2d_blocked", x)
     out = channels_last((len(x), len(weight), out_h, out_w), x.dtype)
     matrices = _filter_matrices(weight, groups)
-    rows = _rows_a_block(out_h, out_w, matrices)
+    images, rows = _block_size(out_h, out_w, matrices)
     blocks_an_image = -(-out_h // rows)
+    threads = max(1, blas_threads_now())
+    if len(x) < threads:  # too few images: give every thread equal parts of each
+        blocks_an_image = min(out_h, threads * -(-blocks_an_image // threads))
+        rows = -(-out_h // blocks_an_image)
+        blocks_an_image = -(-out_h // rows)
 
     def work(part: slice) -> None:
-        image = None
-        for number in range(part.start, part.stop):
-            n, block = divmod(number, blocks_an_image)
-            if n != image:
-                image, windows = n, _windows(x[n], weight.shape[2:], stride, padding)
-            here = slice(block * rows, min(out_h, (block + 1) * rows))
-            result = out[n].transpose(1, 2, 0)[here].reshape(-1, groups, len(weight) // groups)
-            for group, matrix in enumerate(matrices):
-                patches = _patches(windows[here], group, weight.shape[1])
-                np.matmul(patches, matrix, out=result[:, group])
+        """Part counts blocks: whole images, or the parts of one after those of another."""
+        first, block = divmod(part.start, blocks_an_image)
+        here = slice(block * rows, min(out_h, (block + 1) * rows))
+        these = slice(first, max(first + 1, part.stop // blocks_an_image))
+        windows = _windows(x[these], here, weight.shape[2:], stride, padding)
+        for group, matrix in enumerate(matrices):
+            made = _patches(windows, group, weight.shape[1]) @ matrix.T
             if bias is not None:
-                result += bias.reshape(groups, -1)
+                made += bias.reshape(groups, -1)[group]
+            result = out[these, group * made.shape[1] : (group + 1) * made.shape[1], here]
+            result.transpose(0, 2, 3, 1)[...] = made.reshape(*windows.shape[:3], -1)
 
-    in_parallel(work, len(x) * blocks_an_image)
+    in_parallel(work, len(x) * blocks_an_image, block=images if blocks_an_image == 1 else 1)
     return out
-
-
-def _patches(windows: np.ndarray, group: int, group_channels: int) -> np.ndarray:
-    """Copy the channels of one group of some rows of windows: (rows * OW, FH * FW * C / groups)."""
-    seen = windows[..., group * group_channels : (group + 1) * group_channels]
-    return np.ascontiguousarray(seen).reshape(seen.shape[0] * seen.shape[1], -1)
 
 
 def conv2d_blocked_backward(
@@ -581,7 +595,7 @@ def conv2d_blocked_backward(
     """Return the gradients of :func:`conv2d_blocked` with respect to x, weight and bias.
 
     As :func:`conv2d_im2col_backward`, which also describes arguments and result, but with the
-    patches of a few output rows at a time.
+    patches of one block at a time.
 
     Raises:
         TypeError, ValueError: as there; TypeError for an array on the GPU.
@@ -590,53 +604,45 @@ def conv2d_blocked_backward(
     >>> [g.shape for g in conv2d_blocked_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
-    out_h, out_w = check_conv_shapes(x, weight, None, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, None, stride, padding, groups)
+    out_h, out_w, stride, padding, groups = shapes
     check_on_cpu("conv2d_blocked_backward", x)
     check_grad_out(grad_out, x, (len(x), len(weight), out_h, out_w))
-    filter_h, filter_w = weight.shape[2:]
+    kernel, (height, width) = weight.shape[2:], x.shape[2:]
     matrices = _filter_matrices(weight, groups)
-    rows = _rows_a_block(out_h, out_w, matrices)
+    images, rows = _block_size(out_h, out_w, matrices)
     grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
-    sums: dict[int, np.ndarray] = {}
+    sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(part: slice) -> None:
         total = np.zeros_like(matrices)
-        for n in range(part.start, part.stop):
-            windows = _windows(x[n], (filter_h, filter_w), stride, padding)
-            # Every pixel gets the sum over the windows that it lies in.
-            grad = np.zeros([size + 2 * padding for size in x.shape[2:]] + [x.shape[1]], x.dtype)
+        for these in blocks(part, images):
+            size = (these.stop - these.start, height + 2 * padding, width + 2 * padding)
+            padded = np.zeros((*size, x.shape[1]), x.dtype)
             for here in blocks(slice(0, out_h), rows):
-                grad_rows = grad_out[n].transpose(1, 2, 0)[here].reshape(-1, *matrices[:, 0].shape)
-                grads = []
+                windows = _windows(x[these], here, kernel, stride, padding)
+                grads = grad_out[these, :, here].transpose(0, 2, 3, 1)
+                grads = grads.reshape(-1, groups, matrices.shape[1])
                 for group, matrix in enumerate(matrices):
-                    patches = _patches(windows[here], group, weight.shape[1])
-                    total[group] += patches.T @ grad_rows[:, group]
+                    total[group] += grads[:, group].T @ _patches(windows, group, weight.shape[1])
                     if need_grad_x:
-                        grads.append(grad_rows[:, group] @ matrix.T)
-                if need_grad_x:
-                    seen = grad[here.start * stride :]
-                    _add_patches(seen, grads, (out_w, filter_h, filter_w), stride)
+                        grad_patches = grads[:, group] @ matrix
+                        seen = padded[:, here.start * stride :, :, group * weight.shape[1] :]
+                        _add_patches(seen, grad_patches.reshape(*windows.shape[:5], -1), stride)
             if need_grad_x:
-                inside = grad[padding : padding + x.shape[2], padding : padding + x.shape[3]]
-                grad_x[n] = inside.transpose(2, 0, 1)
-        sums[part.start] = total
+                inside = padded[:, padding : padding + height, padding : padding + width]
+                grad_x[these] = inside.transpose(0, 3, 1, 2)
+        sums[part.start] = total, grad_out[part].sum(axis=(0, 2, 3))
 
     in_parallel(work, len(x))
-    # In the images' order, whichever thread was first: the same bits every time.
-    grad_matrices = sum(sums[start] for start in sorted(sums))
-    by_group = grad_matrices.reshape(groups, filter_h, filter_w, weight.shape[1], -1)
-    grad_weight = by_group.transpose(0, 4, 3, 1, 2).reshape(weight.shape)
-    return grad_x, grad_weight, grad_out.sum(axis=(0, 2, 3))
+    grad_matrices, grad_bias = sum_in_order(sums)
+    grad_weight = grad_matrices.reshape(len(weight), *kernel, -1).transpose(0, 3, 1, 2)
+    return grad_x, grad_weight, grad_bias
 
 
-def _add_patches(
-    image: np.ndarray, grads: list[np.ndarray], shape: tuple[int, int, int], stride: int
-) -> None:
-    """Add the patches of some rows, (rows, OW, FH, FW, C / groups) a group, to an image (H, W, C)
-    that begins at the first of these rows."""
-    for group, grad in enumerate(grads):
-        grad = grad.reshape(len(grad) // shape[0], *shape, -1)
-        out_h, out_w, filter_h, filter_w, channels = grad.shape
-        for p, q in np.ndindex(filter_h, filter_w):
-            view = image[p : p + stride * out_h : stride, q : q + stride * out_w : stride]
-            view[:out_h, :out_w, group * channels : (group + 1) * channels] += grad[:, :, p, q]
+def _add_patches(images: np.ndarray, grads: np.ndarray, stride: int) -> None:
+    """Add patches (N, rows, OW, FH, FW, C) to the places of (N, H, W, C or more) they come from."""
+    _, rows, columns, filter_h, filter_w, channels = grads.shape
+    for p, q in np.ndindex(filter_h, filter_w):
+        view = images[:, p : p + stride * rows : stride, q : q + stride * columns : stride]
+        view[:, :rows, :columns, :channels] += grads[:, :, :, p, q]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.arrays import array_module
+from fastdl_lib.checks import check_whole_number
 from fastdl_lib.convolution import (
     CACHE_BYTES,
-    check_whole_number,
     check_window,
     conv2d_blocked,
     conv2d_blocked_backward,
@@ -122,12 +122,6 @@ def _check_float(layer: Layer, x: Array) -> None:
         )
 
 
-def _positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number from 1 up, got {size!r}.")
-
-
 def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
     """Normal weights of variance 2 / fan_in (He et al. 2015), float32 from the first bit on."""
     if not isinstance(rng, np.random.Generator):
@@ -143,17 +137,13 @@ def _in_blocks(work: Callable[[slice], None], x: Array, row_bytes: int, rows: in
     shared out among threads; on the GPU on all rows at once."""
     if array_module(x) is np:
         block = max(1, CACHE_BYTES // row_bytes)
-        in_parallel(work, rows, block=block, least=block)
+        in_parallel(work, rows, block=block, least=-(-block // 8))
     else:
         work(slice(0, rows))
 
 
 def _shared_out(work: Callable[[slice], None], x: Array, count: int) -> None:
-    """Call ``work`` on slices of ``range(count)``, one a thread; on the GPU on all at once.
-
-    A product shared out this way leaves the BLAS's own threads asleep. Woken once, they spin for
-    a while and take the cores from the next layer's threads.
-    """
+    """Call ``work`` on slices of ``range(count)``, one a thread; on the GPU on all at once."""
     if array_module(x) is np:
         in_parallel(work, count, least=64)
     else:
@@ -213,7 +203,8 @@ class Conv2d(Layer):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        _positive(in_channels=in_channels, out_channels=out_channels)
+        check_whole_number("in_channels", in_channels, 1)
+        check_whole_number("out_channels", out_channels, 1)
         check_whole_number("groups", groups, 1)
         check_window(kernel, stride, padding)
         if in_channels % groups or out_channels % groups:
@@ -223,14 +214,11 @@ class Conv2d(Layer):
             )
         self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
         self.stride, self.padding, self.groups = stride, padding, groups
-        self.algorithm = algorithm
         group_channels = in_channels // groups
-        self.parameters = {
-            "weight": _he_normal(
-                rng, (out_channels, group_channels, kernel, kernel), group_channels * kernel**2
-            ),
-            "bias": np.zeros(out_channels, dtype=np.float32),
-        }
+        shape = (out_channels, group_channels, kernel, kernel)
+        weight = _he_normal(rng, shape, group_channels * kernel**2)
+        self.parameters = {"weight": weight, "bias": np.zeros(out_channels, dtype=np.float32)}
+        self.algorithm = algorithm
 
     def output_shape(self, input_shape: Shape) -> Shape:
         channels, height, width = input_shape
@@ -244,7 +232,8 @@ class Conv2d(Layer):
 
     @property
     def algorithm(self) -> str:
-        """How it computes: a key of :data:`CONV_ALGORITHMS`, or "auto"."""
+        """How it computes: a key of :data:`CONV_ALGORITHMS`, or "auto". Setting it lays the weights
+        out in memory as the algorithm reads them; their shape and values stay."""
         return self._algorithm
 
     @algorithm.setter
@@ -254,6 +243,14 @@ class Conv2d(Layer):
                 f"algorithm must be one of {['auto', *CONV_ALGORITHMS]}, got {name!r}."
             )
         self._algorithm = name
+        weight = self.parameters["weight"]
+        xp = array_module(weight)
+        if name in ("auto", *_CONV_BACKWARD):  # channels last, as the patches there
+            weight = xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        else:
+            weight = xp.ascontiguousarray(weight)
+        # A dictionary of its own, should a copy of the layer share the old one.
+        self.parameters = {**self.parameters, "weight": weight}
 
     def algorithm_for(self, x: Array) -> str:
         """The key of :data:`CONV_ALGORITHMS` that a batch ``x`` is computed by."""
@@ -361,8 +358,11 @@ class MaxPool2d(Layer):
             for (_, _, tap), (_, _, grad_tap) in both:
                 first_largest = tap == out[images]
                 first_largest &= free
-                grad_tap += grad_out[images] * first_largest
                 free ^= first_largest
+                if self.stride >= self.kernel:  # windows do not overlap
+                    xp.multiply(grad_out[images], first_largest, out=grad_tap)
+                else:
+                    grad_tap += grad_out[images] * first_largest
 
         _in_blocks(work, x, x[0].nbytes, len(x))
         return grad_x
@@ -379,7 +379,7 @@ class LocalResponseNorm(Layer):
 
     Raises:
         TypeError: x of another dtype.
-        ValueError: size is even or no whole number from 1 up; x is not 4-D or is empty.
+        ValueError: size is even or below 1; x is not 4-D or is empty.
 
     >>> LocalResponseNorm().forward(np.ones((1, 96, 2, 2), np.float32)).shape
     (1, 96, 2, 2)
@@ -389,50 +389,50 @@ class LocalResponseNorm(Layer):
         self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
     ) -> None:
         super().__init__()
-        _positive(size=size)
+        check_whole_number("size", size, 1)
         if size % 2 == 0:
             raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
         # Plain floats: a NumPy float64 would widen a float32 batch.
         self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
 
-    def _window_sum(self, values: Array) -> Array:
-        """Sum over the neighbouring channels of each channel, (pixels, C).
+    def _window_sum(self, a: Array, b: Array) -> Array:
+        """Sum the products a * b over the neighbouring channels of each channel, (pixels, C).
 
         The channels of a pixel lie in a row with zeros on both sides, so that adding the whole
         array to itself, a few places further on, adds neighbours and never another pixel.
         """
-        xp, reach = array_module(values), self.size // 2
-        pixels, channels = values.shape
-        apart = xp.zeros((pixels, channels + 2 * reach), values.dtype)
-        apart[:, reach : reach + channels] = values
+        xp, reach = array_module(a), self.size // 2
+        pixels, channels = a.shape
+        apart = xp.zeros((pixels, channels + 2 * reach), a.dtype)
+        xp.multiply(a, b, out=apart[:, reach : reach + channels])
         flat = apart.reshape(-1)
-        count = flat.size - 2 * reach
-        total = xp.empty_like(flat)
-        total[:count] = flat[:count]
+        total = flat.copy()
         for shift in range(1, self.size):
-            total[:count] += flat[shift : shift + count]
+            total[:-shift] += flat[shift:]
         return total.reshape(apart.shape)[:, :channels]
 
-    def _energy_and_scale(self, x: Array) -> tuple[Array, Array]:
-        """k + alpha * sum of x^2, and its power -beta."""
+    def _energy_and_divisor(self, x: Array) -> tuple[Array, Array]:
+        """k + alpha * sum of x^2, and its power beta."""
         xp = array_module(x)
-        energy = self._window_sum(x * x)
+        energy = self._window_sum(x, x)
         # Python floats do not widen a float32 array (NumPy 2's promotion rules).
         energy *= self.alpha
         energy += self.k
         if self.beta != 0.75:
-            return energy, energy**-self.beta
-        root = xp.sqrt(energy)  # two roots cost half of a power
-        return energy, 1 / (root * xp.sqrt(root))
+            return energy, energy**self.beta
+        divisor = xp.sqrt(energy)  # two roots take half the time of a power
+        divisor *= xp.sqrt(divisor)
+        return energy, divisor
 
     def forward(self, x: Array, training: bool = False) -> Array:
         _check_float(self, x)
         _check_batch(self, x, 4, "(N, C, H, W)")
-        pixels, out = _pixels(x), array_module(x).empty_like(_pixels(x))
+        pixels = _pixels(x)
+        out = array_module(x).empty_like(pixels)
 
         def work(rows: slice) -> None:
-            _, scale = self._energy_and_scale(pixels[rows])
-            array_module(x).multiply(pixels[rows], scale, out=out[rows])
+            _, divisor = self._energy_and_divisor(pixels[rows])
+            array_module(x).divide(pixels[rows], divisor, out=out[rows])
 
         _in_blocks(work, x, pixels[0].nbytes, len(pixels))
         out = _from_pixels(out, x.shape)
@@ -444,14 +444,14 @@ class LocalResponseNorm(Layer):
         grads, grad_x = _pixels(grad_out), array_module(pixels).empty_like(pixels)
 
         def work(rows: slice) -> None:
-            x, grad = pixels[rows], grads[rows]
+            x = pixels[rows]
             # Computing these again takes less time than storing and fetching them.
-            energy, scale = self._energy_and_scale(x)
-            grad_scaled = grad * scale
-            shared = self._window_sum(grad_scaled * x / energy)
+            energy, divisor = self._energy_and_divisor(x)
+            grad = grads[rows] / divisor
+            shared = self._window_sum(grad / energy, x)
             shared *= x
             shared *= 2 * self.alpha * self.beta
-            array_module(x).subtract(grad_scaled, shared, out=grad_x[rows])
+            array_module(x).subtract(grad, shared, out=grad_x[rows])
 
         _in_blocks(work, pixels, pixels[0].nbytes, len(pixels))
         return _from_pixels(grad_x, grad_out.shape)
@@ -518,7 +518,7 @@ class Linear(Layer):
     Raises:
         TypeError: rng is no generator such as ``np.random.default_rng(0)``, or x has another dtype
             than the weights.
-        ValueError: a number of features that is no whole number from 1 up; x of another shape.
+        ValueError: a number of features below 1; x of another shape.
 
     >>> layer = Linear(9216, 4096, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 9216), np.float32)).shape
@@ -527,7 +527,8 @@ class Linear(Layer):
 
     def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator) -> None:
         super().__init__()
-        _positive(in_features=in_features, out_features=out_features)
+        check_whole_number("in_features", in_features, 1)
+        check_whole_number("out_features", out_features, 1)
         self.in_features, self.out_features = in_features, out_features
         self.parameters = {
             "weight": _he_normal(rng, (out_features, in_features), in_features),

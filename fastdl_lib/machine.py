@@ -46,8 +46,9 @@ class MachineCard:
     def summary(self) -> str:
         """One line for captions: CPU, cores, BLAS and its threads, GPU if any, NumPy, date."""
         gpu = "" if self.gpu.startswith("none") else f", {self.gpu}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
         return (
-            f"{self.cpu}, {self.cores} cores, {self.blas} on {threads_in_words(self.blas_threads)}"
+            f"{self.cpu}, {cores}, {self.blas} on {threads_in_words(self.blas_threads)}"
             f"{gpu}, NumPy {self.versions.get('numpy', '?')}, {self.date}"
         )
 

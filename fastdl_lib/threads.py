@@ -6,11 +6,13 @@ normalising. NumPy lets go of Python's lock while it computes, so such threads d
 """
 
 import contextlib
+import contextvars
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -20,6 +22,7 @@ __all__ = [
     "blas_threads_now",
     "blocks",
     "in_parallel",
+    "sum_in_order",
     "threads_in_words",
 ]
 
@@ -61,6 +64,8 @@ def blas_threads(count: int) -> Iterator[None]:
 
     Raises:
         ValueError: ``count`` is not a whole number of at least 1.
+        RuntimeError: this thread cannot set the number. threadpoolctl leaves that to the first
+            thread that did.
 
     Apple's Accelerate manages its own threads and takes no notice: their number stays unknown.
 
@@ -75,6 +80,11 @@ def blas_threads(count: int) -> Iterator[None]:
     try:
         for library, _ in before:
             library.set_num_threads(count)
+        if any(library.get_num_threads() != count for library, _ in before):
+            raise RuntimeError(
+                f"the BLAS did not take {count} threads. Only the thread that first set their "
+                "number can change it: set it there, before this thread starts."
+            )
         yield
     finally:
         for library, threads in before:
@@ -95,9 +105,9 @@ _here = threading.local()
 
 
 @functools.cache
-def _pool(process: int, workers: int) -> ThreadPoolExecutor:
+def _pool(process: int) -> ThreadPoolExecutor:
     """The waiting threads of the process of that number: a fork keeps the pool but no thread."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="fastdl")
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="fastdl")
 
 
 def in_parallel(
@@ -106,7 +116,8 @@ def in_parallel(
     """Call ``work`` on slices that together cover ``range(count)``, shared out among threads.
 
     As many threads take part as the BLAS may use at this moment; while they work, each has a BLAS
-    of one thread. Called from within such work it does not divide again. ``work`` stores its
+    of one thread. Where this thread cannot set that (:func:`blas_threads`), or is at such work
+    already, it does all of it. ``work`` stores its
     result itself, into an array made before.
 
     Args:
@@ -123,6 +134,8 @@ def in_parallel(
     >>> sorted(seen)
     [0, 1, 2, 3, 4]
     """
+    if count < 1:
+        return
     nested = getattr(_here, "working", False)
     threads = 1 if nested else max(1, min(blas_threads_now(), count // max(1, least)))
 
@@ -135,15 +148,34 @@ def in_parallel(
         finally:
             _here.working = nested
 
-    if threads == 1:
-        share(0)
-        return
-    with blas_threads(1):
-        others = [_pool(os.getpid(), threads - 1).submit(share, n) for n in range(1, threads)]
+    with contextlib.ExitStack() as stack:
+        if not nested:
+            # A BLAS of one also where one thread has all the work: a BLAS thread once woken spins
+            # on for a while after its product, and takes a core from the threads that come next.
+            try:
+                stack.enter_context(blas_threads(1))
+            except RuntimeError:  # not for this thread to set
+                threads = 1
+        others: list[Future] = []
         try:
+            for number in range(1, threads):
+                # The context carries np.errstate along.
+                context = contextvars.copy_context()
+                others.append(_pool(os.getpid()).submit(context.run, share, number))
             share(0)
         finally:
             # The others write into the same arrays: nobody goes on before they have stopped.
             errors = [other.exception() for other in others]
     for error in filter(None, errors):
         raise error
+
+
+def sum_in_order(sums: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Add up what threads have summed for their parts, in the order of the parts' starts.
+
+    Whichever thread was first, the same bits come out.
+
+    >>> sum_in_order({5: (1.0, 10), 0: (2.0, 20)})
+    (3.0, 30)
+    """
+    return tuple(sum(parts) for parts in zip(*(sums[key] for key in sorted(sums)), strict=True))

@@ -20,16 +20,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from fastdl_lib.checks import check_whole_number
 from fastdl_lib.convolution import (
+    CACHE_BYTES,
     Array,
     channels_last,
     check_conv_shapes,
     check_grad_out,
     check_on_cpu,
-    check_whole_number,
     padded_channels_last,
 )
-from fastdl_lib.threads import blocks, in_parallel
+from fastdl_lib.threads import blocks, in_parallel, sum_in_order
 
 __all__ = [
     "Transforms",
@@ -43,14 +44,14 @@ __all__ = [
 # Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
 # rounding errors, small; halves and doubles are exact in floating point.
 _POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-2", "2", "-1/2")]
-_BLOCK_BYTES = 2**21  # tiles and products of a block of images; about an L2 cache
+_BLOCK_BYTES = 2**22  # tiles and products of a block of images; about a core's L2 and L3 cache
 
 LARGEST_TILE = len(_POINTS) + 1
 """Pixels on a tile's side, m + r - 1; larger tiles lose too many digits in float32."""
 
 
 class Transforms(NamedTuple):
-    """The three matrices of F(m, r), with t = m + r - 1, as float64."""
+    """The three matrices of F(m, r), with t = m + r - 1, as float64; read-only."""
 
     input: np.ndarray
     """B^T, (t, t)."""
@@ -60,7 +61,6 @@ class Transforms(NamedTuple):
     """A^T, (m, t)."""
 
 
-@functools.cache
 def transform_matrices(outputs: int, taps: int) -> Transforms:
     """Make the matrices of F(outputs, taps) by Toom and Cook's method.
 
@@ -81,20 +81,33 @@ def transform_matrices(outputs: int, taps: int) -> Transforms:
             f"F({outputs}, {taps}) needs tiles of {tile} pixels; beyond {LARGEST_TILE} float32 "
             f"loses too many digits. Use at most {LARGEST_TILE + 1 - taps} outputs, or im2col."
         )
+    return _transform_matrices(int(outputs), int(taps))
+
+
+@functools.cache
+def _transform_matrices(outputs: int, taps: int) -> Transforms:
+    tile = outputs + taps - 1
     points = _POINTS[: tile - 1]
     rows, scales = [], []
     for point in points:
         others = [other for other in points if other != point]
-        rows.append([*_coefficients(others), Fraction(0)])
-        scales.append(np.prod([point - other for other in others] or [Fraction(1)]))
+        scale = math.prod(point - other for other in others)
+        # A sign belongs on both sides or on neither: so that F(2, 3) is the one of the paper.
+        sign = -1 if scale < 0 else 1
+        rows.append([sign * value for value in [*_coefficients(others), Fraction(0)]])
+        scales.append(sign * scale)
     rows.append(_coefficients(points))  # the point at infinity
 
-    def powers(count: int, at_infinity: int) -> np.ndarray:
+    def powers(count: int) -> np.ndarray:
         finite = [[point**k for k in range(count)] for point in points]
-        return np.array([*finite, [Fraction(k == at_infinity) for k in range(count)]], dtype=float)
+        at_infinity = [Fraction(k == count - 1) for k in range(count)]
+        return np.array([*finite, at_infinity], dtype=float)
 
-    filters = powers(taps, taps - 1) / np.array([*scales, 1], dtype=float)[:, None]
-    return Transforms(np.array(rows, dtype=float), filters, powers(outputs, outputs - 1).T)
+    filters = powers(taps) / np.array([*scales, 1], dtype=float)[:, None]
+    made = Transforms(np.array(rows, dtype=float), filters, powers(outputs).T)
+    for matrix in made:
+        matrix.setflags(write=False)  # one copy serves all
+    return made
 
 
 def _coefficients(roots: list[Fraction]) -> list[Fraction]:
@@ -224,6 +237,24 @@ def _transform(
     return np.matmul(horizontal, half, out=out).reshape(len(vertical), len(horizontal), *rest)
 
 
+def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Apply two matrices to the first two axes of (a, b, groups, channels, filters).
+
+    Shared out by channels, a few at a time so that they stay in the cache. No product here may
+    wake the BLAS's own threads: they would spin on for a while and take the cores from ours.
+    """
+    vertical, horizontal = matrices
+    out = np.empty((len(vertical), len(horizontal), *values.shape[2:]), values.dtype)
+
+    def work(channels: slice) -> None:
+        for group in range(values.shape[2]):
+            out[:, :, group, channels] = _transform(matrices, values[:, :, group, channels])
+
+    a_channel = out[:, :, 0, 0].nbytes
+    in_parallel(work, values.shape[3], block=max(1, CACHE_BYTES // a_channel))
+    return out
+
+
 def _filter_tiles(plan: _Plan, weight: np.ndarray) -> np.ndarray:
     """Transform the filters: (t, t, groups, s * s * C / groups, K / groups).
 
@@ -232,23 +263,25 @@ def _filter_tiles(plan: _Plan, weight: np.ndarray) -> np.ndarray:
     """
     filters, channels, filter_h, filter_w = weight.shape
     s, groups, taps = plan.stride, plan.groups, [len(t.filter[0]) for t in plan.transforms]
-    whole = np.zeros((taps[0] * s, taps[1] * s, channels, filters), weight.dtype)
-    whole[:filter_h, :filter_w] = weight.transpose(2, 3, 1, 0)
+    whole = weight.transpose(2, 3, 1, 0)
+    if s > 1:
+        whole = np.zeros((taps[0] * s, taps[1] * s, channels, filters), weight.dtype)
+        whole[:filter_h, :filter_w] = weight.transpose(2, 3, 1, 0)
     whole = whole.reshape(taps[0], s, taps[1], s, channels, groups, filters // groups)
     whole = whole.transpose(0, 2, 5, 1, 3, 4, 6).reshape(*taps, groups, s * s * channels, -1)
-    return _transform([t.filter for t in plan.transforms], whole)
+    return _transform_filters([t.filter for t in plan.transforms], whole)
 
 
 def _filter_tiles_back(plan: _Plan, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The adjoint of :func:`_filter_tiles`: from the gradient by the tiles to that by weight."""
     filters, channels, filter_h, filter_w = shape
     s, groups = plan.stride, plan.groups
-    whole = _transform([t.filter.T for t in plan.transforms], tiles)
+    whole = _transform_filters([t.filter.T for t in plan.transforms], tiles)
     whole = whole.reshape(*whole.shape[:2], groups, s, s, channels, filters // groups)
-    whole = whole.transpose(2, 6, 5, 0, 3, 1, 4).reshape(
-        filters, channels, s * whole.shape[0], s * whole.shape[1]
+    whole = whole.transpose(2, 6, 0, 3, 1, 4, 5).reshape(
+        filters, s * whole.shape[0], s * whole.shape[1], channels
     )
-    return whole[:, :, :filter_h, :filter_w]
+    return whole[:, :filter_h, :filter_w].transpose(0, 3, 1, 2)
 
 
 def _image_tiles(plan: _Plan, x: np.ndarray) -> np.ndarray:
@@ -302,7 +335,9 @@ def conv2d_winograd(
     """Convolve by Winograd's minimal filtering. CPU only.
 
     Shapes as in the module's head of ``convolution``; the result is channels last in memory. In
-    float32 it differs from the exact result by a few 1e-6 of the largest value.
+    float32 it differs from the exact result by a few 1e-6 of the largest value, so that what is
+    exactly zero elsewhere may come out a little above or below it. What is not a number reaches
+    the whole of its tiles.
 
     Args:
         outputs: m, how many outputs a tile has along an axis; by default :func:`best_tile` of
@@ -316,11 +351,14 @@ def conv2d_winograd(
     >>> conv2d_winograd(x, w, padding=1).shape
     (2, 4, 8, 8)
     """
-    out_size = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
     check_on_cpu("conv2d_winograd", x)
     plan = _plan(x, weight, out_size, stride, padding, groups, outputs)
     filter_tiles = _filter_tiles(plan, weight)
-    out = channels_last((len(x), len(weight), *out_size), x.dtype)
+    (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
+    # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
+    out = channels_last((len(x), len(weight), rows * m_h, columns * m_w), x.dtype)
     block = _images_a_block(plan, filter_tiles, len(x), passes=1)
 
     def work(images: slice) -> None:
@@ -330,15 +368,12 @@ def conv2d_winograd(
         by_group = products.reshape(*products.shape[:3], groups, -1).transpose(0, 1, 3, 2, 4)
         np.matmul(image_tiles, filter_tiles, out=by_group)
         made = _transform([t.output for t in plan.transforms], products)
-        made = made.reshape(*plan.outputs, -1, *plan.grid, len(weight))
-        result = out[images].transpose(0, 2, 3, 1)
-        for i, j in np.ndindex(plan.outputs):
-            places = result[:, i :: plan.outputs[0], j :: plan.outputs[1]]
-            values = made[i, j, :, : places.shape[1], : places.shape[2]]
-            np.add(values, 0 if bias is None else bias, out=places)
+        made = made.reshape(m_h, m_w, -1, rows, columns, len(weight)).transpose(2, 3, 0, 4, 1, 5)
+        result = out[images].transpose(0, 2, 3, 1).reshape(made.shape)
+        np.add(made, 0 if bias is None else bias, out=result)
 
     in_parallel(work, len(x), block=block)
-    return out
+    return out[:, :, : out_size[0], : out_size[1]]
 
 
 def conv2d_winograd_backward(
@@ -364,7 +399,8 @@ def conv2d_winograd_backward(
     >>> [g.shape for g in conv2d_winograd_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
-    out_size = check_conv_shapes(x, weight, None, stride, padding, groups)
+    shapes = check_conv_shapes(x, weight, None, stride, padding, groups)
+    out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
     check_on_cpu("conv2d_winograd_backward", x)
     check_grad_out(grad_out, x, (len(x), len(weight), *out_size))
     plan = _plan(x, weight, out_size, stride, padding, groups, None)
@@ -372,7 +408,7 @@ def conv2d_winograd_backward(
     # Read for grad_x; read and written for the gradient by the filters.
     block = _images_a_block(plan, filter_tiles, len(x), passes=3)
     grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
-    sums: dict[int, np.ndarray] = {}
+    sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(part: slice) -> None:
         total = 0
@@ -383,13 +419,11 @@ def conv2d_winograd_backward(
             if need_grad_x:
                 grad_image_tiles = grad_products @ filter_tiles.swapaxes(3, 4)
                 grad_x[images] = _image_tiles_back(plan, grad_image_tiles, x[images].shape)
-        sums[part.start] = total
+        sums[part.start] = total, grad_out[part].sum(axis=(0, 2, 3))
 
     in_parallel(work, len(x))
-    # In the images' order, whichever thread was first: the same bits every time.
-    in_order = [sums[start] for start in sorted(sums)]
-    grad_weight = _filter_tiles_back(plan, sum(in_order), weight.shape)
-    return grad_x, grad_weight, grad_out.sum(axis=(0, 2, 3))
+    grad_tiles, grad_bias = sum_in_order(sums)
+    return grad_x, _filter_tiles_back(plan, grad_tiles, weight.shape), grad_bias
 
 
 def _output_tiles_back(plan: _Plan, grad_out: np.ndarray) -> np.ndarray:

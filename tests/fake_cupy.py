@@ -99,7 +99,7 @@ for _name in _BINARY.split():
 
 _FUNCTIONS = (
     "empty empty_like zeros zeros_like ones ones_like arange ascontiguousarray pad "
-    "maximum multiply subtract matmul sqrt exp log"
+    "maximum multiply divide subtract matmul sqrt exp log"
 )
 for _name in _FUNCTIONS.split():
     globals()[_name] = _wrapped(getattr(np, _name))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import signal
 
+from fastdl_lib import convolution
 from fastdl_lib.convolution import (
     channels_last,
     col2im,
@@ -23,6 +24,7 @@ from fastdl_lib.convolution import (
 from fastdl_lib.threads import blas_threads
 from fastdl_lib.winograd import conv2d_winograd, conv2d_winograd_backward
 
+WHOLE = {"stride": 2, "padding": 1, "groups": 2}
 ALGORITHMS = [conv2d_loops, conv2d_compiled, conv2d_im2col, conv2d_blocked, conv2d_winograd]
 BACKWARD = [conv2d_im2col_backward, conv2d_blocked_backward, conv2d_winograd_backward]
 # In these, fast ones included, a value that is no number reaches its own outputs alone.
@@ -106,10 +108,33 @@ def test_alexnets_second_layer_in_small(algorithm, threads):
     np.testing.assert_allclose(out, expected, atol=5e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_more_padding_than_filter(algorithm, threads):
+    """Rows of outputs that see nothing but padding, for some threads nothing else."""
+    x, weight = np.ones((1, 1, 1, 1)), np.ones((1, 1, 2, 2))
+    with blas_threads(threads):
+        out = algorithm(x, weight, padding=3)
+    np.testing.assert_allclose(out, reference(x, weight, padding=3), atol=1e-12)
+
+
+def test_blocks_that_see_nothing_but_padding(monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE_BYTES", 2**10)
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 2, 4, 9)), rng.standard_normal((2, 2, 3, 3))
+    out = conv2d_blocked(x, weight, padding=6)
+    np.testing.assert_allclose(out, reference(x, weight, padding=6), atol=1e-12)
+    y = rng.standard_normal(out.shape)
+    both = (backward(y, x, weight, padding=6) for backward in BACKWARD[:2])
+    for expected, blocked in zip(*both, strict=True):
+        np.testing.assert_allclose(blocked, expected, atol=1e-10)
+
+
 @pytest.mark.parametrize("algorithm", [conv2d_blocked, conv2d_winograd])
 def test_the_fast_ones_answer_channels_last(algorithm):
     out = algorithm(*(np.ones(shape, np.float32) for shape in ((2, 3, 9, 9), (4, 3, 3, 3))))
-    assert out.transpose(0, 2, 3, 1).flags.c_contiguous
+    # The channels of a pixel lie together, and pixels of a row follow each other.
+    assert out.strides[1] == out.itemsize and out.strides[3] == out.itemsize * out.shape[1]
 
 
 @pytest.mark.parametrize("algorithm", DIRECT)
@@ -144,11 +169,25 @@ def test_output_size_counts_the_positions(size, kernel, stride):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_whole_numbers_may_be_numpys(algorithm):
     x, weight = np.ones((1, 4, 3, 3)), np.ones((2, 2, 2, 2))
-    window = {"stride": np.int32(2), "padding": np.int64(1), "groups": np.uint8(2)}
-    assert (
-        algorithm(x, weight, **window).tolist()
-        == algorithm(x, weight, stride=2, padding=1, groups=2).tolist()
-    )
+    expected = algorithm(x, weight, stride=2, padding=1, groups=2)
+    for kind in (np.uint8, np.int8, np.int64):
+        window = {name: kind(value) for name, value in WHOLE.items()}
+        assert (algorithm(x, weight, **window) == expected).all()
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_whole_numbers_may_be_numpys_in_the_backward_pass(backward):
+    x, weight, y = np.ones((1, 4, 3, 3)), np.ones((2, 2, 2, 2)), np.ones((1, 2, 2, 2))
+    expected = backward(y, x, weight, **WHOLE)
+    window = {name: np.uint8(value) for name, value in WHOLE.items()}
+    both = zip(backward(y, x, weight, **window), expected, strict=True)
+    assert all((a == b).all() for a, b in both)
+
+
+def test_a_small_whole_number_on_a_large_image():
+    x = np.ones((1, 1, 300, 2), np.float32)
+    columns = im2col(x, (3, 3), np.uint8(2), np.uint8(1))
+    assert (col2im(columns, x.shape, (3, 3), np.uint8(2), np.uint8(1)) >= 1).all()
 
 
 @pytest.mark.parametrize("algorithm", ON_CPU)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room imports only from rooms on the floors below it.
 FLOORS = {
     "arrays": 1,
+    "checks": 1,
     "datasets": 1,
     "files": 1,
     "threads": 1,
@@ -28,8 +29,10 @@ FLOORS = {
     "layers": 4,
     "networks": 5,
     "costs": 6,
-    "training": 6,
+    "optimizers": 6,
+    "checkpoints": 7,
     "timing": 7,
+    "training": 8,
     "plots": 8,
     "explore": 9,
     "course": 9,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_threads import needs_a_known_blas
 
+from fastdl_lib import layers
 from fastdl_lib.layers import (
     Conv2d,
     Dropout,
@@ -18,6 +20,7 @@ from fastdl_lib.layers import (
     ReLU,
     softmax_cross_entropy,
 )
+from fastdl_lib.threads import blas_threads
 
 
 def in_float64(layer):
@@ -139,6 +142,73 @@ def test_the_first_layer_leaves_the_gradient_of_the_images_out(make):
     layer.needs_grad_x = False
     assert layer.backward(np.ones_like(layer.forward(x, training=True))) is None
     assert layer.gradients.keys() == {"weight", "bias"}
+
+
+# --- divided among threads, in any order of memory ----------------------------------------------
+
+
+def in_memory(x, order):
+    """The same values: contiguous, channels last, or a part of a larger channels-last array."""
+    if order == "NCHW":
+        return np.ascontiguousarray(x)
+    larger = np.full((x.shape[0], x.shape[2] + 1, x.shape[3] + 2, x.shape[1]), np.nan, x.dtype)
+    part = larger[:, : x.shape[2], : x.shape[3]]
+    part[...] = x.transpose(0, 2, 3, 1)
+    return (part.copy() if order == "channels last" else part).transpose(0, 3, 1, 2)
+
+
+DIVIDED = {
+    "ReLU": ReLU,
+    "MaxPool2d, overlapping": lambda: MaxPool2d(3, stride=2),
+    "MaxPool2d": lambda: MaxPool2d(2),
+    "MaxPool2d, with gaps": lambda: MaxPool2d(2, stride=3),
+    "LocalResponseNorm": LocalResponseNorm,
+    "Conv2d": lambda: Conv2d(6, 4, 3, padding=1, rng=np.random.default_rng(0)),
+}
+
+
+@needs_a_known_blas
+@pytest.mark.parametrize("order", ["NCHW", "channels last", "a part"])
+@pytest.mark.parametrize("name", DIVIDED)
+def test_threads_blocks_and_order_of_memory_change_nothing(name, order, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (7, 6, 9, 8)).astype(np.float32)  # some ties
+    with blas_threads(1):
+        layer = DIVIDED[name]()
+        expected = layer.forward(x, training=True)
+        grad_out = rng.standard_normal(expected.shape).astype(np.float32)
+        expected_grad = layer.backward(grad_out)
+    monkeypatch.setattr(layers, "CACHE_BYTES", 2**11)
+    parts, plain = [], layers.in_parallel
+
+    def watched(work, *arguments, **options):
+        plain(lambda part: (parts.append(part), work(part)), *arguments, **options)
+
+    monkeypatch.setattr(layers, "in_parallel", watched)
+    with blas_threads(3):
+        layer = DIVIDED[name]()
+        out = layer.forward(in_memory(x, order), training=True)
+        grad = layer.backward(in_memory(grad_out, order))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if name == "Conv2d" else {"rtol": 1e-6}
+    np.testing.assert_allclose(out, expected, **tolerance)
+    np.testing.assert_allclose(grad, expected_grad, **tolerance)
+    assert name == "Conv2d" or len(parts) > 6, "the work was not divided"
+
+
+@needs_a_known_blas
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_linear_layer_divides_its_features(threads):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 200)).astype(np.float32)
+    results = []
+    for count in (1, threads):
+        layer = Linear(200, 210, rng=np.random.default_rng(1))
+        with blas_threads(count):
+            out = layer.forward(x, training=True)
+            grad_x = layer.backward(out)
+        results.append([out, grad_x, *layer.gradients.values()])
+    for one, divided in zip(*results, strict=True):
+        np.testing.assert_allclose(divided, one, rtol=1e-4, atol=1e-4)
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -429,8 +499,12 @@ def test_what_is_no_batch_of_images_is_refused(name, shape):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda rng: Conv2d(0, 1, 3, rng=rng), ValueError, "in_channels must be a whole number"),
-        (lambda rng: Conv2d(1, -2, 3, rng=rng), ValueError, "out_channels must be a whole number"),
+        (lambda rng: Conv2d(0, 1, 3, rng=rng), ValueError, "in_channels must be at least 1, got 0"),
+        (
+            lambda rng: Conv2d(1, -2, 3, rng=rng),
+            ValueError,
+            "out_channels must be at least 1",
+        ),
         (lambda rng: Conv2d(1, 1, 0, rng=rng), ValueError, "kernel must be at least 1"),
         (lambda rng: Conv2d(1, 1, 3, stride=0, rng=rng), ValueError, "stride must be at least 1"),
         (lambda rng: Conv2d(1, 1, 3, padding=-1, rng=rng), ValueError, "padding must be at least"),
@@ -449,11 +523,15 @@ def test_what_is_no_batch_of_images_is_refused(name, shape):
             r"such as np\.random\.default_rng\(0\); got 3",
         ),
         (lambda rng: Conv2d(1, 1, 1.5, rng=rng), TypeError, "kernel must be a whole number"),
-        (lambda rng: Linear(0, 1, rng=rng), ValueError, "in_features must be a whole number"),
-        (lambda rng: Linear(2, 1.0, rng=rng), ValueError, "out_features must be a whole number"),
+        (lambda rng: Linear(0, 1, rng=rng), ValueError, "in_features must be at least 1, got 0"),
+        (
+            lambda rng: Linear(2, 1.0, rng=rng),
+            TypeError,
+            "out_features must be a whole number",
+        ),
         (lambda rng: MaxPool2d(0), ValueError, "kernel must be at least 1"),
         (lambda rng: MaxPool2d(2, stride=0), ValueError, "stride must be at least 1"),
-        (lambda rng: LocalResponseNorm(0), ValueError, "size must be a whole number from 1 up"),
+        (lambda rng: LocalResponseNorm(0), ValueError, "size must be at least 1, got 0"),
         (lambda rng: LocalResponseNorm(4), ValueError, "size must be odd"),
     ],
 )

@@ -79,6 +79,7 @@ def test_the_summary_has_what_a_caption_needs():
     )
     with_gpu = example(blas_threads=1, gpu="Example GPU").summary
     assert "on 1 thread, Example GPU, NumPy" in with_gpu
+    assert "Example CPU, 1 core, " in example(cores=1).summary
 
 
 def test_html_is_escaped():

@@ -1,12 +1,21 @@
 """Threads are set and given back, and a batch is divided among them without a gap."""
 
+import os
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from fastdl_lib.machine import machine_card
-from fastdl_lib.threads import blas_libraries, blas_threads, blas_threads_now, in_parallel
+from fastdl_lib.threads import (
+    blas_libraries,
+    blas_threads,
+    blas_threads_now,
+    in_parallel,
+    sum_in_order,
+)
 
 needs_a_known_blas = pytest.mark.skipif(
     not blas_libraries().info(), reason="threadpoolctl cannot set this BLAS's threads"
@@ -100,3 +109,70 @@ def test_an_error_in_a_thread_is_raised_and_the_threads_are_given_back(bad):
         parts = []
         in_parallel(parts.append, 4)
         assert len(parts) == 2
+
+
+@needs_a_known_blas
+def test_no_slice_is_longer_than_a_block():
+    parts = []
+    with blas_threads(2):
+        in_parallel(parts.append, 10, block=2)
+    assert sorted((part.start, part.stop) for part in parts) == [
+        *[(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10)]
+    ]
+
+
+def test_nothing_to_do():
+    in_parallel(lambda part: pytest.fail("there is no work"), 0)
+
+
+@needs_a_known_blas
+def test_errstate_reaches_every_thread():
+    seen = []
+    with blas_threads(3), np.errstate(over="raise"):
+        in_parallel(lambda part: seen.append(np.geterr()["over"]), 3)
+    assert seen == ["raise"] * 3
+
+
+@needs_a_known_blas
+def test_a_thread_that_cannot_set_the_blas_says_so_and_does_all_the_work_itself():
+    parts = []
+
+    def elsewhere():
+        if_set = None
+        try:
+            with blas_threads(1):
+                if_set = blas_threads_now()
+        except RuntimeError as error:
+            if_set = str(error)
+        in_parallel(parts.append, 4)
+        return if_set
+
+    with blas_threads(2), ThreadPoolExecutor(1) as executor:
+        said = executor.submit(elsewhere).result()
+        assert blas_threads_now() == 2
+    if said == 1:  # a threadpoolctl that lets every thread set the number
+        assert sorted((part.start, part.stop) for part in parts) == [(0, 2), (2, 4)]
+    else:
+        assert "Only the thread that first set their number" in said
+        assert parts == [slice(0, 4)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_a_known_blas
+def test_a_forked_process_makes_threads_of_its_own():
+    with blas_threads(2):
+        in_parallel(lambda part: None, 2)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends the child, should it wait for threads that are not there
+            seen = []
+            in_parallel(seen.append, 2)
+            os._exit(0 if len(seen) == 2 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_sums_are_added_in_the_order_of_their_parts():
+    values = {4: (1.0,), 0: (1e16,), 2: (-1e16,)}
+    assert sum_in_order(values) == (1.0,)
+    assert sum(value for (value,) in values.values()) == 0, "another order, other bits"

@@ -1,5 +1,7 @@
 """Winograd's transforms are exact in rational arithmetic; tiles are chosen by counting."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from fastdl_lib.winograd import (
     transform_matrices,
 )
 
-SIZES = [(m, r) for r in range(1, 8) for m in range(1, LARGEST_TILE + 2 - r)]
+SIZES = [(m, r) for r in range(1, LARGEST_TILE + 1) for m in range(1, LARGEST_TILE + 2 - r)]
 
 
 @pytest.mark.parametrize(("outputs", "taps"), SIZES)
@@ -24,11 +26,19 @@ def test_the_transforms_filter_one_row(outputs, taps):
     np.testing.assert_allclose(out_of @ ((filters @ w) * (into @ x)), expected, atol=1e-11)
 
 
-def test_f_2_3_is_the_one_of_the_paper_up_to_signs():
-    """Lavin and Gray, section 3.1: additions alone before and after, halves in the filters."""
+def test_the_transforms_serve_all_and_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        transform_matrices(2, 3).output[...] = 0
+    with pytest.raises(TypeError, match=r"outputs must be a whole number, got 2\.0"):
+        transform_matrices(2.0, 3)
+
+
+def test_f_2_3_is_the_one_of_the_paper():
+    """Lavin and Gray, section 4.1; of their last product they take the sign on both sides."""
     into, filters, out_of = transform_matrices(2, 3)
-    assert set(np.abs(into).ravel()) == set(np.abs(out_of).ravel()) == {0, 1}
-    assert set(np.abs(filters).ravel()) == {0, 0.5, 1}
+    assert into.tolist() == [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]
+    assert filters.tolist() == [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+    assert out_of.tolist() == [[1, 1, 1, 0], [0, 1, -1, 1]]
 
 
 @pytest.mark.parametrize("taps", [2, 3, 5])
@@ -101,6 +111,20 @@ def test_conv2d_picks_by_shape_and_takes_any_by_name():
         layer.algorithm = "fft"
     with pytest.raises(ValueError, match="got 'fast'"):
         Conv2d(16, 16, 3, algorithm="fast", rng=rng)
+
+
+def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
+    layer = Conv2d(3, 4, 2, rng=np.random.default_rng(0))
+    weight = layer.parameters["weight"]
+    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
+    twin = copy.copy(layer)
+    layer.algorithm = "im2col"
+    assert layer.parameters["weight"].flags.c_contiguous
+    assert twin.parameters["weight"] is weight
+    assert (layer.parameters["weight"] == weight).all()
+    layer.algorithm = "blocked"
+    assert layer.parameters["weight"].transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (layer.parameters["weight"] == weight).all()
 
 
 def test_conv2d_on_the_gpu_picks_one_large_product(fake_gpu):
