@@ -9,14 +9,16 @@ this machine and this minute. ``benchmarks/README.md`` describes the method.
 """
 
 import argparse
-import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from peers import book_layer, torch, torch_layer
+from fair import MIN_ROUNDS, Times, in_turn
+from peer_book import book_layer
+from peer_pytorch import LAYOUTS, torch, torch_layer
 
 from fastdl_lib.costs import KINDS, layer_kind
 from fastdl_lib.datasets import photos
@@ -28,20 +30,16 @@ from fastdl_lib.evidence import (
     Table,
     write_recording,
 )
-from fastdl_lib.machine import MachineCard, blas_threads, machine_card
+from fastdl_lib.machine import MachineCard, machine_card
 from fastdl_lib.networks import Network, alexnet
+from fastdl_lib.threads import blas_threads
 from fastdl_lib.timing import LayerProfile
 
 REFERENCE = "book, float64"  # the outputs of the others are compared with its
 BASELINE = "fastdl"  # the times of the others are divided by its
 TOLERANCE = 1e-4  # of a layer's largest output; float32 alone makes about 1e-6
-PAUSE_S = 0.03  # between two passes, again and again until the worker threads have come to rest
-NOISE_LIMIT = 0.03  # of a pass that its threads may wait for a core that something else has
-TRIES = 5  # for an undisturbed pass, before a round is given up
-MIN_ROUNDS = 3
 
 Array = Any  # numpy.ndarray or torch.Tensor
-Times = dict[str, float]  # the milliseconds of each layer in one pass
 
 
 class Implementation(NamedTuple):
@@ -60,17 +58,15 @@ def implementations(network: Network, images: np.ndarray) -> dict[str, Implement
     layers = network.layers.items()
     made = {}
     for dtype in (np.float64, np.float32):
-        book = {name: book_layer(layer, dtype) for name, layer in layers}
+        book = {name: book_layer(layer, dtype).forward for name, layer in layers}
         made[f"book, {np.dtype(dtype)}"] = Implementation(book, images, {})
     made["fastdl"] = Implementation({name: layer.forward for name, layer in layers}, images, {})
-    if torch:
-        layouts = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
-        for label, layout in layouts.items():
-            made[f"PyTorch {label}"] = Implementation(
-                {name: torch_layer(layer).to(memory_format=layout) for name, layer in layers},
-                torch.from_numpy(images).to(memory_format=layout),
-                {"torch": torch.__version__},
-            )
+    for label, layout in LAYOUTS.items():
+        made[label] = Implementation(
+            {name: torch_layer(layer).to(memory_format=layout) for name, layer in layers},
+            torch.from_numpy(images).to(memory_format=layout),
+            {"torch": torch.__version__},
+        )
     return made
 
 
@@ -112,49 +108,16 @@ def one_pass(implementation: Implementation) -> Times:
     return times_ms
 
 
-def settle() -> None:
-    """Pause until this process is idle: OpenBLAS's workers spin for 0.1 s after their last product.
-
-    Without this they would take a core from the implementation that comes next.
-    """
-    for _ in range(30):
-        used_s = time.process_time()
-        time.sleep(PAUSE_S)
-        if time.process_time() - used_s < 0.1 * PAUSE_S:
-            return
-
-
-def waited_s() -> float:
-    """Seconds this process's threads have waited for a core so far; 0 where Linux is not."""
-    tasks = Path("/proc/self/task").glob("*/schedstat")
-    return 1e-9 * sum(int(task.read_text().split()[1]) for task in tasks)
-
-
-def undisturbed_pass(implementation: Implementation) -> Times | None:
-    """One pass during which no other program took a core, or None after some tries."""
-    for _ in range(TRIES):
-        settle()
-        before_s = waited_s()
-        times_ms = one_pass(implementation)
-        if 1e3 * (waited_s() - before_s) <= NOISE_LIMIT * sum(times_ms.values()):
-            return times_ms
-    return None
-
-
 def measure(made: dict[str, Implementation], budget_s: float) -> list[dict[str, Times]]:
-    """Time all in turn, round by round until the budget is used up, in a new order each round.
+    """Time all in turn until the budget is used up; return the rounds with nobody disturbed.
 
     Raises:
         SystemExit: other programs left too few rounds undisturbed.
     """
-    rounds: list[dict[str, Times | None]] = []
-    order, shuffle = list(made), random.Random(0).shuffle
-    deadline = time.perf_counter() + budget_s
-    while len(rounds) < MIN_ROUNDS or time.perf_counter() < deadline:
-        shuffle(order)
-        rounds.append({name: undisturbed_pass(made[name]) for name in order})
-    quiet = [times for times in rounds if all(times.values())]
-    print(f"\n{len(quiet)} of {len(rounds)} interleaved rounds were undisturbed; these count.")
+    passes = {name: partial(one_pass, implementation) for name, implementation in made.items()}
+    taken = in_turn(passes, budget_s)
+    rounds, quiet = len(taken.rounds), [taken.rounds[i] for i in taken.where(*made)]
+    print(f"\n{len(quiet)} of {rounds} interleaved rounds were undisturbed; these count.")
     if len(quiet) < MIN_ROUNDS:
         raise SystemExit("That is too few. Wait until nothing else runs, or raise --budget.")
     return quiet

@@ -34,7 +34,8 @@ from fastdl_lib.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSIGNMENT = "notebooks"
-README_PICTURE = "pie.png"
+# What README.md shows of a notebook: the figure of its cell tagged readme-picture.
+README_PICTURES = {"01_where_time_goes": "pie.png", "02_im2col": "race.png"}
 
 MAX_CELL_LINES = 25
 MAX_MEDIAN_LINES = 5
@@ -210,7 +211,7 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     seconds = time.monotonic() - started
     picture = readme_picture(notebook)
     if picture is not None and path.parent == ROOT / ASSIGNMENT:
-        with whole_file(ROOT / README_PICTURE) as part:
+        with whole_file(ROOT / README_PICTURES[path.stem]) as part:
             part.write_bytes(picture)
     return seconds
 
@@ -252,6 +253,8 @@ def _run(notebook: NotebookNode, folder: Path, cell_timeout_s: int, on_cell_star
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        # A progress bar keeps its last state; every refresh would be stored.
+        coalesce_streams=True,
         # Without the state nbclient stumbles over Output widgets; cleaning drops it again.
         store_widget_state=True,
         on_cell_start=on_cell_start,

@@ -15,14 +15,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import matplotlib.colors
 import matplotlib.ticker
 import numpy as np
 from IPython.display import display
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
+from fastdl_lib.convolution import im2col, output_size
 from fastdl_lib.costs import KINDS, Ceilings, LayerCost
 from fastdl_lib.evidence import (
     Measurement,
@@ -38,16 +40,23 @@ from fastdl_lib.timing import LayerProfile
 __all__ = [
     "Picture",
     "Shares",
+    "Trial",
     "batch_sweep",
+    "block_sweep",
     "cost_shares",
+    "error_against_speed",
     "guess_and_truth",
     "image_row",
     "layer_bars",
+    "memory_bars",
+    "patch_matrix",
+    "race",
     "roofline",
     "roofline_against_measured",
     "samples_strip",
     "share_bars",
     "share_pies",
+    "trials",
 ]
 
 KIND_COLOURS = {
@@ -75,7 +84,7 @@ PROVENANCE_HATCH = {
 }
 # Hatching must not be taken for the border of a slice.
 matplotlib.rcParams["hatch.linewidth"] = 0.45
-_INK, _GREY, _PURPLE = "#222222", "#666666", "#CC79A7"
+_INK, _GREY, _PURPLE, _FRAME = "#222222", "#666666", "#CC79A7", "#D55E00"
 _DOTS_AN_INCH = 130
 _PIXELS_AN_INCH = 96
 
@@ -682,3 +691,361 @@ def samples_strip(measurements: Sequence[Measurement], *, title: str) -> Picture
     )
     machine, provenance = measurements[0].machine, measurements[0].provenance
     return Picture(figure, title, _caption(machine, provenance), alt)
+
+
+# --- chapter 02 ---------------------------------------------------------------------------------
+
+
+def patch_matrix(
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    patch: int = 1,
+    *,
+    size: int = 5,
+    pixel: int | None = None,
+) -> Picture:
+    """Draw which pixel of a ``size`` x ``size`` image goes to which cell of the patch matrix.
+
+    Args:
+        kernel, stride, padding: of a square window on a square image of one channel.
+        patch: the patch to frame, counted from 1; what lies past the last stands for the last.
+        pixel: the number of a pixel whose copies are circled.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastdl_lib.convolution.output_size`.
+
+    >>> patch_matrix(3, size=4).alt[:60]
+    'A 4x4 image and its patches of 3x3 pixels, stride 1, padding'
+    """
+    outputs = output_size(size, kernel, stride, padding)
+    image = np.arange(1, size * size + 1).reshape(size, size)
+    matrix = im2col(image[None, None], (kernel, kernel), stride, padding)[0]
+    rows, patches = matrix.shape
+    patch = min(patch, patches)
+    figure, (left, right) = _new(10.5, 4.7, 2, width_ratios=(1, 1.75))
+    _number_grid(left, np.pad(image, padding), pixel)
+    _number_grid(right, matrix, pixel)
+    row, column = divmod(patch - 1, outputs)
+    for axis, corner, width, height in (
+        (left, (column * stride - 0.5, row * stride - 0.5), kernel, kernel),
+        (right, (patch - 1.5, -0.5), 1, rows),
+    ):
+        frame = Rectangle(corner, width, height, fill=False, edgecolor=_FRAME, linewidth=3.5)
+        axis.add_patch(frame)
+        frame.set(zorder=3, clip_on=False)
+    right.set_xticks([patch - 1], [f"patch {patch}"], color=_FRAME, fontsize=10, weight="bold")
+    left.set_xticks(
+        [column * stride + (kernel - 1) / 2],
+        [f"patch {patch} of {patches}"],
+        color=_FRAME,
+        fontsize=10,
+        weight="bold",
+    )
+    padded = f", {padding} of padding" if padding else ""
+    left.set_title(f"the image: {size}x{size} pixels{padded}", fontsize=10)
+    right.set_title(f"the patch matrix: {rows} rows, {patches} columns", fontsize=10)
+    right.set_xlabel("one column a patch", fontsize=9)
+    right.set_ylabel("one row a place in the window", fontsize=9)
+    factor = matrix.size / image.size
+    copies = int((matrix == pixel).sum())
+    title = f"{image.size} pixels become {matrix.size} numbers, {factor:.1f} times as many"
+    if pixel is not None:
+        title = f"Pixel {pixel} lies in {copies} patches, so it stands {copies} times in the matrix"
+    caption = "Computed: counted, no clock involved | number and shade tell the pixel"
+    if padding:
+        caption += ", 0 is padding"
+    column_of = ", ".join(str(value) for value in matrix[:, patch - 1])
+    alt = (
+        f"A {size}x{size} image and its patches of {kernel}x{kernel} pixels, stride {stride}, "
+        f"padding {padding}: {patches} patches are the columns of a {rows}x{patches} matrix, "
+        f"{factor:.1f} times the pixels. Column {patch} holds the pixels {column_of}"
+    )
+    if pixel is not None:
+        alt += f". Pixel {pixel} stands {copies} times in the matrix"
+    return Picture(figure, title, caption, alt)
+
+
+def _number_grid(axis: Any, values: np.ndarray, circled: int | None) -> None:
+    """Draw whole numbers in cells shaded by their value; 0 is padding and stays pale."""
+    rows, columns = values.shape
+    shades = matplotlib.colormaps["cividis"](0.1 + 0.9 * values / values.max())
+    shades[values == 0] = matplotlib.colors.to_rgba("#EEEEEE")
+    axis.imshow(shades, interpolation="none", aspect="equal" if columns < 3 * rows else "auto")
+    size = min(12, 250 / columns, 115 / rows)
+    for (row, column), value in np.ndenumerate(values):
+        dark = value and shades[row, column, :3].mean() < 0.45
+        colour = "white" if dark else _INK if value else _GREY
+        axis.text(column, row, value, ha="center", va="center", fontsize=size, color=colour)
+        if value == circled:
+            axis.plot(column, row, "o", ms=2.2 * size, mfc="none", mec="white", mew=2.4)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.2)
+    axis.tick_params(which="both", length=0)
+    axis.spines[:].set_visible(False)
+
+
+def memory_bars(
+    memory: Mapping[str, tuple[float, float, float, float]],
+    machine: MachineCard,
+    *notes: str,
+    title: str,
+) -> Picture:
+    """Draw what im2col holds on top of its input, predicted and measured, beside that input.
+
+    Args:
+        memory: for each layer, in MB: its input, its patches, the peak computed beforehand and
+            the peak measured.
+    """
+    figure, axes = _new(9, 1.9 + 0.62 * len(memory))
+    hatch = PROVENANCE_HATCH[Provenance.COMPUTED]
+    series = (
+        (0, f"input ({Provenance.COMPUTED})", _GREY, hatch),
+        (2, f"peak on top of it ({Provenance.COMPUTED})", KIND_COLOURS["relu"], hatch),
+        (3, f"peak on top of it ({Provenance.MEASURED})", KIND_COLOURS["conv"], ""),
+    )
+    for index, (column, label, colour, pattern) in enumerate(series):
+        places = np.arange(len(memory)) + 0.27 * (index - 1)
+        values = [sizes[column] for sizes in memory.values()]
+        axes.barh(
+            places, values, height=0.25, color=colour, hatch=pattern, edgecolor="white", label=label
+        )
+        for place, value in zip(places, values, strict=True):
+            axes.text(value, place, f" {format_number(value)}", va="center", fontsize=8)
+    largest = max(max(sizes) for sizes in memory.values())
+    for place, (size, patches, _, _) in enumerate(memory.values()):
+        text = f"patches: {patches / size:.1f} times the input"
+        axes.text(1.42 * largest, place, text, va="center", ha="right", fontsize=9)
+    axes.set_yticks(range(len(memory)), list(memory))
+    axes.set_ylim(len(memory) - 0.45, -0.55)
+    axes.set_xlim(0, 1.44 * largest)
+    axes.set_xlabel("memory, MB")
+    alt = "; ".join(
+        f"{name}: input {format_number(size)} MB, patches {patches / size:.1f} times that, "
+        f"peak {format_number(predicted)} MB (computed) and {format_number(peak)} MB (measured)"
+        for name, (size, patches, predicted, peak) in memory.items()
+    )
+    legend = axes.get_legend_handles_labels()[0]
+    return Picture(figure, title, _caption(machine, Provenance.MEASURED, *notes), alt, legend)
+
+
+_RUNGS = ("#999999", "#56B4E9", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00")
+_LINES = ("--", ":", "-.")
+_PALE_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+
+
+def race(
+    speeds: Mapping[tuple[str, str, int], Measurement],
+    ceilings: Mapping[int, Measurement],
+    *,
+    title: str,
+) -> Picture:
+    """Draw the speed of several algorithms on several layers, a group of bars an algorithm.
+
+    Args:
+        speeds: (algorithm, layer, threads) to GFLOP/s. The smallest number of threads is drawn as
+            bars, a larger one as diamonds. Algorithms and layers keep their order.
+        ceilings: threads to the GFLOP/s of a large product; each becomes a line.
+    """
+    algorithms = list(dict.fromkeys(algorithm for algorithm, _, _ in speeds))
+    rows = list(dict.fromkeys((algorithm, layer) for algorithm, layer, _ in speeds))
+    few, *more = sorted({threads for _, _, threads in speeds})
+    figure, axes = _new(10, 1.9 + 0.17 * (len(rows) + 1.6 * len(algorithms)))
+    left = min(speed.median for speed in speeds.values()) / 3
+    places = [i + 1.6 * (1 + algorithms.index(row[0])) for i, row in enumerate(rows)]
+    words = dict.fromkeys(algorithms, "")
+    for (algorithm, layer), place in zip(rows, places, strict=True):
+        colour = _RUNGS[algorithms.index(algorithm) % len(_RUNGS)]
+        runs = {
+            n: speeds[algorithm, layer, n] for n in (few, *more) if (algorithm, layer, n) in speeds
+        }
+        for threads, run in runs.items():
+            if threads == few:
+                axes.barh(
+                    place,
+                    run.median - left,
+                    left=left,
+                    height=0.85,
+                    color=colour,
+                    edgecolor="white",
+                    hatch=PROVENANCE_HATCH[run.provenance],
+                )
+                axes.plot([run.low, run.high], [place, place], color=_INK, linewidth=1.5)
+            else:
+                axes.plot(run.median, place, "D", color=_INK, mfc="white", ms=5, zorder=3)
+        text = " / ".join(format_number(run.median) for run in runs.values())
+        end = 1.15 * max(run.high for run in runs.values())
+        axes.text(end, place, text, va="center", fontsize=7.5, bbox=_PALE_BOX)
+        words[algorithm] += f" {layer} {text}"
+    for algorithm in algorithms:
+        first = min(p for row, p in zip(rows, places, strict=True) if row[0] == algorithm)
+        axes.text(left * 1.08, first - 1.05, algorithm, va="center", fontsize=9.5, weight="bold")
+    styles = dict(zip(sorted(ceilings), _LINES, strict=False))
+    for threads, style in styles.items():
+        axes.axvline(ceilings[threads].median, color=_INK, lw=1.2, linestyle=style, zorder=0)
+    axes.set_yticks(places, [layer for _, layer in rows], fontsize=7.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(places[-1] + 0.8, -0.2)
+    axes.set_xscale("log")
+    axes.set_xlim(left, 5 * max(run.median for run in (*speeds.values(), *ceilings.values())))
+    _plain_log(axes.xaxis)
+    axes.set_xlabel("GFLOP/s: two FLOP for each MAC of the definition, over the time taken")
+    legend: list[Artist] = [
+        Patch(
+            facecolor=_GREY, edgecolor="white", label=f"{threads_in_words(few)} (line: quartiles)"
+        )
+    ]
+    legend += [
+        Line2D([], [], ls="", marker="D", color=_INK, mfc="white", ms=5, label=threads_in_words(n))
+        for n in more
+    ]
+    others = dict.fromkeys(run.provenance for run in speeds.values())
+    legend += [
+        Patch(fc=_GREY, ec="white", hatch=PROVENANCE_HATCH[provenance], label=str(provenance))
+        for provenance in others
+        if PROVENANCE_HATCH[provenance]
+    ]
+    legend += [
+        Line2D([], [], color=_INK, ls=style, label=f"product ceiling, {threads_in_words(threads)}")
+        for threads, style in styles.items()
+    ]
+    alt = "GFLOP/s: " + "; ".join(f"{name}:{text}" for name, text in words.items())
+    for threads in styles:
+        ceiling = format_number(ceilings[threads].median)
+        alt += f"; product ceiling, {threads_in_words(threads)}: {ceiling}"
+    own = list(speeds.values())[-1]
+    return Picture(figure, title, _caption(own.machine, own.provenance), alt, legend)
+
+
+def block_sweep(sweeps: Mapping[str, Mapping[float, Measurement]], *, title: str) -> Picture:
+    """Draw the speed of an algorithm against how much memory the patches of a block take.
+
+    Args:
+        sweeps: for each line, megabytes of patches to GFLOP/s. A measurement's name, the number
+            of images in a block, is written at its dot.
+    """
+    figure, axes = _new(9, 4.2)
+    words = []
+    for colour, marker, (label, sweep) in zip(_RUNGS[3:], "osD^", sweeps.items(), strict=False):
+        sizes = sorted(sweep)
+        speeds = [sweep[size] for size in sizes]
+        spread = [[m.median - m.low for m in speeds], [m.high - m.median for m in speeds]]
+        medians = [speed.median for speed in speeds]
+        axes.errorbar(sizes, medians, spread, fmt=f"{marker}-", color=colour, label=label)
+        for size, speed in zip(sizes, speeds, strict=True):
+            axes.annotate(
+                speed.name,
+                (size, speed.high),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                color=colour,
+            )
+        dots = ", ".join(
+            f"{speed.name} at a time, {format_number(size)} MB, {format_number(speed.median)}"
+            for size, speed in zip(sizes, speeds, strict=True)
+        )
+        words.append(f"{label}: {dots} GFLOP/s")
+    everything = [speed for sweep in sweeps.values() for speed in sweep.values()]
+    axes.set_xscale("log")
+    _plain_log(axes.xaxis)
+    axes.set_ylim(0, 1.2 * max(speed.high for speed in everything))
+    axes.set_xlabel("patches laid out at a time, MB (computed); numbers: images at a time")
+    axes.set_ylabel("speed, GFLOP/s (median, line: quartiles)")
+    first = everything[0]
+    caption = _caption(first.machine, first.provenance, f"run on {_threads(first)}")
+    return Picture(figure, title, caption, "; ".join(words), axes.get_legend_handles_labels()[0])
+
+
+def error_against_speed(
+    speeds: Sequence[Measurement], errors: Sequence[float], *, title: str
+) -> Picture:
+    """Draw the error of several algorithms against their speed; the best corner is bottom right.
+
+    Args:
+        speeds: in GFLOP/s; the first one is the algorithm the others want to beat.
+        errors: relative to the largest value of the right answer, one for each speed, above 0.
+    """
+    figure, axes = _new(9, 4.2)
+    names = [speed.name for speed in speeds]
+    axes.plot(
+        [speed.median for speed in speeds[1:]], errors[1:], color=_GREY, linewidth=1, zorder=1
+    )
+    for place, (speed, error) in enumerate(zip(speeds, errors, strict=True)):
+        colour = KIND_COLOURS["conv"] if place else _FRAME
+        axes.plot([speed.low, speed.high], [error, error], color=colour, linewidth=2)
+        axes.plot(speed.median, error, "o" if place else "D", color=colour, ms=8)
+        axes.annotate(
+            names[place],
+            (speed.median, error),
+            # In turn to the right and to the left: neighbours in the list are close in speed.
+            xytext=(9, 4) if place % 2 == 0 else (-9, 4),
+            ha="left" if place % 2 == 0 else "right",
+            textcoords="offset points",
+            fontsize=9,
+            bbox=_PALE_BOX,
+        )
+    axes.axvline(speeds[0].median, color=_FRAME, linewidth=0.8, linestyle=":")
+    axes.set_yscale("log")
+    axes.set_ylim(min(errors) / 3, max(errors) * 4)
+    axes.set_xlim(0, 1.25 * max(speed.high for speed in speeds))
+    axes.set_xlabel(f"speed, {speeds[0].unit} (line: quartiles)")
+    axes.set_ylabel("largest error, relative")
+    alt = "; ".join(
+        f"{name}: {format_number(speed.median)} {speed.unit}, error {error:.1e}"
+        for name, speed, error in zip(names, speeds, errors, strict=True)
+    )
+    caption = _caption(speeds[0].machine, speeds[0].provenance, f"run on {_threads(speeds[0])}")
+    return Picture(figure, title, caption, alt)
+
+
+class Trial(NamedTuple):
+    """One run of an algorithm: its time, its peak of memory and its error."""
+
+    image_ms: Measurement
+    """The time of one image, ms; its name says what ran."""
+    peak_mb: float
+    """The most memory it took on top of its input, MB."""
+    error: float
+    """The largest error, relative to the largest value of the right answer."""
+
+
+def trials(results: Sequence[Trial], *, title: str) -> Picture:
+    """Draw time, memory and error of what was tried; the last one stands out."""
+    results = [Trial(*result) for result in results]
+    panels = (
+        ("time of an image, ms", [trial.image_ms.median for trial in results]),
+        ("peak memory on top, MB", [trial.peak_mb for trial in results]),
+        ("largest error, relative", [trial.error for trial in results]),
+    )
+    figure, axes = _new(10, 1.8 + 0.34 * len(results), 3, sharey=True)
+    colours = ["#BBBBBB"] * (len(results) - 1) + [KIND_COLOURS["conv"]]
+    for axis, (label, values) in zip(axes, panels, strict=True):
+        logarithmic = "error" in label or max(values) > 20 * max(min(values), 1e-12)
+        shown = [max(value, 1e-9) for value in values]
+        left = min(shown) / 3 if logarithmic else 0
+        axis.barh(range(len(results)), np.array(shown) - left, left=left, height=0.7, color=colours)
+        for place, value in enumerate(values):
+            text = f"{value:.0e}" if "error" in label else format_number(value)
+            axis.text(shown[place], place, f" {text}", va="center", fontsize=9)
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.set_xlim(left, 30 * max(shown))
+        else:
+            axis.set_xlim(0, 1.4 * max(shown))
+        axis.set_xlabel(label)
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(results)), [trial.image_ms.name for trial in results])
+    axes[0].set_ylim(len(results) - 0.5, -0.5)
+    last = results[-1].image_ms
+    alt = "; ".join(
+        f"{trial.image_ms.name}: {format_number(trial.image_ms.median)} ms an image, "
+        f"{format_number(trial.peak_mb)} MB, error {trial.error:.0e}"
+        for trial in results
+    )
+    caption = _caption(last.machine, last.provenance, f"run on {_threads(last)}")
+    return Picture(figure, title, caption, alt)

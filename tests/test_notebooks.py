@@ -397,11 +397,12 @@ def test_command_line_reports_and_goes_on(tmp_path, capsys):
     assert capsys.readouterr().out == f"cleaned {start}\n"
 
 
-def test_readme_shows_the_stored_picture():
-    pictures = [course.readme_picture(course.read_notebook(path)) for path in NOTEBOOKS]
-    stored = [picture for picture in pictures if picture is not None]
-    assert len(stored) == 1, "tag exactly one figure cell of the course with readme-picture"
-    picture = (staged.ROOT / course.README_PICTURE).read_bytes()
-    assert picture == stored[0], "run make execute, stage the notebook and its picture"
+def test_readme_shows_the_stored_pictures():
+    pictures = {path.stem: course.readme_picture(course.read_notebook(path)) for path in NOTEBOOKS}
+    stored = {name: picture for name, picture in pictures.items() if picture is not None}
+    assert stored.keys() == course.README_PICTURES.keys(), "one tag readme-picture in each of these"
     readme = (staged.ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"]({course.README_PICTURE})" in readme
+    for name, file in course.README_PICTURES.items():
+        picture = (staged.ROOT / file).read_bytes()
+        assert picture == stored[name], f"run make execute, stage {name} and {file}"
+        assert f"]({file})" in readme

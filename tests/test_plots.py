@@ -83,6 +83,21 @@ def deep_profile():
     return LayerProfile("DeepConvNet", 4, kinds, profile.forward, {}), layer_costs(network, 4)
 
 
+def speed(gflops, name="", threads=1):
+    return measured(name, gflops - 1, gflops, gflops + 2, unit="GFLOP/s", threads=threads)
+
+
+LOOPS = Measurement(
+    "loops", "GFLOP/s", (0.02,), Provenance.COMPUTED, source="a piece", conditions={"threads": 1}
+)
+SPEEDS = {
+    ("Python loops", "conv1", 1): LOOPS,
+    ("im2col", "conv1", 1): speed(80.0),
+    ("im2col", "conv1", 4): speed(250.0, threads=4),
+    ("im2col", "conv2", 1): speed(70.0),
+}
+
+
 # Function name: how to draw one, and what its text alternative and its caption must say.
 FIGURES = {
     "roofline": (
@@ -156,6 +171,55 @@ FIGURES = {
         ],
         [MACHINE],
     ),
+    "patch_matrix": (
+        lambda: plots.patch_matrix(3, stride=2, padding=1, patch=2, size=4, pixel=6),
+        [
+            "A 4x4 image and its patches of 3x3 pixels, stride 2, padding 1: 4 patches",
+            "9x4 matrix, 2.2 times the pixels", "Column 2 holds the pixels 0, 0, 0, 2, 3, 4, 6, 7",
+            "Pixel 6 stands 4 times in the matrix",
+        ],
+        ["Computed: counted", "0 is padding"],
+    ),
+    "memory_bars": (
+        lambda: plots.memory_bars(
+            {"conv1": (5.0, 35.0, 44.4, 44.5), "conv2": (2.0, 50.0, 62.0, 61.0)}, CARD, "8 images",
+            title="Memory",
+        ),
+        ["conv2: input 2.00 MB, patches 25.0 times that", "62.0 MB (computed)", "61.0 MB (mea"],
+        [MACHINE, "8 images"],
+    ),
+    "race": (
+        lambda: plots.race(SPEEDS, {1: speed(100.0), 4: speed(390.0, threads=4)}, title="A race"),
+        [
+            "Python loops: conv1 0.0200; im2col: conv1 80.0 / 250 conv2 70.0",
+            "product ceiling, 1 thread: 100; product ceiling, 4 threads: 390",
+        ],
+        [MACHINE],
+    ),
+    "block_sweep": (
+        lambda: plots.block_sweep({"conv2": {7.0: speed(80.0, "1"), 56.0: speed(60.0, "8")}},
+                                  title="Blocks"),
+        ["conv2: 1 at a time, 7.00 MB, 80.0, 8 at a time, 56.0 MB, 60.0 GFLOP/s"],
+        [MACHINE, "run on 1 thread"],
+    ),
+    "error_against_speed": (
+        lambda: plots.error_against_speed(
+            [speed(80.0, "im2col"), speed(110.0, "F(2, 3)")], [4e-7, 2e-6], title="Errors"
+        ),
+        ["im2col: 80.0 GFLOP/s, error 4.0e-07; F(2, 3): 110 GFLOP/s, error 2.0e-06"],
+        [MACHINE, "run on 1 thread"],
+    ),
+    "trials": (
+        lambda: plots.trials(
+            [
+                plots.Trial(measured("conv2, im2col", 4.0), 62.0, 3e-7),
+                plots.Trial(measured("conv2, winograd", 2.0), 0.0, 0.0),
+            ],
+            title="Tried",
+        ),
+        ["conv2, im2col: 4.00 ms an image, 62.0 MB, error 3e-07; conv2, winograd: 2.00 ms"],
+        [MACHINE, "run on 4 threads"],
+    ),
 }  # fmt: skip
 
 
@@ -168,7 +232,7 @@ def two_ceilings():
 
 
 def test_every_public_figure_is_tried_here():
-    assert FIGURES.keys() == set(plots.__all__) - {"Picture", "Shares"}
+    assert FIGURES.keys() == set(plots.__all__) - {"Picture", "Shares", "Trial"}
 
 
 @pytest.fixture(scope="module", params=FIGURES)
@@ -294,3 +358,46 @@ def test_shares_of_a_recording():
     )
     with pytest.raises(ValueError, match="no implementation 'caffe'"):
         Shares.of_recording("recorded", recording, "caffe")
+
+
+# --- chapter 02 ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("patch", "shown"), [(1, 1), (4, 4), (99, 4)])
+def test_a_patch_past_the_last_stands_for_the_last(patch, shown):
+    picture = plots.patch_matrix(3, size=4, patch=patch)
+    assert f"Column {shown} holds" in picture.alt
+    labels = [text.get_text() for axes in picture.figure.axes for text in axes.get_xticklabels()]
+    assert labels == [f"patch {shown} of 4", f"patch {shown}"]
+
+
+def test_the_patch_matrix_shows_what_im2col_makes():
+    _, right = plots.patch_matrix(2, size=3).figure.axes
+    shown = np.array([int(text.get_text()) for text in right.texts]).reshape(4, 4)
+    assert shown.tolist() == [[1, 2, 4, 5], [2, 3, 5, 6], [4, 5, 7, 8], [5, 6, 8, 9]]
+
+
+def test_a_window_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        plots.patch_matrix(6, size=5)
+
+
+def test_a_race_hatches_what_was_computed_and_marks_more_threads():
+    (axes,) = plots.race(SPEEDS, {1: speed(100.0)}, title="A race").figure.axes
+    assert [bar.get_hatch() for bar in axes.patches] == ["--", "", ""]
+    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
+    assert [float(line.get_xdata()[0]) for line in diamonds] == [250.0]
+
+
+def test_a_race_of_threads_that_cannot_be_known_has_bars_only():
+    unknown = {("im2col", "conv1", 0): speed(80.0, threads=0)}
+    picture = plots.race(unknown, {0: speed(100.0, threads=0)}, title="A race")
+    assert len(picture.figure.axes[0].patches) == 1
+    assert "an unknown number of threads: 100" in picture.alt
+
+
+def test_only_the_last_trial_stands_out():
+    tried = [plots.Trial(measured(name, 2.0), 5.0, 1e-7) for name in "abc"]
+    for axes in plots.trials(tried, title="Tried").figure.axes:
+        colours = [bar.get_facecolor() for bar in axes.patches]
+        assert colours[0] == colours[1] != colours[2]

@@ -256,4 +256,404 @@ def smallest_batch(inputs, outputs, ridge):
     return batch
 """,
     },
+    "window_positions": {
+        "forgets the first position": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = padding[0] + size + padding[1]
+    span = dilation * (kernel - 1) + 1
+    if span > length:
+        return 0, length
+    positions = (length - span) // stride
+    return positions, length - (positions - 1) * stride - span
+""",
+        "ignores dilation": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = padding[0] + size + padding[1]
+    if kernel > length:
+        return 0, length
+    positions = (length - kernel) // stride + 1
+    return positions, length - (positions - 1) * stride - kernel
+""",
+        "takes the padding for equal on both sides": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = size + 2 * padding[0]
+    span = dilation * (kernel - 1) + 1
+    if span > length:
+        return 0, length
+    positions = (length - span) // stride + 1
+    return positions, length - (positions - 1) * stride - span
+""",
+        "rounds up": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = padding[0] + size + padding[1]
+    span = dilation * (kernel - 1) + 1
+    if span > length:
+        return 0, length
+    positions = -((span - length) // stride) + 1
+    return positions, max(0, length - (positions - 1) * stride - span)
+""",
+        "counts unused pixels by the remainder of the length": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = padding[0] + size + padding[1]
+    span = dilation * (kernel - 1) + 1
+    if span > length:
+        return 0, length
+    return (length - span) // stride + 1, length % stride
+""",
+        "a window that does not fit": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = padding[0] + size + padding[1]
+    span = dilation * (kernel - 1) + 1
+    positions = (length - span) // stride + 1
+    return positions, length - (positions - 1) * stride - span
+""",
+        "one tap too many in the span": """
+def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
+    length = padding[0] + size + padding[1]
+    span = dilation * kernel
+    if span > length:
+        return 0, length
+    positions = (length - span) // stride + 1
+    return positions, length - (positions - 1) * stride - span
+""",
+    },
+    "largest_batch": {
+        "always float32": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    filters, _, filter_h, filter_w = weight_shape
+    out_h = (height + 2 * padding - filter_h) // stride + 1
+    out_w = (width + 2 * padding - filter_w) // stride + 1
+    patches = channels * filter_h * filter_w * out_h * out_w
+    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
+    return free_bytes // (4 * (patches + max(padded, filters * out_h * out_w)))
+""",
+        "the patches alone": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    _, _, filter_h, filter_w = weight_shape
+    out_h = (height + 2 * padding - filter_h) // stride + 1
+    out_w = (width + 2 * padding - filter_w) // stride + 1
+    return free_bytes // (itemsize * channels * filter_h * filter_w * out_h * out_w)
+""",
+        "padded input and output at a time": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    filters, _, filter_h, filter_w = weight_shape
+    out_h = (height + 2 * padding - filter_h) // stride + 1
+    out_w = (width + 2 * padding - filter_w) // stride + 1
+    patches = channels * filter_h * filter_w * out_h * out_w
+    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
+    return free_bytes // (itemsize * (patches + padded + filters * out_h * out_w))
+""",
+        "the channels of one group": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    filters, group_channels, filter_h, filter_w = weight_shape
+    out_h = (height + 2 * padding - filter_h) // stride + 1
+    out_w = (width + 2 * padding - filter_w) // stride + 1
+    patches = group_channels * filter_h * filter_w * out_h * out_w
+    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
+    return free_bytes // (itemsize * (patches + max(padded, filters * out_h * out_w)))
+""",
+        "never none": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    filters, _, filter_h, filter_w = weight_shape
+    out_h = (height + 2 * padding - filter_h) // stride + 1
+    out_w = (width + 2 * padding - filter_w) // stride + 1
+    patches = channels * filter_h * filter_w * out_h * out_w
+    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
+    image_bytes = itemsize * (patches + max(padded, filters * out_h * out_w))
+    return max(1, free_bytes // image_bytes)
+""",
+        "rounds to the nearest": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    filters, _, filter_h, filter_w = weight_shape
+    out_h = (height + 2 * padding - filter_h) // stride + 1
+    out_w = (width + 2 * padding - filter_w) // stride + 1
+    patches = channels * filter_h * filter_w * out_h * out_w
+    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
+    image_bytes = itemsize * (patches + max(padded, filters * out_h * out_w))
+    return round(free_bytes / image_bytes)
+""",
+        "ignores the stride": """
+def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
+    channels, height, width = image_shape
+    filters, _, filter_h, filter_w = weight_shape
+    out_h = height + 2 * padding - filter_h + 1
+    out_w = width + 2 * padding - filter_w + 1
+    patches = channels * filter_h * filter_w * out_h * out_w
+    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
+    return free_bytes // (itemsize * (patches + max(padded, filters * out_h * out_w)))
+""",
+    },
+    "im2col_rows": {
+        "a float64 slips in": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.zeros((batch, out_h, out_w, *kernel, channels))
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1)
+""",
+        "channels outermost, as in the library": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.empty((batch, out_h, out_w, channels, *kernel), x.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            rows[..., p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1)
+""",
+        "patches as columns": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1).T
+""",
+        "ignores dilation": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    out_h, out_w = ((x.shape[2 + i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:, :, p :: stride[0], q :: stride[1]]
+            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1)
+""",
+        "strides of the two axes swapped": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    stride = stride[::-1]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1)
+""",
+        "window columns before window rows": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.empty((batch, out_h, out_w, *kernel[::-1], channels), x.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            rows[:, :, :, q, p] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1)
+""",
+        "the first image only": """
+def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x.shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            seen = x[:1, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
+    return rows.reshape(batch * out_h * out_w, -1)
+""",
+    },
+    "rows_to_image": {
+        "overwrites instead of adding": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
+    image = np.zeros(x_shape, rows.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            to[:, :, :out_h, :out_w] = rows[:, :, :, p, q].transpose(0, 3, 1, 2)
+    return image
+""",
+        "a float64 slips in": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
+    image = np.zeros(x_shape)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            to[:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
+    return image
+""",
+        "averages what flows back": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
+    image, times = np.zeros(x_shape, rows.dtype), np.zeros(x_shape, rows.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            where = np.s_[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            image[where][:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
+            times[where][:, :, :out_h, :out_w] += 1
+    return image / np.maximum(times, 1)
+""",
+        "ignores dilation": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
+    image = np.zeros(x_shape, rows.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            to = image[:, :, p :: stride[0], q :: stride[1]]
+            to[:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
+    return image
+""",
+        "channels outermost": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = rows.reshape(batch, out_h, out_w, channels, *kernel)
+    image = np.zeros(x_shape, rows.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            to[:, :, :out_h, :out_w] += rows[..., p, q].transpose(0, 3, 1, 2)
+    return image
+""",
+        "ignores the stride": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
+    image = np.zeros(x_shape, rows.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            to = image[:, :, p * dilation[0] :, q * dilation[1] :]
+            to[:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
+    return image
+""",
+        "changes the rows it was given": """
+def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
+    batch, channels = x_shape[:2]
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
+    entries = rows.reshape(batch, out_h, out_w, *kernel, channels)
+    image = np.zeros(x_shape, rows.dtype)
+    for p in range(kernel[0]):
+        for q in range(kernel[1]):
+            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
+            to[:, :, :out_h, :out_w] += entries[:, :, :, p, q].transpose(0, 3, 1, 2)
+            entries[:, :, :, p, q] = 0
+    return image
+""",
+    },
+    "without_stride": {
+        "channels of images and filters in different order": """
+def without_stride(x, weight, stride):
+    def blocks(array, rows, columns, order):
+        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
+        array = array[:, :, : rows * stride, : columns * stride]
+        whole[:, :, : array.shape[2], : array.shape[3]] = array
+        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
+        return whole.transpose(order).reshape(len(array), -1, rows, columns)
+
+    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
+    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
+    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1, (0, 1, 3, 5, 2, 4))
+    return new_x, blocks(weight, filter_rows, filter_columns, (0, 3, 5, 1, 2, 4))
+""",
+        "leaves out pixels instead": """
+def without_stride(x, weight, stride):
+    return x[:, :, ::stride, ::stride], weight[:, :, ::stride, ::stride]
+""",
+        "halves of the image instead of blocks": """
+def without_stride(x, weight, stride):
+    def blocks(array, rows, columns):
+        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
+        array = array[:, :, : rows * stride, : columns * stride]
+        whole[:, :, : array.shape[2], : array.shape[3]] = array
+        return whole.reshape(len(array), -1, rows, columns)
+
+    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
+    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
+    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1)
+    return new_x, blocks(weight, filter_rows, filter_columns)
+""",
+        "a float64 slips in": """
+def without_stride(x, weight, stride):
+    def blocks(array, rows, columns):
+        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride))
+        array = array[:, :, : rows * stride, : columns * stride]
+        whole[:, :, : array.shape[2], : array.shape[3]] = array
+        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
+        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
+
+    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
+    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
+    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1)
+    return new_x, blocks(weight, filter_rows, filter_columns)
+""",
+        "wins windows by filling the image up": """
+def without_stride(x, weight, stride):
+    def blocks(array, rows, columns):
+        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
+        whole[:, :, : array.shape[2], : array.shape[3]] = array
+        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
+        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
+
+    new_x = blocks(x, *(-(-size // stride) for size in x.shape[2:]))
+    return new_x, blocks(weight, *(-(-size // stride) for size in weight.shape[2:]))
+""",
+        "loses windows by cutting the image down": """
+def without_stride(x, weight, stride):
+    def blocks(array, rows, columns):
+        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
+        array = array[:, :, : rows * stride, : columns * stride]
+        whole[:, :, : array.shape[2], : array.shape[3]] = array
+        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
+        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
+
+    new_x = blocks(x, *(size // stride for size in x.shape[2:]))
+    return new_x, blocks(weight, *(-(-size // stride) for size in weight.shape[2:]))
+""",
+        "fills the filters up in front": """
+def without_stride(x, weight, stride):
+    def blocks(array, rows, columns, front):
+        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
+        array = array[:, :, : rows * stride, : columns * stride]
+        top, left = (rows * stride - array.shape[2], columns * stride - array.shape[3])
+        top, left = (top, left) if front else (0, 0)
+        whole[:, :, top : top + array.shape[2], left : left + array.shape[3]] = array
+        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
+        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
+
+    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
+    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
+    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1, False)
+    return new_x, blocks(weight, filter_rows, filter_columns, True)
+""",
+    },
 }
