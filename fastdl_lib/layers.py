@@ -402,14 +402,20 @@ class LocalResponseNorm(Layer):
         array to itself, a few places further on, adds neighbours and never another pixel.
         """
         xp, reach = array_module(a), self.size // 2
-        pixels, channels = a.shape
-        apart = xp.zeros((pixels, channels + 2 * reach), a.dtype)
-        xp.multiply(a, b, out=apart[:, reach : reach + channels])
-        flat = apart.reshape(-1)
-        total = flat.copy()
-        for shift in range(1, self.size):
-            total[:-shift] += flat[shift:]
-        return total.reshape(apart.shape)[:, :channels]
+        (pixels, channels), row = a.shape, a.shape[1] + 2 * reach
+        flat = xp.zeros(pixels * row + 2 * reach, a.dtype)
+        inside = flat[: pixels * row].reshape(pixels, row)[:, reach : reach + channels]
+        xp.multiply(a, b, out=inside)
+        # Sums over 1, 2, 4, ... neighbours, each made of the last one; some make up the size.
+        sums, width, total, taken = flat, 1, None, 0
+        while taken < self.size:
+            if self.size & width:
+                further = sums[taken : taken + pixels * row]
+                total = further if total is None else total + further
+                taken += width
+            if taken < self.size:
+                sums, width = sums[:-width] + sums[width:], 2 * width
+        return total.reshape(pixels, row)[:, :channels]
 
     def _energy_and_divisor(self, x: Array) -> tuple[Array, Array]:
         """k + alpha * sum of x^2, and its power beta."""
