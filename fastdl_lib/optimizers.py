@@ -1,7 +1,7 @@
 """What turns gradients into steps: the optimisers, and how the learning rate goes over a run."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from fastdl_lib.arrays import array_module
 from fastdl_lib.checks import check_number
 from fastdl_lib.networks import Network
+from fastdl_lib.threads import in_parallel
 
 __all__ = ["SGD", "Adam", "Optimizer", "Schedule", "warmup_cosine"]
 
@@ -131,14 +132,17 @@ class SGD(Optimizer):
         arrays = [weight, gradient]
         if self.momentum:
             arrays.append(self._remembered("velocity", name, weight))
-        for w, g, *velocity in _blocks(arrays):
+
+        def change(w: Array, g: Array, v: Array | None = None) -> None:
             if self.weight_decay:
                 g = g + self.weight_decay * w
-            for v in velocity:
+            if v is not None:
                 v *= self.momentum
                 v += g
                 g = v
             w -= rate * g
+
+        _in_blocks(change, arrays)
 
 
 class Adam(Optimizer):
@@ -182,33 +186,38 @@ class Adam(Optimizer):
         # Both begin at 0; the paper divides that bias out.
         rate = float(self.learning_rate) / (1 - self.beta1**self.steps)
         square_bias = 1 - self.beta2**self.steps
-        for w, g, m, s in _blocks([weight, gradient, mean, square]):
+
+        def change(w: Array, g: Array, m: Array, s: Array) -> None:
             m *= self.beta1
             m += (1 - self.beta1) * g
             s *= self.beta2
             s += (1 - self.beta2) * g * g
             w -= rate * m / ((s / square_bias) ** 0.5 + self.epsilon)
 
+        _in_blocks(change, [weight, gradient, mean, square])
 
-def _blocks(arrays: Sequence[Array]) -> Iterator[Sequence[Array]]:
-    """Yield views of the same BLOCK values of every array, so that temporaries stay in cache.
+
+def _in_blocks(change: Callable[..., None], arrays: Sequence[Array]) -> None:
+    """Call ``change`` on views of the same BLOCK values of every array, shared out among threads,
+    so that temporaries stay in cache.
 
     Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU, where
     a block would be a launch more.
     """
     first = arrays[0]
     if array_module(*arrays) is not np:
-        yield arrays
+        change(*arrays)
         return
     # A weight may be a view of a kernel's own layout: in the order of its strides it has no gaps.
     axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
     turned = [array.transpose(axes) for array in arrays]
     if not all(array.flags.c_contiguous for array in turned):
-        yield arrays
+        change(*arrays)
         return
     flat = [array.reshape(-1) for array in turned]
-    for start in range(0, first.size, BLOCK):
-        yield [array[start : start + BLOCK] for array in flat]
+    in_parallel(
+        lambda part: change(*(array[part] for array in flat)), first.size, block=BLOCK, least=BLOCK
+    )
 
 
 def warmup_cosine(warmup: float = 0.1) -> Schedule:

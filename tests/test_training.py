@@ -21,6 +21,7 @@ from fastdl_lib.datasets import data_folder, mnist
 from fastdl_lib.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.networks import Network, deep_convnet
 from fastdl_lib.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.threads import blas_threads
 from fastdl_lib.training import (
     Epoch,
     Evaluation,
@@ -204,7 +205,9 @@ def test_a_turned_weight_comes_in_blocks_where_its_gradient_is_turned_too(layout
     monkeypatch.setattr(optimizers, "BLOCK", 5)
     weight = np.arange(24.0).reshape(2, 3, 4)
     lays = [relay(weight) for relay in LAYOUTS[layout]]
-    blocks = list(optimizers._blocks(lays))
+    blocks = []
+    with blas_threads(1):
+        optimizers._in_blocks(lambda *block: blocks.append(block), lays)
     if layout == "both turned":
         assert [len(block[0]) for block in blocks] == [5, 5, 5, 5, 4]
         assert sorted(np.concatenate([block[1] for block in blocks])) == list(range(24))
