@@ -20,7 +20,7 @@ FIND_PYTHON = python=; found=; \
 	    echo "$$found cannot make a virtual environment (no ensurepip). Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; \
 	fi
 
-.PHONY: help lab test setup execute release clean-notebooks lint lock
+.PHONY: help lab test setup execute release record clean-notebooks lint lock
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ execute: $(STAMP) ## run the notebooks, store their outputs, clean them
 
 release: $(STAMP) ## make the students' copies: no solutions, no hidden tests
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course release $(ARGS)
+
+record: $(STAMP) ## measure this machine in 8 minutes, for data/recordings/
+	@$(IN_VENV) .venv/bin/python -m fastdl_lib.record $(ARGS)
 
 clean-notebooks: $(STAMP) ## drop what should not be committed from the notebooks
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course clean $(ARGS)

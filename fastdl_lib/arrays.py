@@ -5,9 +5,11 @@ Data crosses between the two through :func:`to_gpu` and :func:`to_cpu` alone, so
 over the bus hides inside a measurement.
 """
 
+import contextlib
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,9 +20,13 @@ __all__ = [
     "array_module",
     "beside",
     "gpu_available",
+    "gpu_memory",
     "gpu_status",
     "keep_freed_memory",
+    "release_gpu_memory",
     "synchronize",
+    "tf32",
+    "tf32_allowed",
     "to_cpu",
     "to_gpu",
 ]
@@ -72,7 +78,8 @@ def array_module(*arrays: Array) -> ModuleType:
     """Return the library that ``arrays`` belong to: the module ``numpy`` or ``cupy``.
 
     Raises:
-        TypeError: an argument is no array, or some are on the GPU and some are not.
+        TypeError: an argument is no array, some are on the GPU and some are not, or they were
+            made on a pretend GPU whose block has ended.
 
     >>> array_module(np.zeros(3)).__name__
     'numpy'
@@ -87,6 +94,11 @@ def array_module(*arrays: Array) -> ModuleType:
             )
     on_gpu = [_is_cupy(array) for array in arrays]
     if all(on_gpu):
+        if "cupy" not in sys.modules:
+            raise TypeError(
+                "an array of a pretend GPU is out of its block: bring results back with to_cpu() "
+                "inside `with pretend_gpu():`."
+            )
         return sys.modules["cupy"]
     if any(on_gpu):
         raise TypeError(
@@ -98,7 +110,7 @@ def array_module(*arrays: Array) -> ModuleType:
 
 @functools.cache
 def gpu_status() -> GpuStatus:
-    """Say whether a GPU computes here, proved by one small kernel.
+    """Say whether a GPU computes here, proved by a small kernel and product.
 
     ``cupy.cuda.is_available()`` alone is no proof: a wheel without its CUDA libraries says yes
     and fails at the first kernel.
@@ -110,28 +122,53 @@ def gpu_status() -> GpuStatus:
         import cupy
     except ImportError:
         return GpuStatus(False, "", "CuPy is not installed (pip install -e '.[cuda13]').")
+    extra = "pip install -e '.[cuda13]' or '.[cuda12]'"
     try:
-        if not cupy.cuda.is_available():
-            return GpuStatus(False, "", "CuPy finds no CUDA device or no driver.")
-        proof = (cupy.arange(3) + 1).get().tolist()
-        name = cupy.cuda.runtime.getDeviceProperties(0)["name"]
-        versions = {
-            "cupy": cupy.__version__,
-            "cuda": _cuda_version(cupy.cuda.runtime.runtimeGetVersion()),
-            "cuda driver": _cuda_version(cupy.cuda.runtime.driverGetVersion()),
-        }
+        runtime = cupy.cuda.runtime
+        made_for, driver = runtime.runtimeGetVersion(), runtime.driverGetVersion()
+        extra = f"pip install -e '.[cuda{made_for // 1000}]'"
+        fault = _driver_fault(made_for, driver, cupy.cuda.is_available())
+        if fault:
+            return GpuStatus(False, "", fault)
+        # The smallest work that needs both a kernel compiled and the BLAS.
+        numbers = cupy.arange(3) + 1.0
+        proof = (numbers.reshape(3, 1) @ numbers.reshape(1, 3)).get()[0].tolist()
+        name = runtime.getDeviceProperties(0)["name"]
     except Exception as error:  # CuPy raises many types here; the reason is what matters
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         return GpuStatus(
             False,
             "",
             f"CuPy's test kernel failed ({type(error).__name__}: {first_line}); "
-            "install the CUDA libraries with pip install -e '.[cuda13]' or '.[cuda12]'.",
+            f"install the CUDA libraries with {extra}.",
         )
     if proof != [1, 2, 3]:
         return GpuStatus(False, "", f"its test kernel answered {proof}.")
     name = name.decode() if isinstance(name, bytes) else str(name)
+    versions = {
+        "cupy": cupy.__version__,
+        "cuda": _cuda_version(made_for),
+        "cuda driver": _cuda_version(driver),
+    }
     return GpuStatus(True, name, f"{name} through CuPy {cupy.__version__}.", versions)
+
+
+def _driver_fault(made_for: int, driver: int, has_device: bool) -> str:
+    """Why there is no GPU to try, as far as the driver tells; empty where there is one."""
+    if driver == 0:
+        return "CuPy finds no NVIDIA driver: install one for your GPU (nvidia-smi then lists it)."
+    if driver // 1000 < made_for // 1000:
+        return (
+            f"the NVIDIA driver knows CUDA {_cuda_version(driver)} and this CuPy is made for CUDA "
+            f"{_cuda_version(made_for)}: update the driver, or pip uninstall "
+            f"cupy-cuda{made_for // 1000}x and pip install -e '.[cuda{driver // 1000}]'."
+        )
+    if not has_device:
+        return (
+            f"the NVIDIA driver (CUDA {_cuda_version(driver)}) shows no GPU: see nvidia-smi, and "
+            "whether CUDA_VISIBLE_DEVICES hides it."
+        )
+    return ""
 
 
 def _cuda_version(number: int) -> str:
@@ -187,3 +224,80 @@ def synchronize() -> None:
     """
     if "cupy" in sys.modules and gpu_available():
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Return ``(free, total)`` bytes of the GPU's memory; free counts what CuPy holds unused.
+
+    Raises:
+        RuntimeError: there is no usable GPU.
+    """
+    if not gpu_available():
+        raise RuntimeError(f"gpu_memory() needs a GPU. {gpu_status().reason}")
+    cupy = sys.modules["cupy"]
+    free, total = cupy.cuda.runtime.memGetInfo()
+    return free + cupy.get_default_memory_pool().free_bytes(), total
+
+
+def release_gpu_memory() -> None:
+    """Hand back what CuPy and PyTorch hold of freed GPU memory; nothing to do without a GPU.
+
+    Each keeps freed memory for its next arrays. The other one and other programs cannot use it
+    meanwhile, and after a batch that did not fit it may lie in pieces.
+
+    >>> release_gpu_memory()
+    """
+    if "cupy" in sys.modules and gpu_available():
+        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def tf32_allowed() -> bool:
+    """True where float32 products on the GPU may use TF32, see :func:`tf32`.
+
+    >>> tf32_allowed()
+    False
+    """
+    if "cupy" not in sys.modules or not gpu_available():
+        return False
+    core = sys.modules["cupy"]._core
+    return core.get_compute_type(np.float32) == core._routines_linalg.COMPUTE_TYPE_TF32
+
+
+@contextlib.contextmanager
+def tf32(on: bool = True) -> Iterator[None]:
+    """Let float32 products on the GPU use TF32 for a block, or (``on=False``) forbid it.
+
+    TF32 reads float32 numbers with 10 bits of their fraction instead of 23, multiplies them on the
+    tensor cores and adds up in float32. It needs a GPU of 2020 or later (compute capability 8.0);
+    an older one, and a machine without a GPU, take no notice. Outside such a block float32 means
+    float32. A PyTorch that is imported already gets the same setting, for products and cuDNN, and
+    everything is restored afterwards.
+
+    Source: NVIDIA A100 Tensor Core GPU Architecture, whitepaper, 2020.
+
+    >>> with tf32():
+    ...     product = np.ones((2, 3), np.float32) @ np.ones((3, 2), np.float32)
+    """
+    if not gpu_available():
+        yield
+        return
+    core = sys.modules["cupy"]._core
+    types = core._routines_linalg
+    before = core.get_compute_type(np.float32)
+    torch = sys.modules.get("torch")
+    places = [torch.backends.cuda.matmul, torch.backends.cudnn] if torch else []
+    allowed = [place.allow_tf32 for place in places]
+    try:
+        core.set_compute_type(
+            np.float32, types.COMPUTE_TYPE_TF32 if on else types.COMPUTE_TYPE_DEFAULT
+        )
+        for place in places:
+            place.allow_tf32 = on
+        yield
+    finally:
+        core.set_compute_type(np.float32, before)
+        for place, old in zip(places, allowed, strict=True):
+            place.allow_tf32 = old

@@ -117,7 +117,7 @@ class Checkpoint:
             else:
                 # In the layout of its weight, which the file does not keep.
                 weight = weights[name.partition(".")[2]]
-                state[name] = array_module(weight).zeros_like(weight)
+                state[name] = array_module(weight).zeros_like(weight, dtype=array.dtype)
                 state[name][...] = beside(array, weight)
         self.optimizer.state, self.optimizer.steps = state, record["steps"]
         return record["epochs"]

@@ -2,12 +2,12 @@
 
 ``conv2d_*(x, weight, bias=None, *, stride=1, padding=0, groups=1)`` takes
 
-* ``x``: (N, C, H, W), float32 or float64, on the CPU or the GPU;
+* ``x``: (N, C, H, W), float16, float32 or float64, on the CPU or the GPU;
 * ``weight``: (K, C / groups, FH, FW), of the same dtype;
 * ``bias``: (K,) or None,
 
-and returns (N, K, OH, OW) of the same dtype. As everywhere in deep learning, the filter is not
-flipped: this is cross-correlation.
+and returns (N, K, OH, OW) of the same dtype; float16 adds up in float32. As everywhere in deep
+learning, the filter is not flipped: this is cross-correlation.
 """
 
 import functools
@@ -38,7 +38,9 @@ __all__ = [
     "im2col",
     "output_size",
     "padded_channels_last",
+    "refuse_float16",
     "tap_views",
+    "wide",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -110,8 +112,10 @@ def check_conv_shapes(
             "convolution takes x of shape (N, C, H, W) and weight of shape (K, C/groups, FH, FW); "
             f"got {x.shape} and {weight.shape}. For one image use x[None]."
         )
-    if x.dtype not in (xp.float32, xp.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}; use x.astype(np.float32).")
+    if x.dtype not in (xp.float16, xp.float32, xp.float64):
+        raise TypeError(
+            f"x must be float16, float32 or float64, got {x.dtype}; use x.astype(np.float32)."
+        )
     for name, array in (("weight", weight), ("bias", bias)):
         if array is not None and array.dtype != x.dtype:
             raise TypeError(
@@ -169,6 +173,28 @@ def check_on_cpu(name: str, x: Array) -> None:
         raise TypeError(
             f"{name} runs on the CPU only: move x, weight and bias there with to_cpu()."
         )
+
+
+def refuse_float16(name: str, x: Array) -> None:
+    """Refuse numbers of half precision.
+
+    Raises:
+        TypeError: x is float16; ``name`` is the function that does not know it.
+    """
+    if x.dtype == np.float16:
+        raise TypeError(
+            f"{name} does not take float16: use algorithm 'blocked' or 'im2col', or "
+            "x.astype(np.float32)."
+        )
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """The dtype to add up in: float32 for float16, the same for others.
+
+    >>> wide(np.dtype("float16")), wide(np.dtype("float64"))
+    (dtype('float32'), dtype('float64'))
+    """
+    return np.promote_types(dtype, np.float32)
 
 
 def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[int, int, Array]]:
@@ -282,7 +308,8 @@ def conv2d_compiled(
     which takes about a second.
 
     Raises:
-        TypeError, ValueError: as :func:`check_conv_shapes`; TypeError for an array on the GPU.
+        TypeError, ValueError: as :func:`check_conv_shapes`; TypeError for an array on the GPU, and
+            for float16.
 
     >>> x, w = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 2, 2), np.float32)
     >>> conv2d_compiled(x, w)[0, 0].tolist()
@@ -291,6 +318,7 @@ def conv2d_compiled(
     shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
     out_h, out_w, stride, padding, groups = shapes
     check_on_cpu("conv2d_compiled", x)
+    refuse_float16("conv2d_compiled", x)
     padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     out = np.empty((len(x), len(weight), out_h, out_w), x.dtype)
     start = np.zeros(len(weight), x.dtype) if bias is None else bias
@@ -455,8 +483,8 @@ def conv2d_im2col_backward(
     columns = columns.reshape(batch, groups, -1, out_h * out_w)
     matrix = weight.reshape(groups, filters // groups, -1)
     grad = xp.ascontiguousarray(grad_out).reshape(batch, groups, filters // groups, -1)
-    grad_bias = grad_out.sum(axis=(0, 2, 3))
-    grad_matrix = xp.zeros_like(matrix)
+    grad_bias = grad_out.sum(axis=(0, 2, 3), dtype=wide(x.dtype)).astype(x.dtype, copy=False)
+    grad_matrix = xp.zeros(matrix.shape, wide(x.dtype))
     for image_grad, image_columns in zip(grad, columns, strict=True):
         grad_matrix += xp.matmul(image_grad, image_columns.transpose(0, 2, 1))
     grad_x = None
@@ -464,7 +492,8 @@ def conv2d_im2col_backward(
         grad_columns = xp.matmul(matrix.transpose(0, 2, 1), grad)
         grad_columns = grad_columns.reshape(batch, -1, out_h * out_w)
         grad_x = col2im(grad_columns, x.shape, weight.shape[2:], stride, padding)
-    return grad_x, grad_matrix.reshape(weight.shape), grad_bias
+    grad_weight = grad_matrix.reshape(weight.shape).astype(x.dtype, copy=False)
+    return grad_x, grad_weight, grad_bias
 
 
 # --- the same product, laid out for the caches --------------------------------------------------
@@ -615,10 +644,10 @@ def conv2d_blocked_backward(
     sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(part: slice) -> None:
-        total = np.zeros_like(matrices)
+        total = np.zeros(matrices.shape, wide(x.dtype))
         for these in blocks(part, images):
             size = (these.stop - these.start, height + 2 * padding, width + 2 * padding)
-            padded = np.zeros((*size, x.shape[1]), x.dtype)
+            padded = np.zeros((*size, x.shape[1]), wide(x.dtype))
             for here in blocks(slice(0, out_h), rows):
                 windows = _windows(x[these], here, kernel, stride, padding)
                 grads = grad_out[these, :, here].transpose(0, 2, 3, 1)
@@ -632,10 +661,10 @@ def conv2d_blocked_backward(
             if need_grad_x:
                 inside = padded[:, padding : padding + height, padding : padding + width]
                 grad_x[these] = inside.transpose(0, 3, 1, 2)
-        sums[part.start] = total, grad_out[part].sum(axis=(0, 2, 3))
+        sums[part.start] = total, grad_out[part].sum(axis=(0, 2, 3), dtype=wide(x.dtype))
 
     in_parallel(work, len(x))
-    grad_matrices, grad_bias = sum_in_order(sums)
+    grad_matrices, grad_bias = (total.astype(x.dtype, copy=False) for total in sum_in_order(sums))
     grad_weight = grad_matrices.reshape(len(weight), *kernel, -1).transpose(0, 3, 1, 2)
     return grad_x, grad_weight, grad_bias
 

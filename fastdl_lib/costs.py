@@ -7,13 +7,23 @@ time is longer than the roofline's.
 """
 
 import dataclasses
+import itertools
 import math
 
 from fastdl_lib.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.layers import Conv2d, Layer, Linear, LocalResponseNorm, MaxPool2d, ReLU
 from fastdl_lib.networks import Network
 
-__all__ = ["KINDS", "Ceilings", "LayerCost", "cost_table", "layer_costs", "layer_kind"]
+__all__ = [
+    "KINDS",
+    "Ceilings",
+    "LayerCost",
+    "cost_table",
+    "layer_costs",
+    "layer_kind",
+    "memory_bytes",
+    "training_days",
+]
 
 KINDS = ("conv", "fc", "pool", "norm", "relu", "other")
 """The kinds of layers that shares are summed over, in the order they are drawn."""
@@ -170,4 +180,74 @@ def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = Non
     images = "1 image" if batch == 1 else f"{batch} images"
     return Table(
         tuple(columns), tuple(rows), f"{network.name}, forward pass of {images} (computed)"
+    )
+
+
+def memory_bytes(network: Network, batch: int, *, training: bool = False) -> int:
+    """Count the memory that ``batch`` images need in float32, weights included.
+
+    Forwards: the weights, and the input and output of the layer where both are largest together.
+    In a training step: the weights, their gradients and the optimiser's memory (momentum), a second
+    gradient of the largest weight, which is computed while the old one is still there, and the
+    output of every layer, as if each kept its own. What an algorithm lays out besides, such as
+    patches, is not counted.
+
+    Raises:
+        ValueError: ``batch`` is not a whole number from 0 up.
+
+    >>> from fastdl_lib.networks import alexnet
+    >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
+    (243860896, 890933740)
+    """
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0:
+        raise ValueError(f"batch must be a whole number from 0 up, got {batch!r}.")
+    sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
+    weights = [array.size for array in network.parameters.values()]
+    if not training:
+        return 4 * (sum(weights) + batch * max(map(sum, itertools.pairwise(sizes))))
+    return 4 * (3 * sum(weights) + max(weights, default=0) + batch * sum(sizes))
+
+
+def training_days(
+    images_per_s: Measurement, *, epochs: float = 90, images: int = 1_281_167
+) -> Measurement:
+    """The days a training takes at the speed ``images_per_s``, *computed*; its spread survives.
+
+    Args:
+        images_per_s: training images a second, forward and backward; of whatever provenance,
+            which the result's ``source`` and its condition ``speed_is`` name.
+        epochs: passes over the images; 90 as for AlexNet (Krizhevsky et al. 2012).
+        images: in one pass; ILSVRC-2012's training set by default.
+
+    Raises:
+        ValueError: a speed, a number of passes or of images that is not above 0, or a unit other
+            than ``"images/s"``.
+
+    >>> titan = Measurement(
+    ...     "Caffe on a Titan", "images/s", (195,), Provenance.PUBLISHED, source="Caffe"
+    ... )
+    >>> print(training_days(titan))
+    6.84 days (computed)
+    """
+    if images_per_s.unit != "images/s":
+        raise ValueError(
+            f"training_days() takes images/s, got {images_per_s.name!r} in {images_per_s.unit}."
+        )
+    for name, value in (("epochs", epochs), ("images", images)):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value!r}.")
+    if min(images_per_s.samples) <= 0:
+        raise ValueError(f"{images_per_s.name!r} holds a speed of {min(images_per_s.samples)}.")
+    days = images_per_s.convert(lambda speed: epochs * images / speed / 86_400, "days")
+    return dataclasses.replace(
+        days,
+        provenance=Provenance.COMPUTED,
+        source=f"from {images_per_s.value()} images/s, {images_per_s.label}",
+        conditions={
+            **images_per_s.conditions,
+            "epochs": epochs,
+            "images": images,
+            "images_per_s": images_per_s.median,
+            "speed_is": str(images_per_s.provenance),
+        },
     )

@@ -30,6 +30,8 @@ __all__ = [
     "Table",
     "Verdict",
     "claim_table",
+    "device_in_words",
+    "machine_recordings",
     "published",
     "read_recording",
     "write_recording",
@@ -135,12 +137,10 @@ class Measurement:
 
     def __str__(self) -> str:
         count = f", {len(self.samples)} samples" if len(self.samples) > 1 else ""
-        threads = self.conditions.get("threads")
-        if threads is None:
-            threads = ""
-        else:
-            threads = f", {'up to ' if threads > 1 else ''}{threads_in_words(threads)}"
-        return f"{self.value()} {self.unit} ({self.label}{count}{threads})"
+        where = device_in_words(self.conditions)
+        if where and self.conditions.get("threads", 1) > 1:
+            where = f"up to {where}"
+        return f"{self.value()} {self.unit} ({self.label}{count}{where and f', {where}'})"
 
     def to_dict(self) -> dict:
         """A plain dictionary for JSON, without the machine card (the recording holds it once)."""
@@ -185,6 +185,20 @@ class Measurement:
         if provenance is Provenance.MEASURED:
             provenance = Provenance.RECORDED
         return cls(**{**fields, "provenance": provenance, "machine": machine})
+
+
+def device_in_words(conditions: Mapping[str, Any]) -> str:
+    """What a measurement's conditions say of where it ran: the GPU, or the CPU's BLAS threads.
+
+    Empty where they say neither.
+
+    >>> device_in_words({"device": "gpu"}), device_in_words({"device": "cpu", "threads": 2})
+    ('on the GPU', '2 threads')
+    """
+    if conditions.get("device") == "gpu":
+        return "on the GPU"
+    threads = conditions.get("threads")
+    return "" if threads is None else threads_in_words(threads)
 
 
 def format_number(value: float) -> str:
@@ -236,6 +250,37 @@ class Recording:
                 return measurement
         raise KeyError(f"no measurement {name!r}; there are {[m.name for m in self.measurements]}.")
 
+    def select(self, **conditions: Any) -> tuple[Measurement, ...]:
+        """The measurements whose conditions equal these, in order.
+
+        Raises:
+            ValueError: there is none; the message says which condition fails and what there is.
+
+        >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
+        >>> len(recording.select(layer="conv1", batch=16))
+        5
+        """
+        found = self.measurements
+        for place, (key, wanted) in enumerate(conditions.items()):
+            left = tuple(m for m in found if key in m.conditions and m.conditions[key] == wanted)
+            if not left:
+                given = dict(list(conditions.items())[:place])
+                there = {repr(m.conditions[key]): None for m in found if key in m.conditions}
+                raise ValueError(
+                    f"no measurement of {self.machine.summary} has {key}={wanted!r}"
+                    f"{f' where {given}' if given else ''}; "
+                    + (f"there is {key} {', '.join(there)}." if there else f"none says its {key}.")
+                )
+            found = left
+        return found
+
+    def has(self, **conditions: Any) -> bool:
+        """Whether :meth:`select` finds a measurement with these conditions."""
+        return any(
+            all(key in m.conditions and m.conditions[key] == conditions[key] for key in conditions)
+            for m in self.measurements
+        )
+
 
 def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     """Write ``recording`` as JSON: the whole file, or nothing.
@@ -243,16 +288,15 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     Raises:
         FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
     """
-    text = json.dumps(
-        {
-            "schema": RECORDING_SCHEMA,
-            "machine": recording.machine.to_dict(),
-            "command": recording.command,
-            "measurements": [m.to_dict() for m in recording.measurements],
-        },
-        indent=1,
-        allow_nan=False,
-    )
+    head = {
+        "schema": RECORDING_SCHEMA,
+        "machine": recording.machine.to_dict(),
+        "command": recording.command,
+    }
+    # One measurement a line: half the size of indented JSON, and a change shows where it is.
+    lines = [json.dumps(m.to_dict(), allow_nan=False) for m in recording.measurements]
+    text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    text += ',\n "measurements": [\n  ' + ",\n  ".join(lines) + "\n ]\n}"
     with whole_file(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
@@ -283,6 +327,21 @@ def read_recording(path: str | os.PathLike) -> Recording:
             f"{path.name} is not a valid recording: {error} Record it anew, or restore the file."
         ) from None
     return Recording(machine, fields["command"], measurements)
+
+
+def machine_recordings() -> dict[str, Recording]:
+    """Every machine's whole run in ``data/recordings/``, by the file's name without its ending.
+
+    ``python -m fastdl_lib.record`` makes them.
+
+    Raises:
+        ValueError: a file is damaged; see :func:`read_recording`.
+
+    >>> all(name.startswith("machine_") for name in machine_recordings())
+    True
+    """
+    folder = data_folder() / "recordings"
+    return {path.stem: read_recording(path) for path in sorted(folder.glob("machine_*.json"))}
 
 
 def _read_json(path: Path, schema: str) -> dict:

@@ -24,7 +24,9 @@ from fastdl_lib.convolution import (
     conv2d_loops,
     output_size,
     tap_views,
+    wide,
 )
+from fastdl_lib.gpu import conv2d_cudnn, conv2d_cudnn_backward, conv2d_gpu, conv2d_gpu_backward
 from fastdl_lib.threads import in_parallel
 from fastdl_lib.winograd import conv2d_winograd, conv2d_winograd_backward, saves_work
 
@@ -38,7 +40,9 @@ __all__ = [
     "LocalResponseNorm",
     "MaxPool2d",
     "ReLU",
+    "check_labels",
     "softmax_cross_entropy",
+    "softmax_cross_entropy_arrays",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -50,10 +54,18 @@ CONV_ALGORITHMS = {
     "im2col": conv2d_im2col,
     "blocked": conv2d_blocked,
     "winograd": conv2d_winograd,
+    "gpu": conv2d_gpu,
+    "cudnn": conv2d_cudnn,
 }
-"""Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them."""
+"""Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them. The last
+two run on the GPU only, im2col on both, the others on the CPU only."""
 
-_CONV_BACKWARD = {"blocked": conv2d_blocked_backward, "winograd": conv2d_winograd_backward}
+_CONV_BACKWARD = {
+    "blocked": conv2d_blocked_backward,
+    "winograd": conv2d_winograd_backward,
+    "gpu": conv2d_gpu_backward,
+    "cudnn": conv2d_cudnn_backward,
+}
 
 
 class Layer:
@@ -115,9 +127,9 @@ def _check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
 
 def _check_float(layer: Layer, x: Array) -> None:
     array_module(x)
-    if x.dtype not in (np.float32, np.float64):
+    if x.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(
-            f"{type(layer).__name__} takes float32 or float64, got {x.dtype}; "
+            f"{type(layer).__name__} takes float16, float32 or float64, got {x.dtype}; "
             "use x.astype(np.float32)."
         )
 
@@ -150,6 +162,11 @@ def _shared_out(work: Callable[[slice], None], x: Array, count: int) -> None:
         work(slice(0, count))
 
 
+def _widened(x: Array) -> Array:
+    """x in the dtype to compute sums and powers in, itself where it has that already."""
+    return x.astype(wide(x.dtype), copy=False)
+
+
 def _like(x: Array, shape: Shape) -> Array:
     """An empty array of x's library, dtype and order in memory (such as channels last)."""
     return array_module(x).empty_like(x, shape=shape)
@@ -175,7 +192,7 @@ class Conv2d(Layer):
         stride, padding: in pixels, the same on both axes.
         groups: the channels are cut into this many parts that do not see each other.
         algorithm: one of :data:`CONV_ALGORITHMS`, or ``"auto"``: Winograd's where it saves work,
-            blocked elsewhere, im2col on the GPU. It may be set later.
+            blocked elsewhere and for float16, "gpu" on the GPU. It may be set later.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
     Input (N, C, H, W), output (N, K, OH, OW).
@@ -257,7 +274,9 @@ class Conv2d(Layer):
         if self.algorithm != "auto":
             return self.algorithm
         if array_module(x) is not np:
-            return "im2col"
+            return "gpu"
+        if x.dtype == np.float16:
+            return "blocked"
         _, out_h, out_w = self.output_shape(x.shape[1:])
         channels, filters = self.in_channels // self.groups, self.out_channels // self.groups
         saves = saves_work(len(x), max(out_h, out_w), self.kernel, self.stride, channels, filters)
@@ -292,7 +311,7 @@ class Conv2d(Layer):
 class MaxPool2d(Layer):
     """The largest value in each window; windows overlap where stride < kernel, as in AlexNet.
 
-    Input (N, C, H, W), float32 or float64, output (N, C, OH, OW). Windows that do not fit whole
+    Input (N, C, H, W), any float dtype, output (N, C, OH, OW). Windows that do not fit whole
     are dropped. Where several values tie, the first in row order gets the gradient.
 
     Raises:
@@ -375,7 +394,8 @@ class LocalResponseNorm(Layer):
 
     The constants are those of the paper: Krizhevsky, Sutskever, Hinton, "ImageNet classification
     with deep convolutional neural networks", NIPS 2012, section 3.3. Caffe divides alpha by size
-    and has k = 1. Input and output (N, C, H, W), float32 or float64.
+    and has k = 1. Input and output (N, C, H, W); float16 is
+    computed in float32, where the squares do not overflow.
 
     Raises:
         TypeError: x of another dtype.
@@ -437,8 +457,9 @@ class LocalResponseNorm(Layer):
         out = array_module(x).empty_like(pixels)
 
         def work(rows: slice) -> None:
-            _, divisor = self._energy_and_divisor(pixels[rows])
-            array_module(x).divide(pixels[rows], divisor, out=out[rows])
+            values = _widened(pixels[rows])
+            _, divisor = self._energy_and_divisor(values)
+            array_module(x).divide(values, divisor, out=out[rows])
 
         _in_blocks(work, x, pixels[0].nbytes, len(pixels))
         out = _from_pixels(out, x.shape)
@@ -450,7 +471,7 @@ class LocalResponseNorm(Layer):
         grads, grad_x = _pixels(grad_out), array_module(pixels).empty_like(pixels)
 
         def work(rows: slice) -> None:
-            x = pixels[rows]
+            x = _widened(pixels[rows])
             # Computing these again takes less time than storing and fetching them.
             energy, divisor = self._energy_and_divisor(x)
             grad = grads[rows] / divisor
@@ -464,7 +485,7 @@ class LocalResponseNorm(Layer):
 
 
 class ReLU(Layer):
-    """Negative values become 0. Any shape, float32 or float64.
+    """Negative values become 0. Any shape, any float dtype.
 
     Raises:
         TypeError: x of another dtype.
@@ -579,7 +600,8 @@ class Linear(Layer):
             xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
 
         _shared_out(work, x, self.out_features)
-        self.gradients = {"weight": grad_weight, "bias": grad_out.sum(axis=0)}
+        grad_bias = grad_out.sum(axis=0, dtype=wide(x.dtype)).astype(x.dtype, copy=False)
+        self.gradients = {"weight": grad_weight, "bias": grad_bias}
         if not self.needs_grad_x:
             return None
         _shared_out(work_x, x, self.in_features)
@@ -590,7 +612,7 @@ class Dropout(Layer):
     """In training, zero each value with probability ``rate`` and scale the rest by 1/(1 - rate).
 
     Outside training it does nothing. (The book scales at test time instead; the expected values
-    of the two differ by the constant factor only.) Any shape, float32 or float64.
+    of the two differ by the constant factor only.) Any shape, any float dtype.
 
     Raises:
         TypeError: rate is not a number, or x of another dtype.
@@ -649,7 +671,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
         labels: (N,), whole numbers from 0 to classes - 1, in the same library.
 
     Returns:
-        ``(loss, grad)``: loss in nats per image, a Python float; grad (N, classes), logits' dtype.
+        ``(loss, grad)``: loss in nats per image, a Python float; grad (N, classes), logits' dtype
+        (float16 is computed in float32).
 
     Raises:
         ValueError: shapes that do not fit, an empty batch, or a label out of range.
@@ -659,7 +682,18 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     >>> round(loss, 4), grad.shape  # ln 10
     (2.3026, (2, 10))
     """
-    xp = array_module(logits, labels)
+    check_labels(logits, labels)
+    loss, grad = softmax_cross_entropy_arrays(logits, labels)
+    return float(loss), grad
+
+
+def check_labels(logits: Array, labels: Array) -> None:
+    """Refuse labels that do not belong to these logits.
+
+    Raises:
+        ValueError, TypeError: as :func:`softmax_cross_entropy`.
+    """
+    array_module(logits, labels)
     if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
         raise ValueError(
             "softmax_cross_entropy takes logits (N, classes) and labels (N,), N >= 1; "
@@ -671,12 +705,25 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {low}..{high}.")
-    shifted = logits - logits.max(axis=1, keepdims=True)
+
+
+def softmax_cross_entropy_arrays(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """As :func:`softmax_cross_entropy`, but without a look at any value: nothing waits for a GPU.
+
+    The loss is an array without axes beside the logits, and the labels are to be checked before.
+
+    >>> loss, _ = softmax_cross_entropy_arrays(np.zeros((2, 10), np.float32), np.array([0, 1]))
+    >>> loss.shape
+    ()
+    """
+    xp = array_module(logits, labels)
+    shifted = _widened(logits)
+    shifted = shifted - shifted.max(axis=1, keepdims=True)
     exponentials = xp.exp(shifted)
     sums = exponentials.sum(axis=1, keepdims=True)
     rows = xp.arange(len(labels))
-    loss = float((xp.log(sums[:, 0]) - shifted[rows, labels]).mean())
+    loss = (xp.log(sums[:, 0]) - shifted[rows, labels]).mean()
     grad = exponentials / sums
     grad[rows, labels] -= 1
     grad /= len(labels)
-    return loss, grad
+    return loss, grad.astype(logits.dtype, copy=False)

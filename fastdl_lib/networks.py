@@ -18,7 +18,8 @@ from fastdl_lib.layers import (
     LocalResponseNorm,
     MaxPool2d,
     ReLU,
-    softmax_cross_entropy,
+    check_labels,
+    softmax_cross_entropy_arrays,
 )
 
 __all__ = ["Network", "alexnet", "deep_convnet"]
@@ -147,18 +148,20 @@ class Network:
 
     def loss_and_gradients(self, x: Array, labels: Array) -> float:
         """One training pass, forward and backward: return the loss, leave ``gradients`` filled."""
-        loss, grad = softmax_cross_entropy(self.forward(x, training=True), labels)
+        logits = self.forward(x, training=True)
+        check_labels(logits, labels)
+        loss, grad = softmax_cross_entropy_arrays(logits, labels)
         self.backward(grad)
-        return loss
+        return float(loss)  # fetched last: a GPU is not kept waiting in between
 
     def astype(self, dtype: Any) -> "Network":
         """Convert all weights in place and return the network.
 
         Raises:
-            TypeError: ``dtype`` is neither float32 nor float64.
+            TypeError: ``dtype`` is not float16, float32 or float64.
         """
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"weights are float32 or float64, got {np.dtype(dtype)}.")
+        if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
+            raise TypeError(f"weights are float16, float32 or float64, got {np.dtype(dtype)}.")
         return self._map_parameters(lambda array: array.astype(dtype))
 
     def to_gpu(self) -> "Network":
@@ -177,6 +180,8 @@ class Network:
         for layer in self.layers.values():
             layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
             layer.gradients = {}
+            if isinstance(layer, Conv2d):
+                layer.algorithm = layer.algorithm  # copies over the bus lose the layout in memory
         return self
 
     def save_weights(self, path: str | os.PathLike) -> None:

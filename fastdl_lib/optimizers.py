@@ -8,6 +8,7 @@ import numpy as np
 
 from fastdl_lib.arrays import array_module
 from fastdl_lib.checks import check_number
+from fastdl_lib.convolution import wide
 from fastdl_lib.networks import Network
 from fastdl_lib.threads import in_parallel
 
@@ -26,7 +27,8 @@ class Optimizer:
     """What the optimisers share: they change a network's weights in place.
 
     The arrays of ``state`` lie beside the weights, on the CPU or the GPU, and belong to one
-    network: make a new optimiser for another one.
+    network: make a new optimiser for another one. For float16 weights they are float32, and steps
+    are computed in float32: squares of small gradients would vanish in float16.
     """
 
     def __init__(self, learning_rate: float, **settings: float) -> None:
@@ -76,7 +78,7 @@ class Optimizer:
 
     def _check_remembered(self, key: str, weight: Array) -> None:
         kept = self.state[key]
-        if kept.shape != weight.shape or kept.dtype != weight.dtype:
+        if kept.shape != weight.shape or kept.dtype != wide(weight.dtype):
             raise ValueError(
                 f"this {type(self).__name__} has worked on another network: its {key} is "
                 f"{kept.dtype} {kept.shape}, the weight {weight.dtype} {weight.shape}; "
@@ -90,7 +92,7 @@ class Optimizer:
         """The array of ``state`` for a weight, zeros at first."""
         key = f"{what}.{name}"
         if key not in self.state:
-            self.state[key] = array_module(weight).zeros_like(weight)
+            self.state[key] = array_module(weight).zeros_like(weight, dtype=wide(weight.dtype))
         return self.state[key]
 
 
@@ -134,6 +136,7 @@ class SGD(Optimizer):
             arrays.append(self._remembered("velocity", name, weight))
 
         def change(w: Array, g: Array, v: Array | None = None) -> None:
+            g = g.astype(wide(g.dtype), copy=False)
             if self.weight_decay:
                 g = g + self.weight_decay * w
             if v is not None:
@@ -188,6 +191,7 @@ class Adam(Optimizer):
         square_bias = 1 - self.beta2**self.steps
 
         def change(w: Array, g: Array, m: Array, s: Array) -> None:
+            g = g.astype(m.dtype, copy=False)
             m *= self.beta1
             m += (1 - self.beta1) * g
             s *= self.beta2

@@ -47,7 +47,9 @@ __all__ = [
     "error_against_speed",
     "guess_and_truth",
     "image_row",
+    "ladder",
     "layer_bars",
+    "memory_against_batch",
     "memory_bars",
     "patch_matrix",
     "race",
@@ -56,6 +58,9 @@ __all__ = [
     "samples_strip",
     "share_bars",
     "share_pies",
+    "size_sweep",
+    "training_days",
+    "transfer_bars",
     "trials",
 ]
 
@@ -669,7 +674,7 @@ def samples_strip(measurements: Sequence[Measurement], *, title: str) -> Picture
             1.01,
             place,
             f"{format_number(measurement.median)} {measurement.unit}"
-            + (f"\n= {measurement.median / reference:.2f}x" if len(measurements) > 1 else ""),
+            + (f"\n= {_ratio(measurement.median / reference)}x" if len(measurements) > 1 else ""),
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=9,
@@ -686,11 +691,16 @@ def samples_strip(measurements: Sequence[Measurement], *, title: str) -> Picture
     alt = f"{title}. " + "; ".join(
         f"{m.name}: median {format_number(m.median)} {m.unit}, from "
         f"{format_number(min(m.samples))} to {format_number(max(m.samples))}, "
-        f"{m.median / reference:.2f} times the first"
+        f"{_ratio(m.median / reference)} times the first"
         for m in measurements
     )
     machine, provenance = measurements[0].machine, measurements[0].provenance
     return Picture(figure, title, _caption(machine, provenance), alt)
+
+
+def _ratio(value: float) -> str:
+    """Two decimals, where they say something."""
+    return f"{value:.2f}" if 0.01 <= value < 100 else format_number(value)
 
 
 # --- chapter 02 ---------------------------------------------------------------------------------
@@ -1049,3 +1059,275 @@ def trials(results: Sequence[Trial], *, title: str) -> Picture:
     )
     caption = _caption(last.machine, last.provenance, f"run on {_threads(last)}")
     return Picture(figure, title, caption, alt)
+
+
+# --- chapter 03 ---------------------------------------------------------------------------------
+
+_DEVICES = {"cpu": ("#0072B2", "CPU"), "gpu": ("#009E73", "GPU")}
+
+
+def _device(measurement: Measurement) -> str:
+    return measurement.conditions.get("device", "cpu")
+
+
+def _origins(measurements: Collection[Measurement], *notes: str) -> str:
+    """A caption that names every machine whose clock ran, then the notes."""
+    clocked = (Provenance.MEASURED, Provenance.RECORDED)
+    machines = {
+        f"{origin.capitalize()}: {m.machine.summary}": None
+        for origin in clocked
+        for m in measurements
+        if m.machine is not None and m.conditions.get("speed_is", m.provenance) == origin
+    }
+    return " | ".join([*machines, *(note for note in notes if note)])
+
+
+def _provenance_patches(measurements: Collection[Measurement]) -> list[Patch]:
+    """What each hatching that occurs stands for."""
+    present = {measurement.provenance for measurement in measurements}
+    return [
+        Patch(fc=_GREY, ec="white", hatch=hatch, label=str(provenance))
+        for provenance, hatch in PROVENANCE_HATCH.items()
+        if provenance in present
+    ]
+
+
+def _device_patches(measurements: Collection[Measurement]) -> list[Patch]:
+    present = {_device(measurement) for measurement in measurements}
+    return [Patch(color=c, label=label) for name, (c, label) in _DEVICES.items() if name in present]
+
+
+def ladder(panels: Mapping[str, Sequence[Measurement]], *notes: str, title: str) -> Picture:
+    """Draw the speed of each rung, slowest first, a panel for each piece of work.
+
+    Args:
+        panels: for each piece of work its rungs, all in one unit. A measurement's name is the
+            rung's; its condition ``device``, ``"cpu"`` (the default) or ``"gpu"``, the colour.
+        notes: for the caption, such as where published rungs come from.
+    """
+    rungs = list(dict.fromkeys(m.name for measurements in panels.values() for m in measurements))
+    everything = [m for measurements in panels.values() for m in measurements]
+    figure, axes = _new(10.5, 2.0 + 0.36 * len(rungs), len(panels), sharey=True, squeeze=False)
+    words = []
+    for axis, (work, measurements) in zip(axes[0], panels.items(), strict=True):
+        left = min(m.median for m in measurements) / 3
+        first = measurements[0].median
+        said = []
+        for m in measurements:
+            place = rungs.index(m.name)
+            axis.barh(
+                place,
+                m.median - left,
+                left=left,
+                height=0.7,
+                color=_DEVICES[_device(m)][0],
+                hatch=PROVENANCE_HATCH[m.provenance],
+                edgecolor="white",
+            )
+            axis.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+            times = f"{format_number(m.median / first)}x"
+            text = f"  {format_number(m.median)} ({times})"
+            axis.text(m.high, place, text, va="center", fontsize=9)
+            said.append(f"{m.name} {format_number(m.median)} ({m.provenance}), {times}")
+        axis.set_xscale("log")
+        axis.set_xlim(left, 60 * max(m.median for m in measurements))
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=5))
+        _plain_log(axis.xaxis)
+        axis.set_xlabel(f"speed, {measurements[0].unit} (line: quartiles)")
+        axis.set_title(work, fontsize=10)
+        axis.tick_params(axis="y", length=0)
+        words.append(f"{work}, {measurements[0].unit}: " + "; ".join(said))
+    axes[0][0].set_yticks(range(len(rungs)), rungs)
+    axes[0][0].set_ylim(len(rungs) - 0.5, -0.5)
+    legend = [*_device_patches(everything), *_provenance_patches(everything)]
+    return Picture(figure, title, _origins(everything, *notes), ". ".join(words), legend)
+
+
+def size_sweep(
+    lines: Mapping[str, Mapping[int, Measurement]],
+    *notes: str,
+    cpu_wins_to: int | None = None,
+    title: str,
+) -> Picture:
+    """Draw how long a square product takes against its size, a line for each device.
+
+    Args:
+        lines: for each label, size to milliseconds; the condition ``device`` gives the colour,
+            the provenance the style: solid where a clock ran.
+        notes: for the caption, such as what a simulated line rests on.
+        cpu_wins_to: the largest size at which the CPU is ahead, shaded up to there.
+    """
+    figure, axes = _new(9, 4.6)
+    styles = {Provenance.MEASURED: "o-", Provenance.RECORDED: "s-", Provenance.SIMULATED: "x--"}
+    words = []
+    for label, line in lines.items():
+        sizes = sorted(line)
+        times = [line[size] for size in sizes]
+        medians = [time.median for time in times]
+        axes.errorbar(
+            sizes,
+            medians,
+            [[t.median - t.low for t in times], [t.high - t.median for t in times]],
+            fmt=styles.get(times[0].provenance, "d:"),
+            color=_DEVICES[_device(times[0])][0],
+            label=f"{label} ({times[0].provenance})",
+        )
+        dots = ", ".join(f"{n}: {format_number(t)}" for n, t in zip(sizes, medians, strict=True))
+        words.append(f"{label} ({times[0].provenance}), ms by size: {dots}")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
+    if cpu_wins_to is not None:
+        edges = axes.get_xlim()
+        axes.axvspan(edges[0], cpu_wins_to, color=_GREY, alpha=0.12, linewidth=0)
+        axes.set_xlim(edges)
+        axes.text(
+            0.02,
+            0.95,
+            f"the CPU is ahead up to {cpu_wins_to}",
+            transform=axes.transAxes,
+            fontsize=9,
+            va="top",
+            bbox=_PALE_BOX,
+        )
+        words.append(f"The CPU is ahead up to {cpu_wins_to}")
+    axes.set_xlabel("size n of a product n x n times n x n, float32")
+    axes.set_ylabel("time, ms (median, line: quartiles)")
+    everything = [time for line in lines.values() for time in line.values()]
+    legend = axes.get_legend_handles_labels()[0]
+    return Picture(figure, title, _origins(everything, *notes), ". ".join(words), legend)
+
+
+def transfer_bars(
+    rows: Mapping[str, Mapping[str, Measurement]], *notes: str, title: str
+) -> Picture:
+    """Draw what a step takes on the way to the GPU and on it, one part after the other.
+
+    Args:
+        rows: for each bar its parts in order, name to milliseconds; all bars share the names. The
+            first part is the computing, the others are transfers.
+    """
+    parts = list(next(iter(rows.values())))
+    colours = dict(zip(parts, ("#009E73", "#E69F00", "#CC79A7", "#56B4E9"), strict=False))
+    figure, axes = _new(9.5, 1.9 + 0.5 * len(rows))
+    words = []
+    for place, (label, row) in enumerate(rows.items()):
+        left = 0.0
+        for part, time in row.items():
+            axes.barh(
+                place,
+                time.median,
+                left=left,
+                height=0.62,
+                color=colours[part],
+                hatch=PROVENANCE_HATCH[time.provenance],
+                edgecolor="white",
+            )
+            left += time.median
+        moving = left - row[parts[0]].median
+        text = f"{format_number(left)} ms, {100 * moving / left:.0f} % of it on the way"
+        axes.text(left, place, f"  {text}", va="center", fontsize=9)
+        said = ", ".join(f"{part} {format_number(time.median)}" for part, time in row.items())
+        words.append(f"{label}: {said}; {text}")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.5 * max(sum(t.median for t in row.values()) for row in rows.values()))
+    axes.set_xlabel("time for one batch, ms")
+    legend = [Patch(color=colours[part], label=part) for part in parts]
+    legend += _provenance_patches([time for row in rows.values() for time in row.values()])
+    return Picture(figure, title, " | ".join(notes), "; ".join(words), legend)
+
+
+def memory_against_batch(
+    needs: Mapping[str, Mapping[int, float]],
+    limits: Mapping[str, float],
+    *notes: str,
+    title: str,
+) -> Picture:
+    """Draw the memory a batch needs against its size, and what machines have, as lines.
+
+    Args:
+        needs: for each line, batch size to bytes, counted.
+        limits: name, as it is written at the line, to the bytes of a memory.
+    """
+    figure, axes = _new(9, 4.6)
+    words = []
+    for (label, line), colour, marker in zip(needs.items(), _RUNGS[3:], "osD^", strict=False):
+        batches = sorted(line)
+        gigabytes = [line[batch] / 1e9 for batch in batches]
+        axes.plot(batches, gigabytes, f"{marker}--", color=colour, label=label)
+        words.append(
+            f"{label}: "
+            + ", ".join(
+                f"batch {batch} {format_number(size)} GB"
+                for batch, size in zip(batches, gigabytes, strict=True)
+            )
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.margins(x=0.02)
+    for name, size in limits.items():
+        axes.axhline(size / 1e9, color=_INK, linewidth=0.9, linestyle=":")
+        axes.text(
+            0.01,
+            size / 1e9,
+            name,
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            fontsize=9,
+        )
+        words.append(f"{name} has {format_number(size / 1e9)} GB")
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
+    axes.set_xlabel("batch, images")
+    axes.set_ylabel(f"memory, GB ({Provenance.COMPUTED})")
+    caption = " | ".join(["Computed: counted from the layers' shapes, float32", *notes])
+    return Picture(figure, title, caption, "; ".join(words), axes.get_legend_handles_labels()[0])
+
+
+def training_days(groups: Mapping[str, Sequence[Measurement]], *notes: str, title: str) -> Picture:
+    """Draw how many days a training takes, group by group, on a logarithmic axis.
+
+    Args:
+        groups: heading to bars, all in days; those that :func:`fastdl_lib.costs.training_days`
+            computed say from which speed.
+        notes: for the caption, such as where published numbers come from.
+    """
+    bars = [m for group in groups.values() for m in group]
+    figure, axes = _new(10.5, 2.0 + 0.3 * (len(bars) + 1.3 * len(groups)))
+    left = min(m.low for m in bars) / 2
+    place, places, words = 0.0, [], []
+    for heading, group in groups.items():
+        axes.text(left * 1.04, place, heading, va="center", fontsize=9.5, weight="bold")
+        place += 1
+        for m in group:
+            axes.barh(
+                place,
+                m.median - left,
+                left=left,
+                height=0.78,
+                color=_DEVICES[_device(m)][0],
+                hatch=PROVENANCE_HATCH[m.provenance],
+                edgecolor="white",
+            )
+            axes.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+            text = f"{format_number(m.median)} days ({m.provenance})"
+            if "speed_is" in m.conditions:
+                speed = f"{format_number(m.conditions['images_per_s'])} images/s"
+                text = text.replace(")", f" from {speed}, {m.conditions['speed_is']})")
+            axes.text(m.high, place, f"  {text}", va="center", fontsize=8.5)
+            words.append(f"{m.name}: {text}")
+            places.append(place)
+            place += 1
+        place += 0.3
+    axes.set_yticks(places, [m.name for m in bars], fontsize=9)
+    axes.set_ylim(place - 0.6, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xscale("log")
+    # The texts behind the bars take up to half of the width.
+    axes.set_xlim(left, left * (max(m.high for m in bars) / left) ** 2)
+    _plain_log(axes.xaxis)
+    axes.set_xlabel("days to train AlexNet (line: quartiles)")
+    legend = [*_device_patches(bars), *_provenance_patches(bars)]
+    return Picture(figure, title, _origins(bars, *notes), "; ".join(words), legend)

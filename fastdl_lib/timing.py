@@ -15,29 +15,85 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.arrays import synchronize
+from fastdl_lib.arrays import (
+    array_module,
+    gpu_available,
+    gpu_status,
+    synchronize,
+    tf32,
+    to_gpu,
+)
 from fastdl_lib.costs import KINDS, Ceilings, layer_kind
-from fastdl_lib.evidence import Column, Measurement, Provenance, Table
+from fastdl_lib.evidence import (
+    Column,
+    Measurement,
+    Provenance,
+    Recording,
+    Table,
+    device_in_words,
+)
 from fastdl_lib.layers import softmax_cross_entropy
 from fastdl_lib.machine import MachineCard, machine_card
 from fastdl_lib.networks import Network
-from fastdl_lib.threads import blas_threads, blas_threads_now, threads_in_words
+from fastdl_lib.threads import blas_threads, blas_threads_now
 
-__all__ = ["LayerProfile", "benchmark", "measure_ceilings", "profile_layers"]
+__all__ = [
+    "PRODUCT_SIZES",
+    "LayerProfile",
+    "benchmark",
+    "copy_gb_per_s",
+    "measure_ceilings",
+    "product_gflops",
+    "profile_layers",
+    "recorded_profile",
+    "time_scale",
+]
 
 
-def _budget(budget_s: float) -> float:
-    """The time budget in seconds after FASTDL_TIME_SCALE, both checked."""
+def time_scale() -> float:
+    """What FASTDL_TIME_SCALE multiplies every time budget by; 1 where it is not set.
+
+    Raises:
+        ValueError: it is not a positive number.
+
+    >>> time_scale() > 0
+    True
+    """
     text = os.environ.get("FASTDL_TIME_SCALE", "1")
     try:
         scale = float(text)
     except ValueError:
         scale = math.nan
-    for name, value in (("budget_s", budget_s), ("FASTDL_TIME_SCALE", scale)):
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-            shown = text if name == "FASTDL_TIME_SCALE" else repr(value)
-            raise ValueError(f"{name} must be a positive number, got {shown}.")
-    return budget_s * scale
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"FASTDL_TIME_SCALE must be a positive number, got {text}.")
+    return scale
+
+
+def _budget(budget_s: float) -> float:
+    """The time budget in seconds after FASTDL_TIME_SCALE, both checked."""
+    if not (isinstance(budget_s, (int, float)) and math.isfinite(budget_s) and budget_s > 0):
+        raise ValueError(f"budget_s must be a positive number, got {budget_s!r}.")
+    return budget_s * time_scale()
+
+
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device must be 'cpu' or 'gpu', got {device!r}.")
+    if device == "gpu" and not gpu_available():
+        raise RuntimeError(f"device='gpu' needs a GPU. {gpu_status().reason}")
+
+
+def _most_repeats(least: int, most: int | None) -> float:
+    if most is None:
+        return math.inf
+    if not isinstance(most, int) or isinstance(most, bool) or most < least:
+        raise ValueError(f"max_repeats must be a whole number from {least} up, got {most!r}.")
+    return most
+
+
+def _where(device: str) -> dict[str, Any]:
+    """The conditions that say where something ran; a GPU has no threads of the BLAS."""
+    return {"device": device, **({"threads": blas_threads_now()} if device == "cpu" else {})}
 
 
 def benchmark(
@@ -47,25 +103,30 @@ def benchmark(
     budget_s: float = 0.5,
     warmup: int = 1,
     min_repeats: int = 3,
+    max_repeats: int | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     machine: MachineCard | None = None,
 ) -> Measurement:
     """Time ``function(*arguments)`` and return all samples, in milliseconds.
 
     The function runs ``warmup`` times unclocked, then again and again until ``budget_s`` seconds
-    are used up, ``min_repeats`` times at least. The clock is monotonic; a GPU is waited for before
-    each reading. What the function is given and returns does not matter, NaN included.
+    are used up, ``min_repeats`` times at least and ``max_repeats`` times at most. The clock is
+    monotonic; a GPU is waited for before each reading. What the function is given and returns does
+    not matter, NaN included.
 
     Args:
         name: what is measured; by default the function's own name.
         budget_s: seconds for the clocked runs together.
         threads: BLAS threads to run with; by default as many as are set now. Kept in
-            ``conditions`` either way.
+            ``conditions`` either way, where the CPU computes.
+        device: where the function computes, "cpu" or "gpu". Kept in ``conditions``.
         machine: a card to attach; by default a new one.
 
     Raises:
         TypeError: ``function`` cannot be called.
-        ValueError: a budget or a count that is not positive.
+        ValueError: a budget or a count that is not positive, or a device of another name.
+        RuntimeError: the device is "gpu" and there is none.
 
     >>> m = benchmark(sum, range(100), budget_s=0.001)
     >>> m.unit, m.conditions["warmup"], len(m.samples) >= 3
@@ -79,16 +140,20 @@ def benchmark(
     for label, count, least in (("warmup", warmup, 0), ("min_repeats", min_repeats, 1)):
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise ValueError(f"{label} must be a whole number from {least} up, got {count!r}.")
+    _check_device(device)
+    most = _most_repeats(min_repeats, max_repeats)
     budget_s = _budget(budget_s)
     with contextlib.ExitStack() as stack:
         if threads is not None:
             stack.enter_context(blas_threads(threads))
-        conditions = {"threads": blas_threads_now(), "warmup": warmup}
+        conditions = {**_where(device), "warmup": warmup}
         for _ in range(warmup):
             function(*arguments)
         samples_ms: list[float] = []
         deadline = time.perf_counter() + budget_s
-        while len(samples_ms) < min_repeats or time.perf_counter() < deadline:
+        while len(samples_ms) < most and (
+            len(samples_ms) < min_repeats or time.perf_counter() < deadline
+        ):
             synchronize()
             start = time.perf_counter()
             function(*arguments)
@@ -104,48 +169,101 @@ def benchmark(
     )
 
 
-def measure_ceilings(budget_s: float = 1.0, threads: int | None = None) -> Ceilings:
-    """Measure the two ceilings of this machine's CPU.
+def measure_ceilings(
+    budget_s: float = 1.0, threads: int | None = None, device: str = "cpu"
+) -> Ceilings:
+    """Measure the two ceilings of this machine's CPU, or of its GPU.
 
-    The product is a square one of float32 matrices, of 1024 or 2048 rows, whichever is faster; the
-    copy one of 128 MB into another 128 MB, past most caches. NumPy copies with one thread, as it
-    does every elementwise operation, whatever ``threads`` says.
+    The product is a square one of float32 matrices, of 1024 or 2048 rows (on a GPU 4096 or 8192),
+    whichever is faster; the copy one of 128 MB (512 MB) into as much again, past most caches. NumPy
+    copies with one thread, as it does every elementwise operation, whatever ``threads`` says.
 
     Args:
         budget_s: seconds for each of the two.
         threads: BLAS threads for the product; by default as many as are set now.
+        device: "cpu" or "gpu".
+
+    Raises:
+        ValueError, RuntimeError: a device of another name, or no GPU.
 
     >>> ceilings = measure_ceilings(budget_s=0.01)
     >>> ceilings.gemm_gflops.unit, ceilings.copy_gb_per_s.unit
     ('GFLOP/s', 'GB/s')
     """
     card = machine_card()
-    products = [_product_gflops(size, budget_s / 2, threads, card) for size in (1024, 2048)]
-    source = np.ones(32 * 2**20, dtype=np.float32)
-    target = np.empty_like(source)
-    copy = benchmark(
-        lambda: np.copyto(target, source), budget_s=budget_s, threads=threads, machine=card
-    )
-    copy = dataclasses.replace(copy, conditions={**copy.conditions, "threads": 1})
+    products = [
+        product_gflops(size, budget_s=budget_s / 2, threads=threads, device=device, machine=card)
+        for size in PRODUCT_SIZES[device]
+    ]
     return Ceilings(
         gemm_gflops=max(products, key=lambda product: product.median),
-        copy_gb_per_s=copy.convert(
-            lambda ms: 2 * source.nbytes / ms * 1e-6, "GB/s", "copy of 128 MB, read and written"
-        ),
+        copy_gb_per_s=copy_gb_per_s(budget_s=budget_s, device=device, machine=card),
     )
 
 
-def _product_gflops(
-    size: int, budget_s: float, threads: int | None, card: MachineCard
+PRODUCT_SIZES = {"cpu": (1024, 2048), "gpu": (4096, 8192)}
+"""Rows of the square products that come close to a device's best."""
+
+_COPY_MEGABYTES = {"cpu": 128, "gpu": 512}
+
+
+def product_gflops(
+    size: int, dtype: str = "float32", *, device: str = "cpu", **options: Any
 ) -> Measurement:
+    """Measure the product of two matrices of ``size`` x ``size`` that lie on the device, GFLOP/s.
+
+    Args:
+        dtype: "float64", "float32", "float16", or "tf32": float32 numbers that a GPU's tensor
+            cores round to 10 bits for the products.
+        options: what :func:`benchmark` takes, such as ``budget_s`` and ``threads``.
+
+    Raises:
+        ValueError, RuntimeError: another dtype, "tf32" on the CPU, or no GPU.
+
+    >>> product_gflops(64, budget_s=0.001).unit
+    'GFLOP/s'
+    """
+    if dtype not in ("float64", "float32", "float16", *(["tf32"] if device == "gpu" else [])):
+        raise ValueError(f"the {device} multiplies no matrices of {dtype!r}.")
+    _check_device(device)
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, size, size), dtype=np.float32)
-    out = np.empty_like(a)
-    product = benchmark(
-        lambda: np.matmul(a, b, out=out), budget_s=budget_s, threads=threads, machine=card
-    )
+    if dtype != "tf32":
+        a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    if device == "gpu":
+        a, b = to_gpu(a), to_gpu(b)
+    xp = array_module(a)
+    out = xp.empty_like(a)
+    with tf32(dtype == "tf32"):
+        product = benchmark(lambda: xp.matmul(a, b, out=out), device=device, **options)
     return product.convert(
-        lambda ms: 2 * size**3 / ms * 1e-6, "GFLOP/s", f"float32 product, {size} x {size}"
+        lambda ms: 2 * size**3 / ms * 1e-6, "GFLOP/s", f"{dtype} product, {size} x {size}"
+    )
+
+
+def copy_gb_per_s(*, device: str = "cpu", **options: Any) -> Measurement:
+    """Measure a large copy within the device's memory, bytes read and written, GB/s.
+
+    Args:
+        options: what :func:`benchmark` takes, such as ``budget_s``.
+
+    >>> copy_gb_per_s(budget_s=0.001).unit
+    'GB/s'
+    """
+    _check_device(device)
+    megabytes = _COPY_MEGABYTES[device]
+    source = np.ones(megabytes * 2**18, dtype=np.float32)
+    if device == "gpu":
+        source = to_gpu(source)
+    xp = array_module(source)
+    target = xp.empty_like(source)
+    copy = benchmark(lambda: xp.copyto(target, source), device=device, **options)
+    if device == "cpu":  # NumPy's own work takes one thread
+        copy = dataclasses.replace(copy, conditions={**copy.conditions, "threads": 1})
+    return copy.convert(
+        lambda ms: 2 * source.nbytes / ms * 1e-6,
+        "GB/s",
+        f"copy of {megabytes} MB, read and written",
     )
 
 
@@ -173,7 +291,7 @@ class LayerProfile:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Batch size, BLAS threads and warm-up passes."""
+        """Device, batch size, warm-up passes, and on the CPU the BLAS threads."""
         return dict(self.first.conditions)
 
     @property
@@ -247,10 +365,12 @@ class LayerProfile:
             columns.append(Column("backward", "backward", "ms", provenance))
         columns.append(Column("share", "share", "%", provenance))
         what = "training step" if self.backward else "forward pass"
+        where = device_in_words(self.conditions)
+        if self.conditions.get("device") != "gpu":
+            where = f"BLAS on {where}"
         caption = (
             f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "
-            f"{self.images_per_s:,.1f} images/s ({self.first.label}, BLAS on "
-            f"{threads_in_words(self.conditions['threads'])}, median and quartiles)"
+            f"{self.images_per_s:,.1f} images/s ({self.first.label}, {where}, median and quartiles)"
         )
         return Table(tuple(columns), tuple(rows), caption)
 
@@ -262,15 +382,17 @@ def profile_layers(
     *,
     budget_s: float = 2.0,
     min_repeats: int = 3,
+    max_repeats: int | None = None,
     threads: int | None = None,
 ) -> LayerProfile:
     """Time every layer of ``network`` on the batch ``x``.
 
     Args:
-        x: (N, C, H, W), the network's dtype, on the CPU or the GPU.
+        x: (N, C, H, W), the network's dtype, on the CPU or the GPU; it decides the device.
         labels: (N,) class numbers; with them a training step is measured, forward and backward
             (the loss is timed with the last layer). Without them the forward pass alone.
-        budget_s: seconds for the clocked passes together, after one unclocked pass.
+        budget_s: seconds for the clocked passes together, after one unclocked pass;
+            ``min_repeats`` passes at least, ``max_repeats`` at most.
         threads: BLAS threads to run with; by default as many as are set now.
 
     Raises:
@@ -285,16 +407,18 @@ def profile_layers(
     network.check_input(x)
     if not isinstance(min_repeats, int) or min_repeats < 1:
         raise ValueError(f"min_repeats must be a whole number from 1 up, got {min_repeats!r}.")
+    most = _most_repeats(min_repeats, max_repeats)
     budget_s = _budget(budget_s)
+    device = "cpu" if array_module(x) is np else "gpu"
     forward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
     backward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
     with contextlib.ExitStack() as stack:
         if threads is not None:
             stack.enter_context(blas_threads(threads))
-        conditions = {"threads": blas_threads_now(), "warmup": 1, "batch": len(x)}
+        conditions = {**_where(device), "warmup": 1, "batch": len(x)}
         _one_pass(network, x, labels)
         passes, deadline = 0, time.perf_counter() + budget_s
-        while passes < min_repeats or time.perf_counter() < deadline:
+        while passes < most and (passes < min_repeats or time.perf_counter() < deadline):
             forward, backward = _one_pass(network, x, labels)
             for name in network.layers:
                 forward_ms[name].append(forward[name])
@@ -321,6 +445,45 @@ def profile_layers(
         kinds={name: layer_kind(layer) for name, layer in network.layers.items()},
         forward=measured(forward_ms, "forward"),
         backward={} if labels is None else measured(backward_ms, "backward"),
+    )
+
+
+def recorded_profile(
+    recording: Recording,
+    *,
+    device: str,
+    batch: int,
+    training: bool = False,
+    algorithm: str = "auto",
+) -> LayerProfile:
+    """Take a layer profile out of a machine's recording, for the same plots and tables.
+
+    Args:
+        recording: one of :func:`fastdl_lib.evidence.machine_recordings`.
+        device: "cpu" or "gpu".
+        batch: images a pass.
+        training: a training step, forward and backward, instead of the forward pass alone.
+        algorithm: how the convolutions were computed; "auto" on the GPU is "gpu".
+
+    Raises:
+        ValueError: it was not recorded; the message says what was.
+    """
+    if device == "gpu" and algorithm == "auto":
+        algorithm = "gpu"
+    found = recording.select(
+        part="layers", device=device, training=training, algorithm=algorithm, batch=batch
+    )
+    times = {
+        direction: {
+            m.conditions["layer"]: m for m in found if m.conditions["direction"] == direction
+        }
+        for direction in ("forward", "backward")
+    }
+    return LayerProfile(
+        network=found[0].conditions["network"],
+        batch=batch,
+        kinds={name: m.conditions["kind"] for name, m in times["forward"].items()},
+        **times,
     )
 
 

@@ -28,10 +28,11 @@ from tqdm import tqdm
 from fastdl_lib.arrays import array_module, beside, synchronize, to_cpu
 from fastdl_lib.checkpoints import Checkpoint, digest
 from fastdl_lib.checks import check_whole_number
+from fastdl_lib.convolution import wide
 from fastdl_lib.datasets import mnist
 from fastdl_lib.evidence import Column, Provenance, Table
 from fastdl_lib.files import whole_file
-from fastdl_lib.layers import Dropout, Layer, softmax_cross_entropy
+from fastdl_lib.layers import Dropout, Layer, softmax_cross_entropy_arrays
 from fastdl_lib.machine import MachineCard, machine_card
 from fastdl_lib.networks import Network, deep_convnet
 from fastdl_lib.optimizers import SGD, Adam, Optimizer, Schedule, warmup_cosine
@@ -126,9 +127,9 @@ def _batches(
 ) -> Iterator[tuple[Array, Array]]:
     """Yield an epoch's batches: every image once, the last batch smaller where it must be."""
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
+    order = beside(rng.permutation(len(images)), images)
     for start in range(0, len(order), batch):
-        chosen = beside(order[start : start + batch], images)
+        chosen = order[start : start + batch]
         x = images[chosen]
         if shift:
             x = shift_images(x, rng.integers(-shift, shift + 1, size=(len(x), 2)))
@@ -203,14 +204,17 @@ def predict_classes(network: Network, images: Array, batch: int = 500) -> np.nda
     network.check_input(images)
     return np.concatenate(
         [
-            _classes(network.forward(images[start : start + batch]))
+            to_cpu(network.forward(images[start : start + batch]).argmax(axis=1))
             for start in range(0, len(images), batch)
         ]
     )
 
 
-def _classes(logits: Array) -> np.ndarray:
-    return to_cpu(logits).argmax(axis=1)
+def _loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, int]:
+    """The loss and how many images are right, fetched together: a GPU is waited for once."""
+    right = (logits.argmax(axis=1) == labels).sum()
+    loss, right = array_module(logits).stack([loss, right.astype(loss.dtype)]).tolist()
+    return loss, int(right)
 
 
 def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -> Evaluation:
@@ -234,8 +238,9 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
     for start in range(0, len(images), batch):
         part = labels[start : start + batch]
         logits = network.forward(images[start : start + batch])
-        loss_sum += len(part) * softmax_cross_entropy(logits, part)[0]
-        correct += int((_classes(logits) == to_cpu(part)).sum())
+        loss, right = _loss_and_right(softmax_cross_entropy_arrays(logits, part)[0], logits, part)
+        loss_sum += len(part) * loss
+        correct += right
     return Evaluation(len(images), correct, loss_sum / len(images))
 
 
@@ -437,18 +442,19 @@ def _one_epoch(
         for step, ((x, labels), rate) in enumerate(zip(batches, rates, strict=True), start=1):
             optimizer.learning_rate = rate
             logits = network.forward(x, training=True)
-            loss, grad = softmax_cross_entropy(logits, labels)
+            loss, grad = softmax_cross_entropy_arrays(logits, labels)
+            loss, right = _loss_and_right(loss, logits, labels)
             _check_finite("the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate)
             network.backward(grad)
             optimizer.step(network)
             seen += len(labels)
             loss_sum += len(labels) * loss
-            correct += int((_classes(logits) == to_cpu(labels)).sum())
+            correct += right
             bar.set_postfix_str(_so_far(loss_sum / seen, correct / seen), refresh=False)
             bar.update()
         # The last step's fault would else be stored, and show in the next epoch's first loss.
         for name, weight in network.parameters.items():
-            total = float(weight.sum())
+            total = float(weight.sum(dtype=wide(weight.dtype)))
             _check_finite(f"the sum of {name}", total, f"epoch {number}, its last step", rate)
     synchronize()
     seconds = time.perf_counter() - start

@@ -29,6 +29,7 @@ from fastdl_lib.convolution import (
     check_grad_out,
     check_on_cpu,
     padded_channels_last,
+    refuse_float16,
 )
 from fastdl_lib.threads import blocks, in_parallel, sum_in_order
 
@@ -345,7 +346,7 @@ def conv2d_winograd(
 
     Raises:
         TypeError, ValueError: as :func:`fastdl_lib.convolution.check_conv_shapes`; TypeError for
-            an array on the GPU; ValueError for tiles of more than 8 pixels.
+            an array on the GPU and for float16; ValueError for tiles of more than 8 pixels.
 
     >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
     >>> conv2d_winograd(x, w, padding=1).shape
@@ -354,6 +355,7 @@ def conv2d_winograd(
     shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
     out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
     check_on_cpu("conv2d_winograd", x)
+    refuse_float16("conv2d_winograd", x)  # too coarse for the transforms
     plan = _plan(x, weight, out_size, stride, padding, groups, outputs)
     filter_tiles = _filter_tiles(plan, weight)
     (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
@@ -402,6 +404,7 @@ def conv2d_winograd_backward(
     shapes = check_conv_shapes(x, weight, None, stride, padding, groups)
     out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
     check_on_cpu("conv2d_winograd_backward", x)
+    refuse_float16("conv2d_winograd_backward", x)
     check_grad_out(grad_out, x, (len(x), len(weight), *out_size))
     plan = _plan(x, weight, out_size, stride, padding, groups, None)
     filter_tiles = _filter_tiles(plan, weight)

@@ -367,11 +367,11 @@ BAD_INPUT = {
         TypeError,
         r"Use bias\.astype\(x\.dtype\)",
     ),
-    "float16": (
-        (ones(X, np.float16), ones(W, np.float16)),
+    "integers": (
+        (ones(X, np.int32), ones(W, np.int32)),
         {},
         TypeError,
-        r"got float16; use x\.astype\(np\.float32\)",
+        r"got int32; use x\.astype\(np\.float32\)",
     ),
     "whole numbers": ((ones(X, int), ones(W, int)), {}, TypeError, r"use x\.astype\(np\.float32\)"),
     "an empty batch": ((ones((0, 4, 5, 5)), ones(W)), {}, ValueError, "every size must be >= 1"),

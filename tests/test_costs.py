@@ -1,15 +1,26 @@
 """What is counted before anything runs: checked by hand and against the paper's network."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from test_machine import example
 
-from fastdl_lib.costs import KINDS, Ceilings, LayerCost, cost_table, layer_costs, layer_kind
+from fastdl_lib.costs import (
+    KINDS,
+    Ceilings,
+    LayerCost,
+    cost_table,
+    layer_costs,
+    layer_kind,
+    memory_bytes,
+    training_days,
+)
 from fastdl_lib.evidence import Measurement, Provenance
 from fastdl_lib.layers import Conv2d, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2d, ReLU
 from fastdl_lib.networks import Network, alexnet, deep_convnet
+from fastdl_lib.optimizers import SGD
 
 ALEXNET_MACS = {
     "conv1": 105_415_200,
@@ -179,3 +190,86 @@ def test_every_layer_has_a_kind():
 def test_a_bad_batch_is_refused(batch):
     with pytest.raises(ValueError, match="batch must be a whole number from 1 up"):
         layer_costs(deep_convnet(), batch)
+
+
+# --- days of training ---------------------------------------------------------------------------
+
+
+def training_speed(*samples, unit="images/s"):
+    return Measurement(
+        "a step", unit, samples, Provenance.MEASURED, machine=example(), conditions={"batch": 16}
+    )
+
+
+def test_days_are_seconds_over_86_400():
+    days = training_days(training_speed(10.0), epochs=2, images=432_000)
+    assert (days.samples, days.unit) == ((1.0,), "days")
+    assert training_days(training_speed(31.0)).median == pytest.approx(43.05, abs=0.01)
+
+
+def test_days_are_computed_and_name_the_speed_they_come_from():
+    days = training_days(training_speed(20.0, 25.0, 50.0))
+    assert days.provenance is Provenance.COMPUTED and days.machine == example()
+    assert days.source == "from 25.0 (22.5-37.5) images/s, measured here"
+    assert days.conditions == {
+        "batch": 16,
+        "epochs": 90,
+        "images": 1_281_167,
+        "images_per_s": 25.0,
+        "speed_is": "measured here",
+    }
+    assert len(days.samples) == 3 and days.samples[0] > days.samples[2]
+
+
+@pytest.mark.parametrize(
+    ("speed", "options", "message"),
+    [
+        (training_speed(3.0, unit="ms"), {}, "takes images/s, got 'a step' in ms"),
+        (training_speed(3.0), {"epochs": 0}, "epochs must be above 0"),
+        (training_speed(3.0), {"images": -1}, "images must be above 0"),
+        (training_speed(3.0), {"epochs": float("nan")}, "epochs must be above 0"),
+        (training_speed(3.0, 0.0), {}, "a speed of 0"),
+    ],
+)
+def test_days_of_nothing_are_refused(speed, options, message):
+    with pytest.raises(ValueError, match=message):
+        training_days(speed, **options)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_memory_of_a_small_network_counted_by_hand():
+    rng = np.random.default_rng(0)
+    layers = [
+        ("flatten", Flatten()),
+        ("fc", Linear(12, 5, rng=rng)),
+        ("fc2", Linear(5, 2, rng=rng)),
+    ]
+    network = Network("small", layers, (3, 2, 2))
+    weights = 12 * 5 + 5 + 5 * 2 + 2
+    # Largest pair: the 12 numbers of the image beside as many, flat.
+    assert memory_bytes(network, 7) == 4 * (weights + 7 * 24)
+    kept = 12 + 12 + 5 + 2
+    assert memory_bytes(network, 7, training=True) == 4 * (3 * weights + 60 + 7 * kept)
+
+
+def test_memory_counted_is_about_what_a_training_step_takes(alex):
+    x, labels = np.zeros((4, 3, 227, 227), np.float32), np.arange(4)
+    optimizer = SGD(1e-6, momentum=0.9)
+    tracemalloc.start()
+    try:
+        for _ in range(2):  # momentum and old gradients are there from the second step on
+            tracemalloc.reset_peak()
+            alex.loss_and_gradients(x, labels)
+            optimizer.step(alex)
+        peak = tracemalloc.get_traced_memory()[1] + 4 * alex.parameter_count
+    finally:
+        tracemalloc.stop()
+    assert 0.8 < peak / memory_bytes(alex, 4, training=True) < 1.1
+
+
+@pytest.mark.parametrize("batch", [-1, 1.5, True])
+def test_memory_of_no_batch_is_refused(alex, batch):
+    with pytest.raises(ValueError, match="batch must be a whole number from 0 up"):
+        memory_bytes(alex, batch)

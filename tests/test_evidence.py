@@ -18,6 +18,7 @@ from fastdl_lib.evidence import (
     Recording,
     Table,
     claim_table,
+    machine_recordings,
     published,
     read_recording,
     write_recording,
@@ -87,6 +88,9 @@ def test_text_shows_unit_spread_and_label():
     m = measured(1.0, 2.0, 4.0, conditions={"threads": 2})
     assert str(m) == "2.00 (1.50-3.00) ms (measured here, 3 samples, up to 2 threads)"
     assert str(measured(5.0, conditions={"threads": 1})) == "5.00 ms (measured here, 1 thread)"
+    on_gpu = measured(5.0, conditions={"device": "gpu", "warmup": 1})
+    assert str(on_gpu) == "5.00 ms (measured here, on the GPU)"
+    assert str(measured(5.0)) == "5.00 ms (measured here)"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +156,73 @@ def test_a_measurement_is_found_by_name():
     assert a_recording()["MACs"].samples == (724.4,)
     with pytest.raises(KeyError, match=r"no measurement 'fc6'; there are \['conv1', 'MACs'"):
         a_recording()["fc6"]
+
+
+def a_machines_run():
+    rows = [
+        {"part": "pass", "device": "cpu", "batch": 1, "threads": 1},
+        {"part": "pass", "device": "cpu", "batch": 16, "threads": 2},
+        {"part": "pass", "device": "gpu", "batch": 16},
+        {"part": "copy"},
+    ]
+    measurements = (measured(name=str(i), conditions=row) for i, row in enumerate(rows))
+    return Recording(CARD, "python record.py", tuple(measurements))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "names"),
+    [
+        ({}, "0123"),
+        ({"part": "pass"}, "012"),
+        ({"part": "pass", "batch": 16}, "12"),
+        ({"batch": 16, "device": "gpu"}, "2"),
+        ({"threads": 2}, "1"),
+    ],
+)
+def test_measurements_are_selected_by_their_conditions(conditions, names):
+    recording = a_machines_run()
+    assert "".join(m.name for m in recording.select(**conditions)) == names
+    assert recording.has(**conditions)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"part": "race"}, r"has part='race'; there is part 'pass', 'copy'\."),
+        (
+            {"part": "pass", "batch": 2},
+            r"has batch=2 where \{'part': 'pass'\}; there is batch 1, 16\.",
+        ),
+        ({"part": "pass", "layer": "conv1"}, "has layer='conv1' where .*; none says its layer"),
+        ({"part": "pass", "device": "gpu", "threads": None}, "none says its threads"),
+    ],
+)
+def test_what_was_not_recorded_is_answered_by_what_was(conditions, message):
+    recording = a_machines_run()
+    with pytest.raises(ValueError, match=message):
+        recording.select(**conditions)
+    assert not recording.has(**conditions)
+
+
+def test_the_machines_recordings_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTDL_DATA", str(tmp_path))
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    assert machine_recordings() == {}
+    for name in ("machine_b", "machine_a", "speed"):
+        write_recording(folder / f"{name}.json", a_machines_run())
+    assert list(machine_recordings()) == ["machine_a", "machine_b"]
+    assert machine_recordings()["machine_a"].has(part="copy")
+    (folder / "machine_c.json").write_text("{")
+    with pytest.raises(ValueError, match=r"machine_c\.json is damaged"):
+        machine_recordings()
+
+
+def test_each_measurement_has_its_line(recorded):
+    path = recorded(lambda fields: None)
+    write_recording(path, a_machines_run())
+    lines = [line for line in path.read_text().splitlines() if line.startswith("  {")]
+    assert [json.loads(line.rstrip(","))["name"] for line in lines] == ["0", "1", "2", "3"]
 
 
 def test_the_file_ends_in_a_newline_and_holds_its_schema(recorded):

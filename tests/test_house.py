@@ -23,8 +23,10 @@ FLOORS = {
     "files": 1,
     "threads": 1,
     "machine": 2,
+    "pretend_gpu": 2,
     "convolution": 2,
     "evidence": 3,
+    "gpu": 3,
     "winograd": 3,
     "layers": 4,
     "networks": 5,
@@ -33,8 +35,10 @@ FLOORS = {
     "checkpoints": 7,
     "timing": 7,
     "training": 8,
+    "speeds": 8,
     "plots": 8,
     "explore": 9,
+    "record": 9,
     "course": 9,
 }
 

@@ -383,5 +383,5 @@ def test_a_network_needs_layers_and_knows_them():
     with pytest.raises(KeyError, match="has no layer 'conv9'"):
         deep_convnet().input_shape_of("conv9")
     assert deep_convnet().input_shape_of("conv1") == (1, 28, 28)
-    with pytest.raises(TypeError, match="float32 or float64, got int32"):
+    with pytest.raises(TypeError, match="float16, float32 or float64, got int32"):
         deep_convnet().astype(np.int32)

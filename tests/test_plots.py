@@ -1,6 +1,7 @@
 """Every figure is a real image that says the same in words, with provenance and machine."""
 
 import base64
+import dataclasses
 import html
 import io
 
@@ -11,7 +12,7 @@ from test_costs import ceilings
 from test_machine import example
 
 from fastdl_lib import plots
-from fastdl_lib.costs import layer_costs, layer_kind
+from fastdl_lib.costs import layer_costs, layer_kind, training_days
 from fastdl_lib.evidence import (
     Column,
     Measurement,
@@ -95,6 +96,37 @@ SPEEDS = {
     ("im2col", "conv1", 1): speed(80.0),
     ("im2col", "conv1", 4): speed(250.0, threads=4),
     ("im2col", "conv2", 1): speed(70.0),
+}
+
+
+def published_ms(name, value, unit="ms", device="gpu", provenance=Provenance.PUBLISHED):
+    return Measurement(
+        name, unit, (value,), provenance, source="a log", conditions={"device": device}
+    )
+
+
+RUNGS = {
+    "conv3": [dataclasses.replace(LOOPS, name="Python loops"), speed(80.0, "NumPy")],
+    "AlexNet": [speed(60.0, "NumPy"), published_ms("GPU", 6000.0, "GFLOP/s")],
+}
+SWEEP = {
+    "this CPU": {n: measured("p", ms) for n, ms in ((1024, 8.0), (16, 0.001), (64, 0.004))},
+    "H100": {
+        n: published_ms("p", ms, provenance=Provenance.SIMULATED)
+        for n, ms in ((16, 0.005), (1024, 0.05))
+    },
+}
+MOVES = {
+    name: {
+        "computing": published_ms("a", computing),
+        "images": published_ms("b", 5.0, provenance=Provenance.COMPUTED),
+        "weights": published_ms("c", weights, provenance=Provenance.COMPUTED),
+    }
+    for name, computing, weights in (("forward", 27.0, 8.0), ("training", 81.0, 0.0))
+}
+DAYS = {
+    "here": [training_days(measured("this CPU", 31.0, 32.0, 34.0, unit="images/s"))],
+    "slide": [published_ms("Titan", 6.0, "days"), published_ms("Xeon", 43.0, "days", "cpu")],
 }
 
 
@@ -219,6 +251,47 @@ FIGURES = {
         ),
         ["conv2, im2col: 4.00 ms an image, 62.0 MB, error 3e-07; conv2, winograd: 2.00 ms"],
         [MACHINE, "run on 4 threads"],
+    ),
+    "ladder": (
+        lambda: plots.ladder(RUNGS, "Titan X: a log", title="A ladder"),
+        [
+            "conv3, GFLOP/s: Python loops 0.0200 (computed), 1.00x; NumPy 80.0 (measured here), ",
+            "4,000x", "AlexNet, GFLOP/s: NumPy 60.0 (measured here), 1.00x; GPU 6,000 (published)",
+        ],
+        [MACHINE, "Titan X: a log"],
+    ),
+    "size_sweep": (
+        lambda: plots.size_sweep(SWEEP, "H100: a model", cpu_wins_to=64, title="Sizes"),
+        [
+            "this CPU (measured here), ms by size: 16: 0.00100, 64: 0.00400, 1024: 8.00",
+            "H100 (simulated), ms by size: 16: 0.00500, 1024: 0.0500",
+            "The CPU is ahead up to 64",
+        ],
+        [MACHINE, "H100: a model"],
+    ),
+    "transfer_bars": (
+        lambda: plots.transfer_bars(MOVES, "Published: a log | Computed: the bus", title="Moves"),
+        [
+            "forward: computing 27.0, images 5.00, weights 8.00; 40.0 ms, 32 % of it on the way",
+            "training: computing 81.0, images 5.00, weights 0; 86.0 ms, 6 % of it on the way",
+        ],
+        ["Published: a log", "Computed: the bus"],
+    ),
+    "memory_against_batch": (
+        lambda: plots.memory_against_batch(
+            {"forward": {1: 3e8, 128: 2e9}, "training": {1: 8e8, 128: 3e9}}, {"a GPU": 12e9},
+            "AlexNet", title="Memory",
+        ),
+        ["forward: batch 1 0.300 GB, batch 128 2.00 GB", "training: batch 1", "a GPU has 12.0 GB"],
+        ["Computed: counted", "AlexNet"],
+    ),
+    "training_days": (
+        lambda: plots.training_days(DAYS, "slide: NVIDIA", title="Days"),
+        [
+            "this CPU: 41.7 days (computed from 32.0 images/s, measured here)",
+            "Titan: 6.00 days (published)",
+        ],
+        [MACHINE, "slide: NVIDIA"],
     ),
 }  # fmt: skip
 
@@ -401,3 +474,82 @@ def test_only_the_last_trial_stands_out():
     for axes in plots.trials(tried, title="Tried").figure.axes:
         colours = [bar.get_facecolor() for bar in axes.patches]
         assert colours[0] == colours[1] != colours[2]
+
+
+# --- chapter 03 ---------------------------------------------------------------------------------
+
+
+def hatches(axes):
+    return [bar.get_hatch() for bar in axes.patches]
+
+
+def test_a_ladder_shows_provenance_by_hatching_and_the_device_by_colour():
+    left, right = plots.ladder(RUNGS, title="A ladder").figure.axes
+    assert (hatches(left), hatches(right)) == (["--", ""], ["", "//"])
+    numpy, gpu = right.patches
+    assert numpy.get_facecolor() != gpu.get_facecolor()
+    # Both panels keep a rung at one height, and a panel may lack one.
+    heights = [round(bar.get_y() + bar.get_height() / 2) for bar in (*left.patches, *right.patches)]
+    assert heights == [0, 1, 1, 2]
+    assert [text.get_text() for text in left.get_yticklabels()] == ["Python loops", "NumPy", "GPU"]
+
+
+def test_a_size_sweep_is_dashed_where_no_clock_ran():
+    (axes,) = plots.size_sweep(SWEEP, cpu_wins_to=64, title="Sizes").figure.axes
+    own, model = (container.lines[0] for container in axes.containers)
+    assert (own.get_linestyle(), model.get_linestyle()) == ("-", "--")
+    assert list(own.get_xdata()) == [16, 64, 1024]
+    (shaded,) = axes.patches
+    assert shaded.get_x() + shaded.get_width() == 64
+
+
+def test_a_size_sweep_without_a_winner_shades_nothing():
+    picture = plots.size_sweep(SWEEP, title="Sizes")
+    assert not picture.figure.axes[0].patches and "ahead" not in picture.alt
+
+
+def test_the_parts_of_a_transfer_stand_one_after_the_other():
+    (axes,) = plots.transfer_bars(MOVES, "a log", title="Moves").figure.axes
+    starts = [(round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in axes.patches]
+    assert starts == [(0, 27), (27, 5), (32, 8), (0, 81), (81, 5), (86, 0)]
+    assert hatches(axes) == ["//", "--", "--"] * 2
+
+
+def test_memory_stands_in_gigabytes_beside_its_limits():
+    needs, limits = {"training": {1: 1e9, 8: 4e9}}, {"6 GB": 6e9, "12 GB": 12e9}
+    (axes,) = plots.memory_against_batch(needs, limits, title="Memory").figure.axes
+    line, *lines = axes.lines
+    assert list(line.get_ydata()) == [1, 4]
+    assert [float(limit.get_ydata()[0]) for limit in lines] == [6, 12]
+
+
+def test_days_from_a_speed_are_hatched_as_computed():
+    picture = plots.training_days(DAYS, title="Days")
+    (axes,) = picture.figure.axes
+    assert hatches(axes) == ["--", "//", "//"]
+    own, titan, xeon = axes.patches
+    assert own.get_facecolor() == xeon.get_facecolor() != titan.get_facecolor()
+    assert axes.get_xscale() == "log"
+
+
+def test_the_caption_names_each_machine_whose_clock_ran_once():
+    other = dataclasses.replace(CARD, cpu="Other CPU")
+    recorded = dataclasses.replace(
+        speed(90.0, "GPU"), provenance=Provenance.RECORDED, machine=other
+    )
+    rungs = {"conv3": [*RUNGS["conv3"], recorded], "AlexNet": RUNGS["AlexNet"]}
+    caption = plots.ladder(rungs, "", "a note", title="A ladder").caption
+    own, replayed, note = caption.split(" | ")
+    assert own.startswith(MACHINE) and note == "a note"
+    assert replayed.startswith("Recorded: Other CPU, 8 cores")
+    published = plots.training_days({"slide": DAYS["slide"]}, "NVIDIA", title="Days")
+    assert published.caption == "NVIDIA"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"), [(0.13, "0.13x"), (99, "99.00x"), (0.0008, "0.000800x"), (3452.6, "3,450x")]
+)
+def test_a_strip_shows_extreme_ratios_with_digits(ratio, shown):
+    strips = [measured("first", 1.0), measured("second", ratio)]
+    (axes,) = plots.samples_strip(strips, title="Strips").figure.axes
+    assert axes.texts[1].get_text().endswith(f"= {shown}")

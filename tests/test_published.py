@@ -128,3 +128,95 @@ def test_the_layer_logs_add_up_to_their_runs():
             assert fc == 0
         else:
             assert 100 * fc / run["forward_ms"] == pytest.approx(run["fc_forward_pct"], abs=0.1)
+
+
+# --- chapter 03 ---------------------------------------------------------------------------------
+
+# What a class would train on: the 90 passes of 2012 over ILSVRC-2012's images.
+IMAGES = 90 * 1_281_167
+
+
+def images_per_s(row):
+    return row["images_per_s"] or 1e3 * row["images"] / row["time_ms"]
+
+
+def speeds():
+    return {row["run"]: row for row in load("alexnet_training_speeds")["rows"]}
+
+
+def test_fig_8_15_ratios():
+    days = {row["device"]: row["days"] for row in load("fig_8_15")["rows"]}
+    cpu, titan, black, x = days.values()
+    assert (cpu, titan) == (43, 6.0)
+    assert [round(cpu / gpu, 1) for gpu in (titan, black, x)] == [7.2, 9.1, 17.2]
+
+
+@pytest.mark.parametrize("row", speeds().values(), ids=lambda row: row["run"])
+def test_a_training_speed_is_printed_or_follows_from_its_time(row):
+    printed = row["images_per_s"] is not None
+    for key in ("images", "time_ms"):
+        assert (row[key] is None) == printed, key
+    if row["forward_ms"] is None:
+        assert row["backward_ms"] is None
+    else:
+        # The README rounds each of the three to a whole millisecond.
+        total = row["forward_ms"] + row["backward_ms"]
+        assert total == pytest.approx(row["time_ms"], abs=1.0)
+        assert row["forward_ms"] < row["backward_ms"]
+    assert (row["kind"] == "CPU") == (row["gpus"] is None)
+    if row["kind"] == "CPU":
+        (log,) = (
+            run for run in load("convnet_benchmarks_runs")["rows"] if run["run"] == row["run"]
+        )
+        for key in ("forward_ms", "backward_ms", "batch", "software"):
+            assert row[key] == log[key]
+        assert row["time_ms"] == pytest.approx(total) and row["images"] == row["batch"]
+
+
+def test_the_logs_agree_with_the_slide_within_a_fifth():
+    """Three programs that have nothing to do with the slide: sources computed 51, 6.8, 2.4 days."""
+    slide = {row["device"]: row["days"] for row in load("fig_8_15")["rows"]}
+    runs = speeds()
+    for run, days, device in (
+        ("cpu_openblas_2015", 51, "16-core Xeon CPU"),
+        ("caffe_titan", 6.8, "Titan"),
+        ("titanx_cudnn_r2", 2.4, "Titan X + cuDNN"),
+    ):
+        own = IMAGES / images_per_s(runs[run]) / 86_400
+        assert own == pytest.approx(days, rel=0.02)
+        assert own == pytest.approx(slide[device], rel=0.2)
+
+
+def test_training_speeds_as_they_are_quoted():
+    runs = speeds()
+    assert len(runs) == 26
+    for run, speed in (
+        ("caffe_titan", 195),
+        ("titanx_cudnn_r2", 554),
+        ("titanx_cudnn_r4_fp32", 1580),
+    ):
+        assert round(images_per_s(runs[run])) == speed
+    assert runs["titanx_cudnn_r4_fp16"]["time_ms"] == 71
+    one, eight = (images_per_s(runs[f"tf_p100_{n}"]) for n in (1, 8))
+    assert round(eight / one, 1) == 6.0
+
+
+def test_datasheets_have_the_ridges_that_are_quoted():
+    """FLOP per byte in float32: a wrong digit in either number would move it."""
+    ridges = {
+        row["gpu"]: round(1e3 * row["fp32_tflops"] / row["memory_gb_per_s"], 1)
+        for row in load("gpu_datasheets")["rows"]
+    }
+    assert ridges == {
+        "GTX Titan": 15.6,
+        "K40": 14.9,
+        "K80": 18.2,
+        "Titan X (Maxwell)": 18.1,
+        "P100 SXM2": 14.7,
+        "V100 SXM2": 17.4,
+        "A100 80 GB": 9.6,
+        "H100 SXM": 20.0,
+        "H200 SXM": 14.0,
+    }
+    tensor = {row["gpu"]: row["fp16_tensor_tflops"] for row in load("gpu_datasheets")["rows"]}
+    assert [tensor[gpu] for gpu in ("V100 SXM2", "A100 80 GB", "H100 SXM")] == [125, 312, 989]

@@ -1,7 +1,9 @@
 """The timer, tried with a clock that only moves when it is told to."""
 
+import dataclasses
 import math
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +12,17 @@ from test_arrays import batch, small_alexnet
 from test_threads import needs_a_known_blas
 
 from fastdl_lib import timing
-from fastdl_lib.arrays import to_gpu
-from fastdl_lib.evidence import Provenance
+from fastdl_lib.arrays import tf32_allowed, to_gpu
+from fastdl_lib.evidence import Provenance, Recording
 from fastdl_lib.networks import deep_convnet
 from fastdl_lib.threads import blas_threads, blas_threads_now
-from fastdl_lib.timing import benchmark, measure_ceilings, profile_layers
+from fastdl_lib.timing import (
+    benchmark,
+    measure_ceilings,
+    product_gflops,
+    profile_layers,
+    recorded_profile,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +137,33 @@ def test_bad_counts_are_refused(wrong):
         benchmark(sum, [], threads=0)
 
 
+def test_it_stops_after_the_most_repeats(clock, card):
+    m = benchmark(lambda: clock.work(0.01), budget_s=1.0, max_repeats=7, machine=card)
+    assert len(m.samples) == 7
+    network = small_alexnet()
+    assert len(profile_layers(network, batch(network)[0], max_repeats=5).first.samples) == 5
+    for wrong in (2, 0, 3.0, True):
+        with pytest.raises(ValueError, match="max_repeats must be a whole number from 3 up"):
+            benchmark(sum, [], max_repeats=wrong)
+
+
+def test_the_device_is_stated_and_must_be_there(fake_gpu, card):
+    assert benchmark(sum, [], budget_s=1e-3, machine=card).conditions["device"] == "cpu"
+    m = benchmark(sum, [], budget_s=1e-3, device="gpu", machine=card)
+    # What a BLAS could do with its threads does not matter there.
+    assert m.conditions == {"device": "gpu", "warmup": 1}
+    assert str(m).endswith("on the GPU)")
+    with pytest.raises(ValueError, match="device must be 'cpu' or 'gpu', got 'cuda'"):
+        benchmark(sum, [], device="cuda")
+
+
+def test_without_a_gpu_none_is_timed(monkeypatch):
+    monkeypatch.setattr(timing, "gpu_available", lambda: False)
+    for attempt in (partial(benchmark, sum, []), partial(product_gflops, 8), measure_ceilings):
+        with pytest.raises(RuntimeError, match="device='gpu' needs a GPU"):
+            attempt(device="gpu")
+
+
 @needs_a_known_blas
 def test_the_thread_count_is_stated_set_and_restored(clock, card):
     seen = []
@@ -191,6 +226,53 @@ def test_ceilings_divide_the_work_by_the_time(monkeypatch, card):
     assert ceilings.copy_gb_per_s.median == pytest.approx(2 * 4 * 32 * 2**20 / 0.5 / 1e9)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_a_product_is_of_the_dtype_it_says(monkeypatch, dtype):
+    seen = []
+    matmul = np.matmul
+
+    def watched(a, b, out):
+        seen.append({a.dtype, b.dtype, out.dtype})
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", watched)
+    m = product_gflops(16, dtype, budget_s=1e-3)
+    assert seen[0] == {np.dtype(dtype)} and m.name == f"{dtype} product, 16 x 16"
+    assert m.conditions["device"] == "cpu"
+
+
+def test_tf32_is_allowed_during_its_product_alone(fake_gpu, monkeypatch):
+    seen = []
+    matmul = fake_gpu.matmul
+
+    def watched(a, b, out):
+        seen.append((a.dtype, tf32_allowed()))
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(fake_gpu, "matmul", watched)
+    for dtype in ("tf32", "float32"):
+        m = product_gflops(16, dtype, device="gpu", budget_s=1e-3)
+        assert m.conditions == {"device": "gpu", "warmup": 1}
+        assert set(seen) == {(np.dtype("float32"), dtype == "tf32")}
+        seen.clear()
+    assert not tf32_allowed()
+
+
+def test_a_product_that_cannot_be():
+    for dtype in ("tf32", "int8"):
+        with pytest.raises(ValueError, match=f"the cpu multiplies no matrices of '{dtype}'"):
+            product_gflops(16, dtype)
+
+
+def test_ceilings_of_a_gpu(fake_gpu, monkeypatch):
+    monkeypatch.setattr(timing, "PRODUCT_SIZES", {"gpu": (8, 16)})
+    monkeypatch.setattr(timing, "_COPY_MEGABYTES", {"gpu": 1})
+    ceilings = measure_ceilings(budget_s=1e-3, device="gpu")
+    assert ceilings.gemm_gflops.conditions["device"] == "gpu"
+    assert ceilings.copy_gb_per_s.name == "copy of 1 MB, read and written"
+    assert ceilings.copy_gb_per_s.conditions == {"device": "gpu", "warmup": 1}
+
+
 # --- layer profiles -----------------------------------------------------------------------------
 
 
@@ -207,7 +289,12 @@ def test_a_profile_adds_up_to_100_percent(training):
     assert profile.images_per_s == pytest.approx(3000 / profile.total_ms)
     assert (profile.network, profile.batch) == ("small AlexNet", 3)
     assert profile.provenance is Provenance.MEASURED
-    assert profile.conditions == {"threads": blas_threads_now(), "warmup": 1, "batch": 3}
+    assert profile.conditions == {
+        "device": "cpu",
+        "threads": blas_threads_now(),
+        "warmup": 1,
+        "batch": 3,
+    }
     counts = {len(m.samples) for m in [*profile.forward.values(), *profile.backward.values()]}
     assert len(counts) == 1 and counts.pop() >= 3
 
@@ -293,5 +380,64 @@ def test_a_profile_on_the_gpu_waits_after_every_layer(fake_gpu):
     network = small_alexnet().to_gpu()
     x = to_gpu(batch(network)[0])
     profile = profile_layers(network, x, budget_s=1e-3)
+    assert profile.conditions == {"device": "gpu", "warmup": 1, "batch": 2}
+    assert "(measured here, on the GPU, median" in profile.table().caption
     passes = 1 + len(next(iter(profile.forward.values())).samples)
     assert fake_gpu.counts["synchronize"] == passes * (1 + len(network.layers))
+
+
+# --- a recorded profile -------------------------------------------------------------------------
+
+
+def a_recording(card, *profiles):
+    """The profiles as a machine's recording holds them."""
+    rows = []
+    for algorithm, profile in profiles:
+        for direction, layers in (("forward", profile.forward), ("backward", profile.backward)):
+            for name, m in layers.items():
+                conditions = {
+                    **m.conditions,
+                    "part": "layers",
+                    "network": profile.network,
+                    "direction": direction,
+                    "training": bool(profile.backward),
+                    "algorithm": algorithm,
+                    "layer": name,
+                    "kind": profile.kinds[name],
+                }
+                rows.append(dataclasses.replace(m, provenance="recorded", conditions=conditions))
+    return Recording(card, "python record.py", tuple(rows))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_recorded_profile_is_the_profile_that_was_measured(card, training):
+    network = small_alexnet()
+    x, labels = batch(network)
+    forward = profile_layers(network, x, budget_s=1e-3)
+    step = profile_layers(network, x, labels, budget_s=1e-3)
+    recording = a_recording(card, ("auto", forward), ("auto", step))
+    profile = recorded_profile(recording, device="cpu", batch=2, training=training)
+    measured = step if training else forward
+    assert profile.layer_ms() == measured.layer_ms()
+    assert profile.kinds == measured.kinds and profile.network == "small AlexNet"
+    assert profile.provenance is Provenance.RECORDED and profile.batch == 2
+    assert "recorded on" in profile.table().caption
+    assert sum(profile.kind_shares().values()) == pytest.approx(100)
+
+
+def test_auto_on_the_gpu_is_our_own_algorithm(card, fake_gpu):
+    network = small_alexnet().to_gpu()
+    profiles = [profile_layers(network, to_gpu(batch(network)[0]), budget_s=1e-3) for _ in "ab"]
+    recording = a_recording(card, ("cudnn", profiles[0]), ("gpu", profiles[1]))
+    auto = recorded_profile(recording, device="gpu", batch=2)
+    assert auto.layer_ms() == profiles[1].layer_ms()
+    cudnn = recorded_profile(recording, device="gpu", batch=2, algorithm="cudnn")
+    assert cudnn.layer_ms() == profiles[0].layer_ms()
+    assert "on the GPU" in auto.table().caption
+
+
+def test_a_profile_that_was_not_recorded(card):
+    network = small_alexnet()
+    recording = a_recording(card, ("auto", profile_layers(network, batch(network)[0])))
+    with pytest.raises(ValueError, match=r"has batch=64 where .*; there is batch 2\."):
+        recorded_profile(recording, device="cpu", batch=64)

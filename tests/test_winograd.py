@@ -127,6 +127,8 @@ def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
     assert (layer.parameters["weight"] == weight).all()
 
 
-def test_conv2d_on_the_gpu_picks_one_large_product(fake_gpu):
-    x = fake_gpu.asarray(np.ones((8, 16, 14, 14), np.float32))
-    assert Conv2d(16, 16, 3, rng=np.random.default_rng(0)).algorithm_for(x) == "im2col"
+def test_conv2d_picks_what_knows_the_gpu_or_float16(fake_gpu):
+    layer, x = Conv2d(16, 16, 3, rng=np.random.default_rng(0)), np.ones((8, 16, 14, 14), np.float32)
+    assert layer.algorithm_for(fake_gpu.asarray(x)) == "gpu"
+    assert layer.algorithm_for(x.astype(np.float16)) == "blocked"
+    assert layer.algorithm_for(x) == "winograd"
