@@ -656,4 +656,345 @@ def without_stride(x, weight, stride):
     return new_x, blocks(weight, filter_rows, filter_columns, True)
 """,
     },
+    "days_with_transfer": {
+        "adds both even when overlapped": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
+    return epochs * -(-images // batch) * (compute_s + move_s) / 86_400
+""",
+        "bits for bytes": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = 8 * batch * image_bytes / (bus_gb_per_s * 1e9)
+    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
+    return epochs * -(-images // batch) * step_s / 86_400
+""",
+        "gibibytes for gigabytes": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = batch * image_bytes / (bus_gb_per_s * 2**30)
+    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
+    return epochs * -(-images // batch) * step_s / 86_400
+""",
+        "drops the last batch of a pass": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
+    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
+    return epochs * (images // batch) * step_s / 86_400
+""",
+        "batches run on across passes": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
+    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
+    return -(-epochs * images // batch) * step_s / 86_400
+""",
+        "moves one image a step": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = image_bytes / (bus_gb_per_s * 1e9)
+    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
+    return epochs * -(-images // batch) * step_s / 86_400
+""",
+        "hours": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
+    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
+    return epochs * -(-images // batch) * step_s / 3600
+""",
+        "overlapped, the way is free": """
+def days_with_transfer(
+    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
+):
+    compute_s = batch / images_per_s
+    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
+    step_s = compute_s if overlapped else compute_s + move_s
+    return epochs * -(-images // batch) * step_s / 86_400
+""",
+    },
+    "prepare_and_count": {
+        "calls NumPy by its name": """
+def prepare_and_count(images, logits, labels):
+    pixels = images.astype(np.float32)
+    mean = np.mean(pixels, axis=(0, 2, 3), keepdims=True)
+    spread = np.std(pixels, axis=(0, 2, 3), keepdims=True)
+    flat = pixels.max(axis=(0, 2, 3), keepdims=True) == pixels.min(axis=(0, 2, 3), keepdims=True)
+    prepared = np.where(flat, np.float32(0), (pixels - mean) / np.where(flat, 1, spread))
+    return prepared.astype(np.float32), (np.argmax(logits, axis=1) == labels).sum()
+""",
+        "a float64 slips in": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    mean = images.mean(axis=(0, 2, 3), keepdims=True)
+    spread = images.std(axis=(0, 2, 3), keepdims=True)
+    prepared = xp.where(spread == 0, 0.0, (images - mean) / xp.where(spread == 0, 1.0, spread))
+    return prepared, (logits.argmax(axis=1) == labels).sum()
+""",
+        "divides by zero": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    pixels = images.astype(xp.float32)
+    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
+    prepared = centred / pixels.std(axis=(0, 2, 3), keepdims=True)
+    return prepared, (logits.argmax(axis=1) == labels).sum()
+""",
+        "goes through the CPU": """
+def prepare_and_count(images, logits, labels):
+    pixels = to_cpu(images).astype(np.float32)
+    mean = pixels.mean(axis=(0, 2, 3), keepdims=True)
+    spread = pixels.std(axis=(0, 2, 3), keepdims=True)
+    prepared = np.where(spread > 0, (pixels - mean) / np.where(spread > 0, spread, 1), 0)
+    right = np.asarray((to_cpu(logits).argmax(axis=1) == to_cpu(labels)).sum())
+    prepared = prepared.astype(np.float32)
+    if array_module(images) is np:
+        return prepared, right
+    return to_gpu(prepared), to_gpu(right)
+""",
+        "fetches the count": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    pixels = images.astype(xp.float32)
+    flat = pixels.max(axis=(0, 2, 3), keepdims=True) == pixels.min(axis=(0, 2, 3), keepdims=True)
+    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
+    spread = xp.where(flat, xp.float32(1), pixels.std(axis=(0, 2, 3), keepdims=True))
+    prepared = xp.where(flat, xp.float32(0), centred / spread)
+    return prepared, int((logits.argmax(axis=1) == labels).sum())
+""",
+        "an if for every channel": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    prepared = images.astype(xp.float32)
+    for channel in range(images.shape[1]):
+        pixels = prepared[:, channel].copy()
+        if pixels.max() > pixels.min():
+            prepared[:, channel] = (pixels - pixels.mean()) / pixels.std()
+        else:
+            prepared[:, channel] = 0
+    return prepared, (logits.argmax(axis=1) == labels).sum()
+""",
+        "each image by itself": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    pixels = images.astype(xp.float32)
+    flat = pixels.max(axis=(2, 3), keepdims=True) == pixels.min(axis=(2, 3), keepdims=True)
+    centred = pixels - pixels.mean(axis=(2, 3), keepdims=True)
+    spread = xp.where(flat, xp.float32(1), pixels.std(axis=(2, 3), keepdims=True))
+    prepared = xp.where(flat, xp.float32(0), centred / spread)
+    return prepared, (logits.argmax(axis=1) == labels).sum()
+""",
+        "counts along the wrong axis": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    pixels = images.astype(xp.float32)
+    flat = pixels.max(axis=(0, 2, 3), keepdims=True) == pixels.min(axis=(0, 2, 3), keepdims=True)
+    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
+    spread = xp.where(flat, xp.float32(1), pixels.std(axis=(0, 2, 3), keepdims=True))
+    prepared = xp.where(flat, xp.float32(0), centred / spread)
+    return prepared, (logits.max(axis=1) == labels).sum()
+""",
+        "an epsilon for the division": """
+def prepare_and_count(images, logits, labels):
+    xp = array_module(images)
+    pixels = images.astype(xp.float32)
+    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
+    prepared = centred / (pixels.std(axis=(0, 2, 3), keepdims=True) + xp.float32(1))
+    return prepared, (logits.argmax(axis=1) == labels).sum()
+""",
+    },
+    "break_even": {
+        "forgets the transfer": """
+def break_even(rows):
+    answer = None
+    for row in sorted(rows, key=lambda row: row["size"], reverse=True):
+        if row["gpu_ms"] >= row["cpu_ms"]:
+            break
+        answer = row["size"]
+    return answer
+""",
+        "the first win": """
+def break_even(rows):
+    wins = [r["size"] for r in rows if r["gpu_ms"] + r["transfer_ms"] < r["cpu_ms"]]
+    return min(wins, default=None)
+""",
+        "takes the list for sorted": """
+def break_even(rows):
+    answer = None
+    for row in reversed(rows):
+        if row["gpu_ms"] + row["transfer_ms"] >= row["cpu_ms"]:
+            break
+        answer = row["size"]
+    return answer
+""",
+        "as fast counts as faster": """
+def break_even(rows):
+    answer = None
+    for row in sorted(rows, key=lambda row: row["size"], reverse=True):
+        if row["gpu_ms"] + row["transfer_ms"] > row["cpu_ms"]:
+            break
+        answer = row["size"]
+    return answer
+""",
+        "the last loss": """
+def break_even(rows):
+    losses = [r["size"] for r in rows if r["gpu_ms"] + r["transfer_ms"] >= r["cpu_ms"]]
+    return max(losses, default=None)
+""",
+        "the size behind the last loss, even where it never wins": """
+def break_even(rows):
+    if not rows:
+        return None
+    rows = sorted(rows, key=lambda row: row["size"])
+    lost = [i for i, r in enumerate(rows) if r["gpu_ms"] + r["transfer_ms"] >= r["cpu_ms"]]
+    return rows[min(len(rows) - 1, max(lost, default=-1) + 1)]["size"]
+""",
+        "the transfer there counts, the way back not": """
+def break_even(rows):
+    answer = None
+    for row in sorted(rows, key=lambda row: row["size"], reverse=True):
+        if row["gpu_ms"] + row["transfer_ms"] / 2 >= row["cpu_ms"]:
+            break
+        answer = row["size"]
+    return answer
+""",
+        "no row, no answer": """
+def break_even(rows):
+    rows = sorted(rows, key=lambda row: row["size"])
+    wins = [r["gpu_ms"] + r["transfer_ms"] < r["cpu_ms"] for r in rows]
+    for i, row in enumerate(rows):
+        if all(wins[i:]):
+            return row["size"]
+    return rows[-1]["size"] if rows else None
+""",
+    },
+    "kernel_time": {
+        "never waits": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    start = clock()
+    for _ in range(repeats):
+        launch()
+    return (clock() - start) / repeats
+""",
+        "no warm-up": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    def together(count):
+        synchronize()
+        start = clock()
+        for _ in range(count):
+            launch()
+        synchronize()
+        return clock() - start
+
+    first = together(repeats)
+    return (together(2 * repeats) - first) / repeats
+""",
+        "starts the clock while older work runs": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    def together(count):
+        start = clock()
+        for _ in range(count):
+            launch()
+        synchronize()
+        return clock() - start
+
+    launch()
+    first = together(repeats)
+    return (together(2 * repeats) - first) / repeats
+""",
+        "one launch, waited for": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    start = clock()
+    launch()
+    synchronize()
+    return clock() - start
+""",
+        "waits after every launch": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    start = clock()
+    for _ in range(repeats):
+        launch()
+        synchronize()
+    return (clock() - start) / repeats
+""",
+        "waits once for all, and shares it out": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    start = clock()
+    for _ in range(repeats):
+        launch()
+    synchronize()
+    return (clock() - start) / repeats
+""",
+        "subtracts the time of ordering": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    start = clock()
+    for _ in range(repeats):
+        launch()
+    ordered = clock()
+    synchronize()
+    return (clock() - ordered) / repeats
+""",
+        "divides by all launches": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    def together(count):
+        synchronize()
+        start = clock()
+        for _ in range(count):
+            launch()
+        synchronize()
+        return clock() - start
+
+    launch()
+    first = together(repeats)
+    return (together(2 * repeats) - first) / (2 * repeats)
+""",
+        "launches until the overhead is small": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    start = clock()
+    for _ in range(100_000):
+        launch()
+    synchronize()
+    return (clock() - start) / 100_000
+""",
+        "works the waiting out, in time of one wait": """
+def kernel_time(launch, synchronize, clock, repeats=10):
+    launch()
+    synchronize()
+    before = clock()
+    synchronize()
+    wait = clock() - before
+    start = clock()
+    for _ in range(repeats):
+        launch()
+    synchronize()
+    return (clock() - start - wait) / repeats
+""",
+    },
 }
