@@ -273,8 +273,9 @@ def tf32(on: bool = True) -> Iterator[None]:
     TF32 reads float32 numbers with 10 bits of their fraction instead of 23, multiplies them on the
     tensor cores and adds up in float32. It needs a GPU of 2020 or later (compute capability 8.0);
     an older one, and a machine without a GPU, take no notice. Outside such a block float32 means
-    float32. A PyTorch that is imported already gets the same setting, for products and cuDNN, and
-    everything is restored afterwards.
+    float32, unless CuPy's own environment variable ``CUPY_TF32=1`` says otherwise. A PyTorch that
+    is imported already gets the same setting, for products and cuDNN, and everything is restored
+    afterwards.
 
     Source: NVIDIA A100 Tensor Core GPU Architecture, whitepaper, 2020.
 

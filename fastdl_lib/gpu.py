@@ -230,7 +230,8 @@ def conv2d_gpu_backward(
         gather = _kernel(xp, "fastdl_pixels", "raw T x", plan.constants(x.dtype), _PIXELS)
     for images, rows in plan.blocks(x):
         for group in range(groups):
-            grads = pixels[rows, group * filters : (group + 1) * filters]
+            # Contiguous at once, or both products would make a copy of their own.
+            grads = xp.ascontiguousarray(pixels[rows, group * filters : (group + 1) * filters])
             grad_matrices[group] += grads.T @ _patches(plan, x[images], group * channels)
             if need_grad_x:
                 seen = grad_x[images, :, :, group * channels : (group + 1) * channels]

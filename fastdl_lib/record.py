@@ -67,12 +67,15 @@ PARTS = {
     "sweep": "square float32 products from small to large, ms",
     "transfer": "copies to the GPU and back by size, GB/s",
     "wrong": "GPU timings with a mistake in them, beside the right ones, ms",
+    "chain": "steps that wait for each other, one number on the GPU, ms",
     "race": "AlexNet's convolutions by algorithm, ms and their MACs",
     "training": "DeepConvNet: images/s of fit() and the accuracy it came to, %",
     "pass": "AlexNet's forward pass and training step by batch, algorithm, dtype, threads, ms",
     "layers": "the same layer by layer, float32, ms",
 }
-"""What a recording holds. ``transfer`` and ``wrong`` need a GPU."""
+"""What a recording holds."""
+
+_GPU_ONLY = {"transfer", "wrong", "chain"}
 
 MINUTES = 8.0
 PAUSE_S = 0.15  # OpenBLAS's workers spin for 0.1 s after a product, and would slow what comes next
@@ -101,6 +104,7 @@ class Plan:
     )
     transfer_bytes: Sequence[int] = (2**12, 2**16, 2**20, 2**24, 2**28)
     wrong_size: int = 4096
+    chain_steps: int = 2000
     race_batch: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"cpu": 16, "gpu": 128}
     )
@@ -184,8 +188,9 @@ class _Run:
         """Where the memory is too small for the block, say that this is left out, and go on."""
         try:
             yield
-        except (MemoryError, RuntimeError) as error:  # CuPy's is the first, PyTorch's the second
-            if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+        except (MemoryError, RuntimeError) as error:  # CuPy's own, and those of the CUDA libraries
+            says_so = re.search(r"out of memory|ALLOC_FAILED", str(error), re.IGNORECASE)
+            if not isinstance(error, MemoryError) and not says_so:
                 raise
             release_gpu_memory()
             self.show(f"{name}: left out, it does not fit into memory")
@@ -212,12 +217,13 @@ def measure_machine(plan: Plan = Plan(), say: _Say = print) -> Recording:
         "sweep": _sweep,
         "transfer": _transfers,
         "wrong": _wrong_timings,
+        "chain": _chain,
         "race": _race,
         "training": _mnist_training,
     }
     for part, step in steps.items():
         for device in devices:
-            if part in plan.parts and (device == "gpu" or part not in ("transfer", "wrong")):
+            if part in plan.parts and (device == "gpu" or part not in _GPU_ONLY):
                 step(run, device)
     if {"pass", "layers"} & set(plan.parts):
         for device in devices:
@@ -364,6 +370,19 @@ def _wrong_timings(run: _Run, device: str) -> None:
     ):
         name = kernel if work == "own kernel" else f"float32 product, {size} x {size}"
         run(f"{name}: {what}", measure, 0.5, part="wrong", what=what, work=work, size=size)
+
+
+def _chain(run: _Run, device: str) -> None:
+    """Chapter 03's recurrence, three launches a step, none of which can begin before the last."""
+    x, steps = to_gpu(np.full(1, 0.3, np.float32)), run.plan.chain_steps
+
+    def chain() -> None:
+        y = x
+        for _ in range(steps):
+            y = 3.7 * y * (1 - y)
+
+    measure = partial(benchmark, chain, device=device)
+    run(f"chain of {steps} steps", measure, 0.5, part="chain", steps=steps)
 
 
 def _gpu_algorithms() -> list[str]:
@@ -635,7 +654,10 @@ def _card_faults(recording: Recording) -> Iterator[str]:
     for text in texts:
         if _PATH.search(text):
             yield f"{text!r} holds a path."
-        elif "@" in text or (len(host) > 3 and re.search(rf"\b{re.escape(host)}\b", text)):
+        # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
+        elif re.search(r"\w@\w", text) or (
+            len(host) > 3 and re.search(rf"\b{re.escape(host)}\b", text)
+        ):
             yield f"{text!r} names a user or a computer."
 
 
@@ -673,6 +695,7 @@ def _missing(recording: Recording) -> Iterator[str]:
         ]
     if _has_gpu(recording.machine):
         required += [{"part": "transfer", "direction": way} for way in ("to_gpu", "to_cpu")]
+        required.append({"part": "chain"})
         for what in ("no synchronise", "no warm-up", "right"):
             required.append({"part": "wrong", "what": what})
     for conditions in required:
@@ -686,6 +709,7 @@ _NEEDED = {
     "sweep": ("size",),
     "transfer": ("direction", "bytes"),
     "wrong": ("what", "work", "size"),
+    "chain": ("steps",),
     "race": ("layer", "algorithm", "batch", "macs"),
     "training": ("what", "network", "batch", "images", "epochs"),
     "pass": ("network", "direction", "batch", "algorithm", "dtype"),
@@ -695,7 +719,7 @@ _NEEDED = {
 }
 
 
-_WHOLE_NUMBERS = {"size", "bytes", "batch", "macs", "images", "epochs", "threads"}
+_WHOLE_NUMBERS = {"size", "bytes", "batch", "macs", "images", "epochs", "steps", "threads"}
 
 
 def _own_faults(measurement: Measurement, network: Network) -> Iterator[str]:

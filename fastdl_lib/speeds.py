@@ -42,10 +42,10 @@ def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
             layer.gradients = {}
 
     try:
-        for layer in convolutions:
-            layer.algorithm = algorithm
         if moved:
             move(to_gpu)
+        for layer in convolutions:
+            layer.algorithm = algorithm  # lays the weights out as it reads them
         yield
     finally:
         if moved:

@@ -44,6 +44,7 @@ SMALL = Plan(
     sweep=both(8, 16),
     transfer_bytes=(64,),
     wrong_size=16,
+    chain_steps=3,
     race_batch={"cpu": 2, "gpu": 2},
     forward=both(1, 2),
     training=both(2),
@@ -96,6 +97,7 @@ def test_a_run_with_a_gpu_holds_every_part_and_no_number_twice(whole):
         ({"part": "sweep", "device": "gpu"}, 2),
         ({"part": "transfer", "direction": "to_gpu", "bytes": 64}, 1),
         ({"part": "wrong"}, 4),
+        ({"part": "chain", "steps": 3}, 1),
         ({"part": "race", "device": "cpu", "algorithm": "loops"}, 2),
         ({"part": "race", "device": "gpu", "layer": "conv1"}, 2),
         ({"part": "training", "network": "DeepConvNet", "what": "speed"}, 2),
@@ -397,6 +399,11 @@ def test_a_missing_part_is_named(plausible, part):
     faults = check_recording(dataclasses.replace(plausible, measurements=rows), NETWORK)
     assert faults and all("nothing was measured of" in fault for fault in faults)
     assert all(f"'part': '{part}'" in fault for fault in faults)
+
+
+def test_a_clock_rate_in_the_cpu_s_name_is_no_address(plausible):
+    card = dataclasses.replace(plausible.machine, cpu="Intel Core i7-5930K CPU @ 3.50GHz")
+    assert check_recording(dataclasses.replace(plausible, machine=card), NETWORK) == []
 
 
 TOMORROW = datetime.date.today() + datetime.timedelta(days=1)
