@@ -29,6 +29,7 @@ __all__ = [
     "tf32_allowed",
     "to_cpu",
     "to_gpu",
+    "use_gpu",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -183,6 +184,20 @@ def gpu_available() -> bool:
     True
     """
     return gpu_status().available
+
+
+def use_gpu(number: int) -> None:
+    """Compute on the GPU of that number from now on, in this thread; counted round where there are
+    fewer.
+
+    Raises:
+        RuntimeError: there is no usable GPU.
+    """
+    if not gpu_available():
+        raise RuntimeError(f"use_gpu() needs a GPU. {gpu_status().reason}")
+    import cupy
+
+    cupy.cuda.Device(number % cupy.cuda.runtime.getDeviceCount()).use()
 
 
 def to_gpu(array: Array) -> Array:

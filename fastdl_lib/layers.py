@@ -630,6 +630,9 @@ class Dropout(Layer):
             raise ValueError(f"rate must lie in [0, 1), such as 0.5; got {rate}.")
         # NumPy's own float64 would widen a float32 batch.
         self.rate, self.seed = float(rate), seed
+        self.shared: tuple[slice, int] | None = None
+        """Where processes share a batch: which of how many images come here. The draws are then
+        those that a single process makes for the whole batch."""
         self._generators: dict[str, Any] = {}
 
     def reseed(self, seed: int) -> None:
@@ -653,7 +656,9 @@ class Dropout(Layer):
         xp = array_module(x)
         if xp.__name__ not in self._generators:
             self._generators[xp.__name__] = xp.random.default_rng(self.seed)
-        draws = self._generators[xp.__name__].random(x.shape, dtype=np.float32)
+        here, images = self.shared or (slice(0, len(x)), len(x))
+        shape = (images, *x.shape[1:])
+        draws = self._generators[xp.__name__].random(shape, dtype=np.float32)[here]
         mask = (draws >= self.rate).astype(x.dtype) / (1 - self.rate)
         self._keep(training, x, mask)
         return x * mask

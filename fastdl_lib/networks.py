@@ -1,7 +1,7 @@
 """The two networks of the course, with seeded random weights, and how weights are stored."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +130,32 @@ class Network:
                 f"use x.astype(np.{weight.dtype})."
             )
 
-    def forward(self, x: Array, training: bool = False) -> Array:
+    def forward(
+        self, x: Array, training: bool = False, after: Callable[[str], None] | None = None
+    ) -> Array:
         """Run all layers. ``x``: (N, C, H, W); result: (N, classes), same dtype (logits).
+
+        ``after`` is called with each layer's name when the layer has run.
 
         Raises:
             ValueError, TypeError: see :meth:`check_input`.
         """
         self.check_input(x)
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             x = layer.forward(x, training)
+            if after is not None:
+                after(name)
         return x
 
-    def backward(self, grad_out: Array) -> None:
-        """Run all layers backwards from the gradient by the logits; fills ``gradients``."""
-        for layer in reversed(self.layers.values()):
+    def backward(self, grad_out: Array, after: Callable[[str], None] | None = None) -> None:
+        """Run all layers backwards from the gradient by the logits; fills ``gradients``.
+
+        ``after`` is called with each layer's name when its gradients are there.
+        """
+        for name, layer in reversed(self.layers.items()):
             grad_out = layer.backward(grad_out)
+            if after is not None:
+                after(name)
 
     def loss_and_gradients(self, x: Array, labels: Array) -> float:
         """One training pass, forward and backward: return the loss, leave ``gradients`` filled."""

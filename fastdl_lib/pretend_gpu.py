@@ -343,6 +343,7 @@ vars(_stand_in).update(
     ),
     cuda=SimpleNamespace(
         is_available=lambda: True,
+        Device=lambda number: SimpleNamespace(use=lambda: None),
         runtime=SimpleNamespace(
             getDeviceCount=lambda: 1,
             getDeviceProperties=lambda device: {"name": b"Stand-in GPU"},

@@ -17,7 +17,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,14 @@ __all__ = [
     "Epoch",
     "Evaluation",
     "History",
+    "Workers",
+    "epoch_seed",
     "evaluate",
     "fit",
     "hold_out",
     "predict_classes",
     "shift_images",
+    "training_pass",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -123,17 +126,22 @@ def hold_out(
 
 
 def _batches(
-    images: Array, labels: Array, batch: int, shift: int, seed: int
-) -> Iterator[tuple[Array, Array]]:
-    """Yield an epoch's batches: every image once, the last batch smaller where it must be."""
+    images: Array, labels: Array, batch: int, shift: int, seed: int, share: Callable[[int], slice]
+) -> Iterator[tuple[Array, Array, int]]:
+    """Yield what comes here of an epoch's batches, and how many images the whole batch has.
+
+    Every image comes once, the last batch is smaller where it must be.
+    """
     rng = np.random.default_rng(seed)
     order = beside(rng.permutation(len(images)), images)
     for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+        whole = order[start : start + batch]
+        here = share(len(whole))
+        chosen = whole[here]
         x = images[chosen]
         if shift:
-            x = shift_images(x, rng.integers(-shift, shift + 1, size=(len(x), 2)))
-        yield x, labels[chosen]
+            x = shift_images(x, rng.integers(-shift, shift + 1, size=(len(whole), 2))[here])
+        yield x, labels[chosen], len(whole)
 
 
 def _check_data(network: Network, images: Array, labels: Array) -> None:
@@ -247,6 +255,82 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
 # --- training -----------------------------------------------------------------------------------
 
 
+def training_pass(
+    network: Network,
+    x: Array,
+    labels: Array,
+    *,
+    weight: float = 1.0,
+    after_forward: Callable[[str], None] | None = None,
+    after_backward: Callable[[str], None] | None = None,
+) -> tuple[float, int]:
+    """Run forward and backward; return the mean loss, nats, and how many images were right.
+
+    Args:
+        x, labels: a batch that fits the network.
+        weight: multiplies all gradients, such as this part's share of a batch.
+        after_forward, after_backward: called with a layer's name when it has run that way.
+
+    >>> from fastdl_lib.networks import deep_convnet
+    >>> network, x = deep_convnet(), np.zeros((2, 1, 28, 28), np.float32)
+    >>> loss, right = training_pass(network, x, np.array([3, 8]))
+    >>> network.gradients["fc2.weight"].shape
+    (10, 50)
+    """
+    logits = network.forward(x, training=True, after=after_forward)
+    loss, grad = softmax_cross_entropy_arrays(logits, labels)
+    if weight != 1.0:
+        grad *= float(weight)
+    network.backward(grad, after=after_backward)
+    return _loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
+
+
+class Workers:
+    """What :func:`fit` asks of the processes that share its batches. Here there is only this one;
+    ``distributed.MpiWorkers`` are several.
+    """
+
+    rank = 0
+    """This process's number. Number 0 shows the progress and keeps the checkpoint."""
+    size = 1
+    """How many share the batches."""
+    way = ""
+    """What makes the gradients others than those of plain training, for a checkpoint."""
+
+    def begin(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        settings: dict[str, Any] | None,
+        epochs: list[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Give all of them number 0's weights, optimiser's memory and finished epochs, and return
+        these; ``settings`` must be the same everywhere."""
+        return epochs
+
+    def share(self, images: int) -> slice:
+        """Which of a batch's images come here."""
+        return slice(0, images)
+
+    def gradients(
+        self, network: Network, x: Array, labels: Array, images: int
+    ) -> tuple[float, int]:
+        """Fill ``network.gradients`` with those of the mean loss over the whole batch.
+
+        Args:
+            x, labels: what came here of the batch.
+            images: how many the whole batch has.
+
+        Returns:
+            The mean loss over the whole batch, nats, and how many images of it were right.
+        """
+        return training_pass(network, x, labels)
+
+    def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
+        """Run the network on all images, shared out."""
+        return evaluate(network, images, labels)
+
+
 @dataclasses.dataclass(frozen=True)
 class Epoch:
     """What one pass over the training images gave."""
@@ -325,6 +409,7 @@ def fit(
     validation: tuple[Array, Array] | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
+    workers: Workers | None = None,
 ) -> History:
     """Train ``network``, in place, and return how each epoch went.
 
@@ -348,6 +433,8 @@ def fit(
         validation: ``(images, labels)`` to count the right ones of after every epoch.
         checkpoint: the name of an ``.npz`` file.
         progress: show a line with a bar for each epoch: time, loss, accuracy.
+        workers: the processes that share every batch. All make the same call; number 0 alone
+            shows progress and keeps the checkpoint.
 
     Raises:
         TypeError, ValueError: images, labels or numbers that do not fit; a checkpoint that is
@@ -374,9 +461,10 @@ def fit(
         raise ValueError(f"shift must be below the images' {images.shape[2:]}, got {shift}.")
     factors = _factors(schedule)
 
-    done: list[Epoch] = []
-    store = None
-    if checkpoint is not None:
+    workers = workers or Workers()
+    stored: list[dict[str, Any]] = []
+    store = settings = None
+    if checkpoint is not None or workers.size > 1:
         settings = {
             "network": network.name,
             "layers": {name: _constants(layer) for name, layer in network.layers.items()},
@@ -385,6 +473,7 @@ def fit(
             "epochs": int(epochs),
             "batch": int(batch),
             **optimizer.settings,
+            "optimizer": optimizer.settings["optimizer"] + workers.way,
             "schedule": factors,
             "seed": int(seed),
             "shift": int(shift),
@@ -392,8 +481,11 @@ def fit(
             "training data": digest([images, labels]),
             "validation data": None if validation is None else digest(validation),
         }
+    if checkpoint is not None and workers.rank == 0:
         store = Checkpoint(checkpoint, settings, network, optimizer)
-        done = [Epoch(**fields) for fields in store.begin()]
+        stored = store.begin()
+    done = [Epoch(**fields) for fields in workers.begin(network, optimizer, settings, stored)]
+    progress = progress and workers.rank == 0
 
     base_rate = optimizer.learning_rate
     steps = math.ceil(len(images) / batch)
@@ -401,14 +493,15 @@ def fit(
         for number in range(len(done) + 1, epochs + 1):
             for index, layer in enumerate(network.layers.values(), start=1):
                 if isinstance(layer, Dropout):
-                    layer.reseed(_seed(seed, number, index))
-            batches = _batches(images, labels, batch, shift, _seed(seed, number, 0))
+                    layer.reseed(epoch_seed(seed, number, index))
+            chance = epoch_seed(seed, number, 0)
+            batches = _batches(images, labels, batch, shift, chance, workers.share)
             shares = [(number - 1 + (step + 0.5) / steps) / epochs for step in range(steps)]
             rates = [base_rate * (float(schedule(share)) if schedule else 1) for share in shares]
             with _bar(f"epoch {number:{len(str(epochs))}}/{epochs}", steps, progress) as bar:
-                epoch = _one_epoch(network, optimizer, batches, rates, number, bar)
+                epoch = _one_epoch(network, optimizer, batches, rates, number, bar, workers)
                 if validation is not None:
-                    accuracy = evaluate(network, *validation).accuracy
+                    accuracy = workers.evaluate(network, *validation).accuracy
                     epoch = dataclasses.replace(epoch, validation_accuracy=accuracy)
                     text = _so_far(epoch.loss, epoch.accuracy)
                     bar.set_postfix_str(f"{text}, validation {100 * accuracy:.2f} %", refresh=False)
@@ -417,7 +510,7 @@ def fit(
             done.append(epoch)
     except BaseException as error:
         kept = [] if store is None else store.restore()
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and workers.rank == 0:
             _say_what_is_kept(len(done) + 1, len(kept), store)
         raise
     finally:
@@ -428,10 +521,11 @@ def fit(
 def _one_epoch(
     network: Network,
     optimizer: Optimizer,
-    batches: Iterable[tuple[Array, Array]],
+    batches: Iterable[tuple[Array, Array, int]],
     rates: list[float],
     number: int,
     bar: tqdm,
+    workers: Workers,
 ) -> Epoch:
     """Take a step with every batch; show on the bar how the epoch goes so far."""
     seen, correct, loss_sum = 0, 0, 0.0
@@ -439,16 +533,13 @@ def _one_epoch(
     start = time.perf_counter()
     # A run that goes astray ends in an error that says so; NumPy's warnings would come before it.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for step, ((x, labels), rate) in enumerate(zip(batches, rates, strict=True), start=1):
+        for step, ((x, labels, whole), rate) in enumerate(zip(batches, rates, strict=True), 1):
             optimizer.learning_rate = rate
-            logits = network.forward(x, training=True)
-            loss, grad = softmax_cross_entropy_arrays(logits, labels)
-            loss, right = _loss_and_right(loss, logits, labels)
+            loss, right = workers.gradients(network, x, labels, whole)
             _check_finite("the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate)
-            network.backward(grad)
             optimizer.step(network)
-            seen += len(labels)
-            loss_sum += len(labels) * loss
+            seen += whole
+            loss_sum += whole * loss
             correct += right
             bar.set_postfix_str(_so_far(loss_sum / seen, correct / seen), refresh=False)
             bar.update()
@@ -495,8 +586,12 @@ def _constants(layer: Layer) -> dict[str, Any]:
     return {"class": type(layer).__name__, **kept}
 
 
-def _seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one source of randomness in one epoch: 0 the images, from 1 up the layers."""
+def epoch_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of one source of randomness in one epoch: 0 the images, from 1 up the layers.
+
+    >>> epoch_seed(0, epoch=1, index=0) == epoch_seed(0, epoch=2, index=0)
+    False
+    """
     sequence = np.random.SeedSequence(int(seed), spawn_key=(epoch, index))
     return int(sequence.generate_state(1, np.uint64)[0])
 

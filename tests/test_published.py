@@ -220,3 +220,52 @@ def test_datasheets_have_the_ridges_that_are_quoted():
     }
     tensor = {row["gpu"]: row["fp16_tensor_tflops"] for row in load("gpu_datasheets")["rows"]}
     assert [tensor[gpu] for gpu in ("V100 SXM2", "A100 80 GB", "H100 SXM")] == [125, 312, 989]
+
+
+# --- chapter 04 ---------------------------------------------------------------------------------
+
+SCALING = (
+    "scaling_tensorflow_0_8",
+    "scaling_tensorflow_2017",
+    "scaling_cscs_2017",
+    "scaling_tensorflow_2017_single",
+)
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_scaling_curves_start_at_one_gpu_and_never_beat_it_by_much(name):
+    curves = defaultdict(list)
+    for row in load(name)["rows"]:
+        curves[row["curve"]].append(row)
+    for curve, rows in curves.items():
+        gpus = [row["gpus"] for row in rows]
+        assert gpus == sorted(set(gpus)) and gpus[0] == 1, curve
+        # The same run throughout: only the number of GPUs, servers and modes may change.
+        for key in ("network", "parameters_mb", "gpu", "batch_per_gpu", "gpus_per_node"):
+            assert len({row.get(key) for row in rows}) == 1, (curve, key)
+        speedups = [row["speedup"] for row in rows]
+        assert speedups[0] == 1 and speedups == sorted(speedups), curve
+        assert all(s <= 1.02 * n for s, n in zip(speedups, gpus, strict=True)), curve
+        for row in rows:
+            if "images_per_s" in row:
+                ratio = row["images_per_s"] / rows[0]["images_per_s"]
+                assert row["speedup"] == pytest.approx(ratio, abs=0.0051), row
+            servers = row.get("parameter_servers")
+            assert servers is None or 1 <= servers <= row["gpus"], row
+
+
+def test_scaling_has_the_eighty_points_and_known_sums():
+    tables = {name: load(name)["rows"] for name in SCALING}
+    assert [len(rows) for rows in tables.values()] == [7, 49, 24, 68]
+    assert [row["speedup"] for row in tables["scaling_tensorflow_0_8"]] == [1, 2, 4, 8, 15, 40, 56]
+    # Sums of all images a second: a digit typed wrong anywhere moves one.
+    sums = {
+        name: sum(row["images_per_s"] for row in rows)
+        for name, rows in tables.items()
+        if "images_per_s" in rows[0]
+    }
+    assert sums == {
+        "scaling_tensorflow_2017": pytest.approx(65946.9, abs=0.01),
+        "scaling_cscs_2017": pytest.approx(34698.707, abs=0.01),
+        "scaling_tensorflow_2017_single": pytest.approx(30054.7, abs=0.01),
+    }

@@ -520,9 +520,9 @@ def test_what_dropout_drew_before_does_not_matter():
 
 
 def test_dropout_draws_anew_in_every_epoch_and_layer():
-    seeds = {training._seed(0, epoch, index) for epoch in range(1, 20) for index in range(20)}
+    seeds = {training.epoch_seed(0, epoch, index) for epoch in range(1, 20) for index in range(20)}
     assert len(seeds) == 19 * 20
-    assert training._seed(0, 1, 2) != training._seed(1, 1, 2)
+    assert training.epoch_seed(0, 1, 2) != training.epoch_seed(1, 1, 2)
 
 
 def test_fit_on_the_gpu_does_what_it_does_on_the_cpu(fake_gpu, tmp_path):

@@ -1,0 +1,138 @@
+"""How fast the scaling simulator is, and how far from published curves.
+
+    python benchmarks/cluster_speed.py
+    python benchmarks/cluster_speed.py --errors        # the errors alone: no clock involved
+
+Times are those of one core of this machine; the ratio of the two ways to simulate is what to quote.
+The aims: all of 1 to 1000 workers x 10,000 steps within 100 ms and 1 % of the expectation; errors
+of 20 % (blind), 5 % (fitted), 10 % (unseen) in the median, and 30 % for the worst unseen point.
+"""
+
+import argparse
+import dataclasses
+
+import numpy as np
+
+from fastdl_lib.cluster import (
+    Cluster,
+    Job,
+    ParameterServer,
+    Ring,
+    Stragglers,
+    Synchronous,
+    bottleneck,
+    discrete_event,
+    predict,
+    sweep,
+)
+from fastdl_lib.evidence import Column, Provenance, Table
+from fastdl_lib.machine import machine_card
+from fastdl_lib.scaling import Curve, error_table, published_curves
+from fastdl_lib.timing import benchmark
+
+NET = Cluster(nodes=1000, between_gb_per_s=1.25, between_latency_s=50e-6)
+JOB = Job(gradient_bytes=95e6, step_s=0.45, batch=64)
+ALL = range(1, 1001)
+EVENT_WORKERS, EVENT_STEPS = 100, 50
+
+
+def times(budget_s: float) -> Table:
+    """The simulator's ways, timed on one thread."""
+    lognormal = Stragglers(distribution="lognormal")
+    one, servers = [1000], ParameterServer()
+    runs = {
+        "sweep, 1 to 1000 workers x 10,000 steps": lambda: sweep(NET, JOB, Ring(), ALL),
+        "the same, lognormal": lambda: sweep(NET, JOB, Ring(), ALL, stragglers=lognormal),
+        "the same, 4 backup workers": lambda: sweep(
+            NET, JOB, Ring(), ALL[4:], mode=Synchronous(backup=4)
+        ),
+        "sweep, 1000 workers x 10,000 steps": lambda: sweep(NET, JOB, Ring(), one),
+        "expectation, 1 to 1000 workers": lambda: predict(NET, JOB, Ring(), ALL),
+        f"discrete events, {EVENT_WORKERS} workers x {EVENT_STEPS} steps": lambda: discrete_event(
+            NET, JOB, servers, EVENT_WORKERS, steps=EVENT_STEPS
+        ),
+        f"sweep, {EVENT_WORKERS} workers x {EVENT_STEPS} steps": lambda: sweep(
+            NET, JOB, servers, EVENT_WORKERS, steps=EVENT_STEPS
+        ),
+    }
+    machine = machine_card()
+    measured = Provenance.MEASURED
+    rows = []
+    for name, run in runs.items():
+        took = benchmark(run, name=name, budget_s=budget_s, threads=1, machine=machine)
+        rows.append({"what": name, "ms": took.median, "best": min(took.samples)})
+    columns = (
+        Column("what"),
+        Column("ms", "median", "ms", measured),
+        Column("best", "best", "ms", measured),
+    )
+    return Table(columns, tuple(rows), f"Times on one thread of {machine.cpu}, {machine.date}")
+
+
+def agreement() -> str:
+    """How far the sweep's mean steps are from the expectation."""
+    drawn = sweep(NET, JOB, Ring(), ALL).step_s
+    off = np.abs(drawn / predict(NET, JOB, Ring(), ALL).step_s - 1).max()
+    return f"The sweep's steps are within {100 * off:.2f} % of the expectation (simulated)."
+
+
+def without(curve: Curve) -> dict[str, float]:
+    """Blind speed-up at the most GPUs, each mechanism taken away once."""
+
+    def at_last(**changes) -> float:
+        return float(dataclasses.replace(curve, **changes).predicted()[-1])
+
+    cluster, job = curve.cluster, curve.job
+    wire = dataclasses.replace(cluster, endpoint_gb_per_s=None)
+    each = dataclasses.replace(curve.combine, summed_inside=False)
+    return {
+        "all": at_last(),
+        "whole": at_last(job=dataclasses.replace(job, largest_tensor_bytes=0)),
+        "wire": at_last(cluster=wire),
+        "spread": float(curve.predicted(spread=1e-6)[-1]),
+        "each": at_last(combine=each),
+    }
+
+
+def explanations() -> Table:
+    """What explains the curves with many nodes: the prediction with a mechanism left out."""
+    made, seen = Provenance.SIMULATED, Provenance.PUBLISHED
+    rows = []
+    for curve in published_curves():
+        if curve.workers[-1] < 100:
+            continue
+        found = bottleneck(curve.cluster, curve.job, curve.combine, curve.workers[-1])
+        rows.append(
+            {"curve": curve.name, "gpus": curve.workers[-1], "measured": curve.speedup[-1]}
+            | without(curve)
+            | {"cause": found.cause}
+        )
+    columns = (
+        Column("curve"),
+        Column("gpus", "GPUs"),
+        Column("measured", "speed-up", provenance=seen),
+        Column("all", "blind", provenance=made),
+        Column("whole", "tensors cut up", provenance=made),
+        Column("wire", "at the wire's rate", provenance=made),
+        Column("spread", "no stragglers", provenance=made),
+        Column("each", "not summed inside", provenance=made),
+        Column("cause", "held back by", provenance=made),
+    )
+    return Table(columns, tuple(rows), "Blind speed-ups, with one mechanism taken away")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--errors", action="store_true", help="print the errors alone")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds for each timing")
+    arguments = parser.parse_args()
+    if not arguments.errors:
+        print(times(arguments.budget), agreement(), sep="\n\n", end="\n\n")
+    print(error_table())
+    print("\nHeld out: single machines of the TensorFlow benchmarks.")
+    print(error_table(published_curves(held_out=True)))
+    print(f"\n{explanations()}")
+
+
+if __name__ == "__main__":
+    main()
