@@ -1377,4 +1377,5 @@ def bottleneck(
         "incast": now - step_s(dataclasses.replace(cost, incast_s=0.0), slowest),
         "stragglers": now - step_s(cost, 1.0),
     }
+    saved = {cause: max(0.0, saved_s) for cause, saved_s in saved.items()}  # rounding
     return Bottleneck(max(saved, key=saved.get), now, saved)

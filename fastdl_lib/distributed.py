@@ -49,7 +49,7 @@ from fastdl_lib.checks import check_number, check_whole_number
 from fastdl_lib.datasets import mnist, photos
 from fastdl_lib.evidence import Measurement, Provenance
 from fastdl_lib.files import whole_file
-from fastdl_lib.layers import Dropout
+from fastdl_lib.layers import Dropout, Flatten, Linear
 from fastdl_lib.machine import MachineCard, machine_card
 from fastdl_lib.mpi import mpi_status, run_ranks
 from fastdl_lib.networks import Network, alexnet, deep_convnet
@@ -917,6 +917,12 @@ def _all_reduce(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any
     return {"sizes": rows}
 
 
+def _one_layer() -> Network:
+    """The smallest network for MNIST: 7,850 parameters, too little work to share."""
+    fc = Linear(28 * 28, 10, rng=np.random.default_rng(0))
+    return Network("one layer", [("flatten", Flatten()), ("fc", fc)], (1, 28, 28))
+
+
 def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
     """Time training steps of one rank alone and of all together, in turn."""
     batch = options.batch
@@ -924,7 +930,8 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
         network, x = alexnet(), photos(batch)
         labels = np.arange(batch) % 1000
     else:
-        network, (x, labels) = deep_convnet(), (array[:batch] for array in mnist("train"))
+        network = _one_layer() if options.network == "one_layer" else deep_convnet()
+        x, labels = (array[:batch] for array in mnist("train"))
     network = _on_device(network, options)
     if options.device == "gpu":
         x, labels = to_gpu(x), to_gpu(labels)
@@ -1105,7 +1112,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=10, help="samples" + default)
 
     add = job("steps", "measure training steps of one rank and of all, in turn")
-    add("--network", choices=["deep_convnet", "alexnet"], default="deep_convnet", help=default)
+    networks = ["deep_convnet", "alexnet", "one_layer"]
+    add("--network", choices=networks, default=networks[0], help=default)
     add("--batch", type=int, default=100, help="images a step, all ranks together" + default)
     add("--steps", type=int, default=10, help="steps a sample" + default)
     add("--rounds", type=int, default=5, help="samples" + default)

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from fastdl_lib.cluster import Scaling
 from fastdl_lib.convolution import im2col, output_size
 from fastdl_lib.costs import KINDS, Ceilings, LayerCost
 from fastdl_lib.evidence import (
@@ -39,11 +40,14 @@ from fastdl_lib.timing import LayerProfile
 
 __all__ = [
     "Picture",
+    "ScalingLine",
     "Shares",
     "Trial",
+    "all_reduce_steps",
     "batch_sweep",
     "block_sweep",
     "cost_shares",
+    "epoch_lines",
     "error_against_speed",
     "guess_and_truth",
     "image_row",
@@ -52,13 +56,16 @@ __all__ = [
     "memory_against_batch",
     "memory_bars",
     "patch_matrix",
+    "prediction_bars",
     "race",
     "roofline",
     "roofline_against_measured",
     "samples_strip",
+    "scaling_lines",
     "share_bars",
     "share_pies",
     "size_sweep",
+    "step_parts",
     "training_days",
     "transfer_bars",
     "trials",
@@ -1331,3 +1338,242 @@ def training_days(groups: Mapping[str, Sequence[Measurement]], *notes: str, titl
     axes.set_xlabel("days to train AlexNet (line: quartiles)")
     legend = [*_device_patches(bars), *_provenance_patches(bars)]
     return Picture(figure, title, _origins(bars, *notes), "; ".join(words), legend)
+
+
+# --- chapter 04 ---------------------------------------------------------------------------------
+
+_PARTS = {"computing": "#0072B2", "waiting": "#E69F00", "communicating": "#D55E00"}
+
+
+def _all_reduce(way: str, workers: int) -> tuple[list[list[list[set[int]]]], float]:
+    """Who holds whose sums after each step, [step][worker][chunk], and the gradients' share of
+    what the busiest link carries in one direction, all steps together."""
+    if way == "ring":
+        holds = [[{w} for _ in range(workers)] for w in range(workers)]
+        states = [holds]
+        for step in range(2 * (workers - 1)):
+            holds = [[set(chunk) for chunk in own] for own in holds]
+            for worker in range(workers):
+                chunk = (worker - step) % workers
+                holds[(worker + 1) % workers][chunk] |= states[-1][worker][chunk]
+            states.append(holds)
+        return states, 2 * (workers - 1) / workers
+    states, distance = [[[{w}] for w in range(workers)]], 1
+    ups = []
+    while distance < workers:
+        ups.append([(w + distance, w) for w in range(0, workers - distance, 2 * distance)])
+        distance *= 2
+    downs = [[(parent, child) for child, parent in pairs] for pairs in reversed(ups)]
+    for pairs in ups + downs:
+        holds = [[set(own[0])] for own in states[-1]]
+        for source, target in pairs:
+            holds[target][0] |= states[-1][source][0]
+        states.append(holds)
+    return states, float(len(ups + downs))
+
+
+def all_reduce_steps(way: str, workers: int = 4) -> Picture:
+    """Draw who holds which sums after each step of an all-reduce.
+
+    Args:
+        way: ``"ring"`` cuts the gradients into one chunk a worker, ``"tree"`` sends them whole.
+        workers: from 2 up.
+
+    Raises:
+        ValueError: another way, or fewer than 2 workers.
+    """
+    if way not in ("ring", "tree") or workers < 2:
+        raise ValueError(f"a 'ring' or a 'tree' of 2 workers or more, got {way!r}, {workers}.")
+    states, moved = _all_reduce(way, workers)
+    chunks = len(states[0][0])
+    wide, tall = 0.27 * chunks + 0.22, 0.27 * workers + 0.3
+    figure, axes = _new(max(8.5, wide * len(states) + 0.7), 1.35 + tall, len(states))
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("", ["white", "#0072B2"])
+    for step, (axis, holds) in enumerate(zip(axes, states, strict=True)):
+        for worker, chunk in np.ndindex(workers, chunks):
+            has, before = holds[worker][chunk], states[max(0, step - 1)][worker][chunk]
+            new = has != before
+            box = Rectangle(
+                (chunk, worker), 1, 1, facecolor=shades(0.75 * (len(has) - 1) / (workers - 1)),
+                edgecolor=_FRAME if new else _GREY, linewidth=2.2 if new else 0.6,
+                zorder=3 if new else 2,
+            )  # fmt: skip
+            axis.add_patch(box)
+            text = "all" if len(has) == workers else "".join(str(w + 1) for w in sorted(has))
+            axis.text(
+                chunk + 0.5, worker + 0.5, text, ha="center", va="center", fontsize=7.5, zorder=4
+            )
+        axis.set_xlim(-0.05, chunks + 0.05)
+        axis.set_ylim(workers + 0.05, -0.05)
+        axis.set_aspect("equal")
+        axis.spines[:].set_visible(False)
+        axis.set_xticks([])
+        axis.set_yticks([w + 0.5 for w in range(workers)] if not step else [])
+        axis.tick_params(length=0)
+        axis.set_title("start" if not step else f"step {step}", fontsize=9)
+    axes[0].set_yticklabels([f"worker {w + 1}" for w in range(workers)])
+    steps = len(states) - 1
+    title = (
+        f"All-reduce by a {way}: {steps} steps, {format_number(moved)} times the gradients' bytes"
+    )
+    pieces = f"{chunks} chunks" if chunks > 1 else "one piece"
+    caption = (
+        f"Computed: gradients in {pieces}; a number names a worker whose gradients are in the sum; "
+        "framed: it has just arrived"
+    )
+    ends = ["/".join("all" if len(c) == workers else "-" for c in own) for own in states[-1]]
+    alt = (
+        f"{title}. {workers} workers, gradients in {pieces}. At the end they hold: "
+        f"{'; '.join(ends)}"
+    )
+    return Picture(figure, title, caption, alt)
+
+
+class ScalingLine(NamedTuple):
+    """A line over the number of workers."""
+
+    label: str
+    workers: Sequence[int]
+    values: Sequence[float]
+    provenance: Provenance
+
+
+def scaling_lines(
+    lines: Sequence[ScalingLine],
+    *notes: str,
+    title: str,
+    logarithmic: bool = True,
+) -> Picture:
+    """Draw speed-ups against the number of workers.
+
+    Args:
+        lines: what was published is drawn as dots, what was simulated dashed, both in the colour
+            of their label, which two lines may share.
+        notes: for the caption.
+        logarithmic: both axes; otherwise neither.
+    """
+    figure, axes = _new(9, 4.8)
+    styles = {Provenance.PUBLISHED: "o", Provenance.SIMULATED: "--", Provenance.COMPUTED: ":"}
+    lines = [ScalingLine(*line) for line in lines]
+    labels = list(dict.fromkeys(line.label for line in lines))
+    words = []
+    for line in lines:
+        axes.plot(
+            line.workers,
+            line.values,
+            styles.get(line.provenance, "-"),
+            color=_RUNGS[3:][labels.index(line.label) % len(_RUNGS[3:])],
+            linewidth=2,
+            label=f"{line.label} ({line.provenance})",
+        )
+        dots = zip(line.workers, line.values, strict=True)
+        text = ", ".join(f"{n}: {format_number(v)}" for n, v in dots)
+        words.append(f"{line.label} ({line.provenance}): {text}")
+    ends = [min(line.workers[0] for line in lines), max(line.workers[-1] for line in lines)]
+    axes.plot(ends, ends, color=_GREY, linewidth=0.9, linestyle=":", label="as many times")
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        _plain_log(axes.xaxis)
+        _plain_log(axes.yaxis)
+    axes.set_xlabel("workers (GPUs)")
+    axes.set_ylabel("speed-up over one GPU")
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    return Picture(figure, title, " | ".join(notes), ". ".join(words))
+
+
+def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
+    """Draw what a simulated step is made of, and the speed-up, against the number of workers."""
+    figure, (left, right) = _new(9.5, 4.3, 2)
+    places, bottom = np.arange(len(scaling.workers)), np.zeros(len(scaling.workers))
+    values = (scaling.compute_s, scaling.waiting_s, scaling.communication_s)
+    for colour, seconds in zip(_PARTS.values(), values, strict=True):
+        left.bar(
+            places, seconds, bottom=bottom, color=colour, width=0.75, edgecolor="white",
+            hatch=PROVENANCE_HATCH[Provenance.SIMULATED],
+        )  # fmt: skip
+        bottom = bottom + seconds
+    left.set_xticks(places, [str(n) for n in scaling.workers])
+    left.set_xlabel("workers (GPUs)")
+    left.set_ylabel(f"a step, s ({Provenance.SIMULATED})")
+    right.plot(scaling.workers, scaling.workers, ":", color=_GREY, linewidth=0.9)
+    right.plot(scaling.workers, scaling.speedup, "x--", color=KIND_COLOURS["conv"], linewidth=2)
+    last = f"{scaling.speedup[-1]:.1f}x, {scaling.efficiency_pct[-1]:.0f} %"
+    right.text(0.97, 0.06, last, transform=right.transAxes, ha="right", fontsize=10)
+    right.set_xscale("log", base=2)
+    right.set_yscale("log", base=2)
+    _plain_log(right.xaxis)
+    _plain_log(right.yaxis)
+    right.set_xlabel("workers (GPUs)")
+    right.set_ylabel("speed-up (dotted: as many times)")
+    rows = zip(scaling.workers, *values, scaling.speedup, strict=True)
+    words = "; ".join(
+        f"{n} workers: computing {format_number(c)} s, waiting {format_number(w)} s, "
+        f"communicating {format_number(m)} s, speed-up {format_number(s)}"
+        for n, c, w, m, s in rows
+    )
+    legend = [Patch(color=colour, label=part) for part, colour in _PARTS.items()]
+    caption = " | ".join([f"{Provenance.SIMULATED.capitalize()}: {scaling.job.name}", *notes])
+    return Picture(figure, title, caption, f"{title}. {words}", legend)
+
+
+def epoch_lines(
+    lines: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str, ylabel: str
+) -> Picture:
+    """Draw what was measured after each epoch, a line for each way to train.
+
+    Args:
+        lines: label to one number an epoch.
+        origin: the machine that trained.
+    """
+    figure, axes = _new(9, 4.3)
+    markers = "osD^vPX"
+    for place, (label, values) in enumerate(lines.items()):
+        epochs = range(1, len(values) + 1)
+        colour = _RUNGS[::-1][place % len(_RUNGS)]
+        axes.plot(epochs, values, f"{markers[place % 7]}-", color=colour, label=label, linewidth=2)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{ylabel} ({Provenance.MEASURED})")
+    words = "; ".join(
+        f"{label}: {', '.join(format_number(v) for v in values)}" for label, values in lines.items()
+    )
+    caption = _caption(origin, Provenance.MEASURED, *notes)
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    return Picture(figure, title, caption, f"{ylabel} by epoch. {words}")
+
+
+def prediction_bars(
+    groups: Mapping[str, Sequence[Measurement]], *notes: str, title: str
+) -> Picture:
+    """Draw predictions beside what was measured then, group by group, all in one unit.
+
+    Args:
+        groups: heading to bars; hatching shows which were simulated.
+    """
+    bars = [m for group in groups.values() for m in group]
+    figure, axes = _new(9.5, 1.7 + 0.42 * (len(bars) + 0.8 * len(groups)))
+    place, ticks, words = 0.0, [], []
+    for heading, group in groups.items():
+        axes.text(0, place, heading, va="center", fontsize=9.5, weight="bold")
+        place += 0.9
+        for m in group:
+            axes.barh(
+                place, m.median, height=0.72, edgecolor="white",
+                color=_GREY if m.provenance is Provenance.SIMULATED else KIND_COLOURS["conv"],
+                hatch=PROVENANCE_HATCH[m.provenance],
+            )  # fmt: skip
+            axes.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+            text = f"{format_number(m.median)} {m.unit} ({m.provenance})"
+            axes.text(m.high, place, f"  {text}", va="center", fontsize=9)
+            words.append(f"{heading}, {m.name}: {text}")
+            ticks.append(place)
+            place += 1
+    axes.set_yticks(ticks, [m.name for m in bars], fontsize=9)
+    axes.set_ylim(place - 0.5, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1.45 * max(m.high for m in bars))
+    axes.set_xlabel(f"{bars[0].unit} (line: quartiles)")
+    return Picture(
+        figure, title, _origins(bars, *notes), "; ".join(words), _provenance_patches(bars)
+    )

@@ -41,6 +41,7 @@ FLOORS = {
     "speeds": 8,
     "plots": 8,
     "scaling": 8,
+    "rank_runs": 8,
     "distributed": 9,
     "explore": 9,
     "record": 9,

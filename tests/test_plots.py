@@ -5,6 +5,7 @@ import dataclasses
 import html
 import io
 
+import matplotlib.colors
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from test_costs import ceilings
 from test_machine import example
 
 from fastdl_lib import plots
+from fastdl_lib.cluster import Cluster, Job, Ring, predict
 from fastdl_lib.costs import layer_costs, layer_kind, training_days
 from fastdl_lib.evidence import (
     Column,
@@ -128,6 +130,14 @@ DAYS = {
     "here": [training_days(measured("this CPU", 31.0, 32.0, 34.0, unit="images/s"))],
     "slide": [published_ms("Titan", 6.0, "days"), published_ms("Xeon", 43.0, "days", "cpu")],
 }
+NET = Cluster(nodes=4, between_gb_per_s=1, between_latency_s=0.0)
+SCALING = predict(
+    NET, Job(name="a job", gradient_bytes=1e9, step_s=1.0, batch=8), Ring(), [1, 2, 4]
+)
+SPEEDUPS = [
+    plots.ScalingLine("TensorFlow", (1, 8, 100), (1.0, 8.0, 56.0), Provenance.PUBLISHED),
+    ("a model", (1, 8, 100), (1.0, 7.5, 52.5), Provenance.SIMULATED),
+]
 
 
 # Function name: how to draw one, and what its text alternative and its caption must say.
@@ -293,6 +303,37 @@ FIGURES = {
         ],
         [MACHINE, "slide: NVIDIA"],
     ),
+    "all_reduce_steps": (
+        lambda: plots.all_reduce_steps("ring", 3),
+        ["ring: 4 steps, 1.33 times the gradients' bytes", "3 chunks", "all/all/all; all/all/all;"],
+        ["Computed", "framed: it has just arrived"],
+    ),
+    "scaling_lines": (
+        lambda: plots.scaling_lines(SPEEDUPS, "Figure 8-16", title="Scaling"),
+        ["TensorFlow (published): 1: 1.00, 8: 8.00, 100: 56.0", "a model (simulated)", "100: 52.5"],
+        ["Figure 8-16"],
+    ),
+    "step_parts": (
+        lambda: plots.step_parts(SCALING, "a ring", title="A step"),
+        ["A step. 1 workers: computing 1.00 s, waiting 0 s, communicating 0 s, speed-up 1.00"],
+        ["Simulated: a job", "a ring"],
+    ),
+    "epoch_lines": (
+        lambda: plots.epoch_lines(
+            {"fresh": [80.0, 90.5], "stale": [20.0, 10.0]}, CARD, "SGD", title="E",
+            ylabel="right, %",
+        ),
+        ["right, % by epoch. fresh: 80.0, 90.5; stale: 20.0, 10.0"],
+        [MACHINE, "SGD"],
+    ),
+    "prediction_bars": (
+        lambda: plots.prediction_bars(
+            {"two": [published_ms("forecast", 47.0, provenance=Provenance.SIMULATED),
+                     measured("two ranks", 50.0, 51.0)]}, "one thread", title="Predicted",
+        ),
+        ["two, forecast: 47.0 ms (simulated); two, two ranks: 50.5 ms (measured here)"],
+        [MACHINE, "one thread"],
+    ),
 }  # fmt: skip
 
 
@@ -305,7 +346,7 @@ def two_ceilings():
 
 
 def test_every_public_figure_is_tried_here():
-    assert FIGURES.keys() == set(plots.__all__) - {"Picture", "Shares", "Trial"}
+    assert FIGURES.keys() == set(plots.__all__) - {"Picture", "ScalingLine", "Shares", "Trial"}
 
 
 @pytest.fixture(scope="module", params=FIGURES)
@@ -553,3 +594,69 @@ def test_a_strip_shows_extreme_ratios_with_digits(ratio, shown):
     strips = [measured("first", 1.0), measured("second", ratio)]
     (axes,) = plots.samples_strip(strips, title="Strips").figure.axes
     assert axes.texts[1].get_text().endswith(f"= {shown}")
+
+
+# --- chapter 04 ---------------------------------------------------------------------------------
+
+
+def held(axes):
+    """What stands in an all-reduce's panel, row by row."""
+    texts = [text.get_text() for text in axes.texts]
+    workers = int(axes.get_ylim()[0])
+    return np.array(texts).reshape(workers, -1).tolist()
+
+
+def test_a_ring_gathers_and_then_shares():
+    panels = [held(axes) for axes in plots.all_reduce_steps("ring", 3).figure.axes]
+    assert panels[0] == [["1"] * 3, ["2"] * 3, ["3"] * 3]
+    assert panels[1] == [["1", "1", "13"], ["12", "2", "2"], ["3", "23", "3"]]
+    # After n - 1 steps each worker holds one chunk that is complete.
+    assert [row.count("all") for row in panels[2]] == [1, 1, 1]
+    assert panels[4] == [["all"] * 3] * 3
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(2, 2), (3, 4), (4, 4), (8, 6)])
+def test_a_tree_sums_up_and_down(workers, steps):
+    panels = [held(axes) for axes in plots.all_reduce_steps("tree", workers).figure.axes]
+    assert len(panels) == steps + 1
+    assert panels[steps // 2][0] == ["all"]
+    assert panels[-1] == [["all"]] * workers
+
+
+def test_what_has_just_arrived_is_framed():
+    frame = matplotlib.colors.to_rgba(plots._FRAME)
+    for axes in plots.all_reduce_steps("ring", 4).figure.axes[1:]:
+        assert sum(box.get_edgecolor() == frame for box in axes.patches) == 4
+
+
+@pytest.mark.parametrize(("way", "workers"), [("star", 4), ("ring", 1)])
+def test_another_all_reduce_is_refused(way, workers):
+    with pytest.raises(ValueError, match="a 'ring' or a 'tree' of 2 workers or more"):
+        plots.all_reduce_steps(way, workers)
+
+
+def test_published_points_are_dots_and_simulated_ones_dashed():
+    (axes,) = plots.scaling_lines(SPEEDUPS, title="Scaling").figure.axes
+    dots, dashes, ideal = axes.lines
+    assert (dots.get_marker(), dots.get_linestyle(), dashes.get_linestyle()) == ("o", "None", "--")
+    assert list(ideal.get_ydata()) == [1, 100]
+    assert axes.get_xscale() == "log"
+    (axes,) = plots.scaling_lines(SPEEDUPS, title="Scaling", logarithmic=False).figure.axes
+    assert axes.get_xscale() == axes.get_yscale() == "linear"
+
+
+def test_lines_of_one_label_share_a_colour():
+    lines = [SPEEDUPS[0], ("TensorFlow", (1, 100), (1.0, 50.0), Provenance.SIMULATED), SPEEDUPS[1]]
+    first, second, third = plots.scaling_lines(lines, title="S").figure.axes[0].lines[:3]
+    assert first.get_color() == second.get_color() != third.get_color()
+
+
+def test_the_parts_of_a_step_add_up():
+    left, _ = plots.step_parts(SCALING, title="A step").figure.axes
+    tops = [max(b.get_y() + b.get_height() for b in left.patches[n::3]) for n in range(3)]
+    assert tops == pytest.approx(SCALING.step_s)
+
+
+def test_a_forecast_is_hatched():
+    draw = FIGURES["prediction_bars"][0]
+    assert hatches(draw().figure.axes[0]) == ["xx", ""]

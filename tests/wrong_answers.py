@@ -997,4 +997,335 @@ def kernel_time(launch, synchronize, clock, repeats=10):
     return (clock() - start - wait) / repeats
 """,
     },
+    "efficiencies": {
+        "against one GPU, which is not in the table": """
+def efficiencies(rows):
+    best = {}
+    for row in rows:
+        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
+    one = best[min(best)]
+    return {gpus: 100 * best[gpus] / gpus / one for gpus in sorted(best)}
+""",
+        "the last run counts": """
+def efficiencies(rows):
+    best = {row["gpus"]: row["images_per_s"] for row in rows}
+    one = best[min(best)] / min(best)
+    return {gpus: 100 * best[gpus] / gpus / one for gpus in sorted(best)}
+""",
+        "the speed-up": """
+def efficiencies(rows):
+    best = {}
+    for row in rows:
+        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
+    one = best[min(best)] / min(best)
+    return {gpus: best[gpus] / one for gpus in sorted(best)}
+""",
+        "a share, not percent": """
+def efficiencies(rows):
+    best = {}
+    for row in rows:
+        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
+    one = best[min(best)] / min(best)
+    return {gpus: best[gpus] / gpus / one for gpus in sorted(best)}
+""",
+        "takes the first row for the smallest": """
+def efficiencies(rows):
+    best = {}
+    for row in rows:
+        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
+    first = rows[0]["gpus"]
+    one = best[first] / first
+    return {gpus: 100 * best[gpus] / gpus / one for gpus in sorted(best)}
+""",
+        "in the order of the table": """
+def efficiencies(rows):
+    best = {}
+    for row in rows:
+        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
+    one = best[min(best)] / min(best)
+    return {gpus: 100 * best[gpus] / gpus / one for gpus in best}
+""",
+        "the mean of the runs": """
+def efficiencies(rows):
+    runs = {}
+    for row in rows:
+        runs.setdefault(row["gpus"], []).append(row["images_per_s"])
+    mean = {gpus: sum(runs[gpus]) / len(runs[gpus]) for gpus in sorted(runs)}
+    one = mean[min(mean)] / min(mean)
+    return {gpus: 100 * mean[gpus] / gpus / one for gpus in mean}
+""",
+    },
+    "expected_slowest_s": {
+        "the largest there is": """
+def expected_slowest_s(times_s, workers):
+    return float(max(times_s))
+""",
+        "the mean, whatever the number": """
+def expected_slowest_s(times_s, workers):
+    return float(np.mean(times_s))
+""",
+        "forgets to sort": """
+def expected_slowest_s(times_s, workers):
+    times_s = np.asarray(times_s, dtype=np.float64)
+    done = (np.arange(len(times_s) + 1) / len(times_s)) ** workers
+    return float(times_s @ np.diff(done))
+""",
+        "the fastest of n": """
+def expected_slowest_s(times_s, workers):
+    times_s = np.sort(np.asarray(times_s, dtype=np.float64))[::-1]
+    done = (np.arange(len(times_s) + 1) / len(times_s)) ** workers
+    return float(times_s @ np.diff(done))
+""",
+        "counts from zero": """
+def expected_slowest_s(times_s, workers):
+    times_s = np.sort(np.asarray(times_s, dtype=np.float64))
+    done = (np.arange(len(times_s)) / len(times_s)) ** workers
+    return float(times_s[1:] @ np.diff(done) + times_s[0] * done[0])
+""",
+        "adds the probabilities up": """
+def expected_slowest_s(times_s, workers):
+    times_s = np.sort(np.asarray(times_s, dtype=np.float64))
+    done = np.minimum(1, workers * np.arange(len(times_s) + 1) / len(times_s))
+    return float(times_s @ np.diff(done))
+""",
+        "without replacement": """
+def expected_slowest_s(times_s, workers):
+    times_s = sorted(times_s)
+    count, n = len(times_s), min(workers, len(times_s))
+    ways = [math.comb(k, n) for k in range(count + 1)]
+    return sum(t * (ways[k + 1] - ways[k]) for k, t in enumerate(times_s)) / ways[-1]
+""",
+        "an exponential tail is assumed": """
+def expected_slowest_s(times_s, workers):
+    mean, spread = float(np.mean(times_s)), float(np.std(times_s))
+    return mean + spread * (sum(1 / i for i in range(1, workers + 1)) - 1)
+""",
+        "a quantile": """
+def expected_slowest_s(times_s, workers):
+    return float(np.quantile(times_s, workers / (workers + 1)))
+""",
+    },
+    "exposed_s": {
+        "sends all at the end": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    return sum(latency_s + size / gb_per_s / 1e9 for _, size in layers if size)
+""",
+        "as if all could hide": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    sending = sum(latency_s + size / gb_per_s / 1e9 for _, size in layers if size)
+    return max(0.0, sending - sum(seconds for seconds, _ in layers))
+""",
+        "sends before there is anything": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    free = computed = 0.0
+    for seconds, size in layers:
+        if size:
+            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
+        computed += seconds
+    return max(0.0, free - computed)
+""",
+        "a link for every message": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed, last = 0.0, 0.0
+    for seconds, size in layers:
+        computed += seconds
+        if size:
+            last = max(last, computed + latency_s + size / gb_per_s / 1e9)
+    return max(0.0, last - computed)
+""",
+        "in the forward order": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed = free = 0.0
+    for seconds, size in reversed(layers):
+        computed += seconds
+        if size:
+            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
+    return max(0.0, free - computed)
+""",
+        "forgets the latency": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed = free = 0.0
+    for seconds, size in layers:
+        computed += seconds
+        if size:
+            free = max(free, computed) + size / gb_per_s / 1e9
+    return max(0.0, free - computed)
+""",
+        "empty messages": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed = free = 0.0
+    for seconds, size in layers:
+        computed += seconds
+        free = max(free, computed) + latency_s + size / gb_per_s / 1e9
+    return max(0.0, free - computed)
+""",
+        "below zero": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed = free = 0.0
+    for seconds, size in layers:
+        computed += seconds
+        if size:
+            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
+    return free - computed
+""",
+        "the whole step": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed = free = 0.0
+    for seconds, size in layers:
+        computed += seconds
+        if size:
+            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
+    return max(computed, free)
+""",
+        "gigabits": """
+def exposed_s(layers, gb_per_s, latency_s=0.0):
+    computed = free = 0.0
+    for seconds, size in layers:
+        computed += seconds
+        if size:
+            free = max(free, computed) + latency_s + 8 * size / gb_per_s / 1e9
+    return max(0.0, free - computed)
+""",
+    },
+    "ring_all_reduce": {
+        "sums without sending": """
+def ring_all_reduce(gradients, send):
+    return [sum(gradients) for _ in gradients]
+""",
+        "sends everything round": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    sums = [gradient.copy() for gradient in gradients]
+    moving = [gradient.copy() for gradient in gradients]
+    for _ in range(n - 1):
+        arrived = [send(w, (w + 1) % n, moving[w]) for w in range(n)]
+        moving = [arrived[w - 1] for w in range(n)]
+        sums = [total + new for total, new in zip(sums, moving)]
+    return sums
+""",
+        "the average": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w + 1 - step) % n] = arrived
+    return [np.concatenate(c).reshape(g.shape) / g.dtype.type(n) for c, g in zip(chunks, gradients)]
+""",
+        "adds into the input": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.reshape(-1), n) for g in gradients]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w + 1 - step) % n][...] = arrived
+    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
+""",
+        "a float64 that slips in": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.ravel().astype(np.float64), n) for g in gradients]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w + 1 - step) % n] = arrived
+    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
+""",
+        "drops what n does not divide": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    flat, size = [g.ravel().copy() for g in gradients], gradients[0].size // n
+    cut = [slice(i * size, (i + 1) * size) for i in range(n)]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, flat[w][cut[(w - step) % n]]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            flat[(w + 1) % n][cut[(w - step) % n]] += arrived
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, flat[w][cut[(w + 1 - step) % n]]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            flat[(w + 1) % n][cut[(w + 1 - step) % n]] = arrived
+    return [f.reshape(g.shape) for f, g in zip(flat, gradients)]
+""",
+        "stops halfway": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
+""",
+        "adds on the second way round, too": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
+    for step in range(2 * (n - 1)):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
+""",
+        "the second way round starts at the wrong chunk": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] = arrived
+    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
+""",
+        "all to the first, and back": """
+def ring_all_reduce(gradients, send):
+    total = gradients[0].copy()
+    for worker in range(1, len(gradients)):
+        total = total + send(worker, 0, gradients[worker])
+    return [total] + [send(0, worker, total) for worker in range(1, len(gradients))]
+""",
+        "one after the other: a chain there and on": """
+def ring_all_reduce(gradients, send):
+    n, total = len(gradients), gradients[0].copy()
+    for worker in range(n - 1):
+        total = send(worker, worker + 1, total) + gradients[worker + 1]
+    results = [None] * n
+    results[n - 1] = total
+    for step in range(n - 1):
+        worker = (n - 1 + step) % n
+        results[(worker + 1) % n] = send(worker, (worker + 1) % n, results[worker])
+    return results
+""",
+        "forgets the shape": """
+def ring_all_reduce(gradients, send):
+    n = len(gradients)
+    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w - step) % n] += arrived
+    for step in range(n - 1):
+        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
+        for w, arrived in enumerate(sent):
+            chunks[(w + 1) % n][(w + 1 - step) % n] = arrived
+    return [np.concatenate(c) for c in chunks]
+""",
+    },
 }
