@@ -26,9 +26,8 @@ from fastdl_lib.evidence import Provenance
 from fastdl_lib.optimizers import SGD
 from fastdl_lib.training import fit
 
-needs_mpi = pytest.mark.skipif(
-    sys.platform == "win32" or not mpi_status().available, reason=mpi_status().reason
-)
+# Elsewhere a missing MPI is a failure: requirements.txt installs one.
+needs_mpi = pytest.mark.skipif(sys.platform == "win32", reason="no mpich wheel for Windows")
 
 HERE = Path(__file__).resolve().parent
 LIMIT_S = 100  # of a job that takes seconds

@@ -1,11 +1,13 @@
 """The jobs of chapter 04 on two ranks: live where MPI works, else replayed, and both alike."""
 
+import sys
+
 import pytest
 
 from fastdl_lib import rank_runs
 from fastdl_lib.datasets import data_folder
 from fastdl_lib.evidence import Provenance, read_recording
-from fastdl_lib.mpi import MpiStatus, mpi_status
+from fastdl_lib.mpi import MpiStatus
 from fastdl_lib.networks import deep_convnet
 from fastdl_lib.rank_runs import RANK_RUNS, rank_run
 
@@ -20,7 +22,8 @@ KINDS = {
     },
     "training": {"seconds", "loss", "accuracy"},
 }
-needs_mpi = pytest.mark.skipif(not mpi_status().available, reason=mpi_status().reason)
+# Elsewhere a missing MPI is a failure: requirements.txt installs one.
+needs_mpi = pytest.mark.skipif(sys.platform == "win32", reason="no mpich wheel for Windows")
 
 
 @pytest.fixture
