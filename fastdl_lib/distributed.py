@@ -46,6 +46,7 @@ from fastdl_lib.arrays import (
 )
 from fastdl_lib.checkpoints import digest
 from fastdl_lib.checks import check_number, check_whole_number
+from fastdl_lib.convolution import wide
 from fastdl_lib.datasets import mnist, photos
 from fastdl_lib.evidence import Measurement, Provenance
 from fastdl_lib.files import whole_file
@@ -363,7 +364,9 @@ class MpiWorkers(Workers):
         state = {}
         for key in remembered:
             weight = weights[key.partition(".")[2]]
-            state[key] = optimizer.state.get(key, array_module(weight).zeros_like(weight))
+            # As the optimiser makes it: float32 for float16 weights.
+            new = array_module(weight).zeros_like(weight, dtype=wide(weight.dtype))
+            state[key] = optimizer.state.get(key, new)
             self._array_from_rank_0(state[key])
         optimizer.state = state
         return epochs
