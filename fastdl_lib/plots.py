@@ -1073,6 +1073,20 @@ def trials(results: Sequence[Trial], *, title: str) -> Picture:
 _DEVICES = {"cpu": ("#0072B2", "CPU"), "gpu": ("#009E73", "GPU")}
 
 
+def _device_bar(axis: Any, place: float, left: float, m: Measurement, height: float) -> None:
+    """A bar from ``left``, where a logarithmic axis begins: CPU or GPU, with quartiles."""
+    axis.barh(
+        place,
+        m.median - left,
+        left=left,
+        height=height,
+        color=_DEVICES[_device(m)][0],
+        hatch=PROVENANCE_HATCH[m.provenance],
+        edgecolor="white",
+    )
+    axis.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+
+
 def _device(measurement: Measurement) -> str:
     return measurement.conditions.get("device", "cpu")
 
@@ -1122,16 +1136,7 @@ def ladder(panels: Mapping[str, Sequence[Measurement]], *notes: str, title: str)
         said = []
         for m in measurements:
             place = rungs.index(m.name)
-            axis.barh(
-                place,
-                m.median - left,
-                left=left,
-                height=0.7,
-                color=_DEVICES[_device(m)][0],
-                hatch=PROVENANCE_HATCH[m.provenance],
-                edgecolor="white",
-            )
-            axis.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+            _device_bar(axis, place, left, m, height=0.7)
             times = f"{format_number(m.median / first)}x"
             text = f"  {format_number(m.median)} ({times})"
             axis.text(m.high, place, text, va="center", fontsize=9)
@@ -1309,16 +1314,7 @@ def training_days(groups: Mapping[str, Sequence[Measurement]], *notes: str, titl
         axes.text(left * 1.04, place, heading, va="center", fontsize=9.5, weight="bold")
         place += 1
         for m in group:
-            axes.barh(
-                place,
-                m.median - left,
-                left=left,
-                height=0.78,
-                color=_DEVICES[_device(m)][0],
-                hatch=PROVENANCE_HATCH[m.provenance],
-                edgecolor="white",
-            )
-            axes.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+            _device_bar(axes, place, left, m, height=0.78)
             text = f"{format_number(m.median)} days ({m.provenance})"
             if "speed_is" in m.conditions:
                 speed = f"{format_number(m.conditions['images_per_s'])} images/s"

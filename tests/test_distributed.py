@@ -365,7 +365,6 @@ def test_a_staleness_that_is_none_is_refused(value, error):
 WATCHED = """
 import sys, time
 sys.stdin.readline()
-sys.path.insert(0, {root!r})
 from fastdl_lib import watchdog
 watchdog.show_stack_when_asked()
 sign = watchdog.Sign({folder!r}, int(sys.argv[1]))
@@ -392,7 +391,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="there is no MPI job to watch
 @pytest.fixture
 def two(tmp_path):
     """Two watched processes, ranks 5 and 6, words to them, and what was said in the end."""
-    code = textwrap.dedent(WATCHED).format(root=str(HERE.parent), folder=str(tmp_path / "signs"))
+    code = textwrap.dedent(WATCHED).format(folder=str(tmp_path / "signs"))
     (tmp_path / "signs").mkdir()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with open(tmp_path / "said", "w") as said:
