@@ -23,8 +23,12 @@ IM2COL, OURS = "fastdl, im2col", "fastdl"
 EAGER, CHANNELS_LAST, EXPERT = "PyTorch eager", "PyTorch channels_last", "torch.compile, expert"
 CEILING = "square product"
 
-# Of an output's largest value; TF32 and float16 keep 11 bits of each factor.
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "tf32": 2e-2, "float16": 2e-2}
+# Of an output's largest value; TF32 and float16 keep 11 bits of each factor, bfloat16 ("16 bits")
+# keeps 8, and "8 bits" 4 or, as whole numbers, 8.
+TOLERANCES = {
+    **{"float64": 1e-9, "float32": 1e-4, "tf32": 2e-2, "float16": 2e-2},
+    **{"16 bits": 2e-2, "8 bits": 5e-2},
+}
 # Of a gradient's length: where rounding turns a value's sign, ReLU lets another gradient through.
 GRADIENT_TOLERANCES = {"float64": 1e-9, "float32": 5e-2, "tf32": 0.2, "float16": 0.2}
 
@@ -37,6 +41,8 @@ class Contest(NamedTuple):
 
     passes: dict[str, Pass]
     work: dict[str, float]
+    reference: str = OURS
+    """The candidate that the others' times are divided by."""
 
 
 # --- checks before the clock --------------------------------------------------------------------
@@ -44,7 +50,10 @@ class Contest(NamedTuple):
 
 def as_numpy(array: Array) -> np.ndarray:
     """Any library's array as NumPy's, fetched from the GPU if need be."""
-    return array.cpu().numpy() if torch and isinstance(array, torch.Tensor) else to_cpu(array)
+    if torch and isinstance(array, torch.Tensor):
+        # NumPy has no bfloat16.
+        return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
+    return to_cpu(array)
 
 
 def check_outputs(

@@ -4,6 +4,7 @@
 """
 
 import functools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -57,6 +58,15 @@ def torch_layer(layer: Layer) -> "torch.nn.Module":
     for name, array in layer.parameters.items():
         setattr(module, name, torch.nn.Parameter(torch.from_numpy(array), requires_grad=False))
     return module.eval()
+
+
+def int8_layer(layer: Linear) -> "torch.nn.Module":
+    """PyTorch's own dynamic quantisation: weights in int8, and each batch of inputs as it comes."""
+    with warnings.catch_warnings():
+        # It is deprecated for a package of its own, torchao, and says so at every call.
+        warnings.simplefilter("ignore")
+        model = torch.nn.Sequential(torch_layer(layer))
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
 
 
 def own_norm(layer: LocalResponseNorm) -> "torch.nn.Module":

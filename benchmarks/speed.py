@@ -24,7 +24,6 @@ from contests import (
     CHANNELS_LAST,
     EAGER,
     EXPERT,
-    OURS,
     SQUARES,
     Contest,
     alone,
@@ -35,6 +34,7 @@ from contests import (
 from fair import MIN_ROUNDS, Rounds, in_turn
 from gpu_contests import OURS_HALF, gpu_forward, gpu_train
 from peer_pytorch import torch
+from precision_contests import FLOAT16, add, cast, product, stored, stored_as
 
 from fastdl_lib.arrays import gpu_available, gpu_status
 from fastdl_lib.evidence import Column, Measurement, Provenance, Recording, Table, write_recording
@@ -52,6 +52,7 @@ class Kind(NamedTuple):
     unit: str  # of the work in a second
     threads: int | None = None  # None: all cores
     on_gpu: bool = False
+    size: str = "batch {}"  # what the number in a section's name is
 
 
 KINDS = {
@@ -61,12 +62,17 @@ KINDS = {
     "conv": Kind("AlexNet's convolutions alone", partial(alone, "conv"), "GFLOP/s", threads=1),
     "norm": Kind("AlexNet's normalisations alone", partial(alone, "norm"), "GB/s", threads=1),
     "pool": Kind("AlexNet's poolings alone", partial(alone, "pool"), "GB/s", threads=1),
+    "stored": Kind("AlexNet's fc6 from narrow weights", stored, "images/s", threads=1),
+    "product": Kind("A square product", product, "GFLOP/s", threads=1, size="{0} x {0}"),
+    "cast": Kind("float32 to fewer bits", cast, "Gvalues/s", threads=1, size="{} million values"),
+    "add": Kind("x + y", add, "Gvalues/s", threads=1, size="{} million values"),
     "gpu-forward": Kind("AlexNet, forward pass on the GPU", gpu_forward, "images/s", on_gpu=True),
     "gpu-train": Kind("AlexNet, training step on the GPU", gpu_train, "images/s", on_gpu=True),
 }
 DEFAULT = [
     *("forward-1", "forward-16", "forward-64", "train-32", "deep-100"),
     *("conv-64", "norm-16", "pool-16"),
+    *("stored-1", "stored-8", "product-512", "cast-16", "add-16"),
 ]
 DEFAULT_ON_GPU = ["gpu-forward-128", "gpu-train-128"]
 
@@ -86,6 +92,9 @@ TARGETS = {
     ("conv-64", CHANNELS_LAST): 1.1,
     ("norm-16", EAGER): 6,
     ("pool-16", EAGER): 10,
+    ("stored-1", stored_as("bfloat16")): "0.62 or less",
+    ("stored-1", stored_as("int8")): "0.4 or less",
+    ("cast-16", FLOAT16): 3,
     ("gpu-forward-128", EAGER): 0.5,
     ("gpu-forward-128", CHANNELS_LAST): 0.5,
     ("gpu-forward-128", OURS_HALF): "0.5 or less",
@@ -94,11 +103,12 @@ TARGETS = {
     ("gpu-train-128", OURS_HALF): "0.5 or less",
 }
 """How many times faster than whom ``fastdl`` is meant to be; shown, never asserted. On the GPU that
-is its float32: half of cuDNN's speed, and half of its own float16's or less."""
+is its float32: half of cuDNN's speed, and half of its own float16's or less. In ``stored`` it is
+NumPy in float32 that all are compared with: narrow weights shall take so much of its time."""
 
 
 class Section(NamedTuple):
-    """A kind and a batch size, named such as ``forward-64``."""
+    """A kind and a batch size, or another size, named such as ``forward-64``."""
 
     kind: Kind
     batch: int
@@ -121,6 +131,7 @@ class Result(NamedTuple):
 
     section: Section
     work: dict[str, float]
+    reference: str
     rounds: Rounds
     threads: int
     card: MachineCard
@@ -145,14 +156,14 @@ class Result(NamedTuple):
         return len(self.rounds.where(name)) + self.rounds.refused[name].total()
 
     def row(self, name: str, parts: list[str]) -> dict[str, Any]:
-        """What the tables show of a candidate: ratios to ours, times, speed, passes."""
-        both, ms = self.rounds.where(name, OURS), self.ms(name, parts)
-        ratios = self.rounds.ms(name, both, parts) / self.rounds.ms(OURS, both, parts)
+        """What the tables show of a candidate: ratios to the reference, times, speed, passes."""
+        both, ms = self.rounds.where(name, self.reference), self.ms(name, parts)
+        ratios = self.rounds.ms(name, both, parts) / self.rounds.ms(self.reference, both, parts)
         work = sum(self.work[part] for part in parts)
         return {
             "candidate": name,
             "ratio": self.measured("ratio", "", ratios),
-            "ratio_of_minima": min(ms) / min(self.ms(OURS, parts)) if len(both) else None,
+            "ratio_of_minima": min(ms) / min(self.ms(self.reference, parts)) if len(both) else None,
             "ms": self.measured("time", "ms", ms),
             "least_ms": min(ms, default=None),
             "speed": self.measured("speed", self.section.kind.unit, 1e3 * work / ms),
@@ -171,7 +182,7 @@ class Result(NamedTuple):
         ]
         columns = [
             Column("candidate", "implementation"),
-            Column("ratio", "time / time of fastdl", "", Provenance.MEASURED),
+            Column("ratio", f"time / time of {self.reference}", "", Provenance.MEASURED),
             Column("ratio_of_minima", "by minima", "", Provenance.MEASURED),
             Column("ms", "time", "ms", Provenance.MEASURED),
             Column("least_ms", "minimum", "ms", Provenance.MEASURED),
@@ -180,9 +191,9 @@ class Result(NamedTuple):
         ]
         if len(self.work) > 1:
             columns.insert(0, Column("part", "layer"))
-        kind, batch = self.section.kind, self.section.batch
+        kind, size = self.section.kind, self.section.kind.size.format(self.section.batch)
         place = where(self.section, self.threads, self.card)
-        caption = f"{kind.title}, batch {batch}, {place}"
+        caption = f"{kind.title}, {size}, {place}"
         if CEILING in self.rounds.refused:
             ceiling = self.ceiling()
             columns.insert(-1, Column("share", "of the ceiling", "%", Provenance.MEASURED))
@@ -204,7 +215,7 @@ class Result(NamedTuple):
         """How many tries did not count, and why."""
         reasons = sum(self.rounds.refused.values(), Counter())
         text = ", ".join(f"{count} because {reason}" for reason, count in reasons.items())
-        if len(self.rounds.where(OURS)) < MIN_ROUNDS:
+        if len(self.rounds.where(self.reference)) < MIN_ROUNDS:
             text += ". Too few passes are left: wait until nothing else runs, or raise --budget"
         return f"Tries that do not count: {text or 'none'}."
 
@@ -257,9 +268,9 @@ def run_section(section: Section, threads: int, budget_s: float, card: MachineCa
         torch.set_num_threads(threads)
     with blas_threads(threads):
         contest = section.kind.make(section.batch)
-        always = [OURS, CEILING] if CEILING in contest.passes else [OURS]
+        always = [contest.reference, *({CEILING} & contest.passes.keys())]
         rounds = in_turn(contest.passes, budget_s, always)
-    return Result(section, contest.work, rounds, threads, card)
+    return Result(section, contest.work, contest.reference, rounds, threads, card)
 
 
 def target_table(results: list[Result]) -> Table | None:
@@ -270,7 +281,7 @@ def target_table(results: list[Result]) -> Table | None:
     columns = (
         Column("section"),
         Column("threads"),
-        Column("candidate", "fastdl beside"),
+        Column("candidate", "beside"),
         Column("target", "times faster: target"),
         Column("ratio", "measured", "", Provenance.MEASURED),
         Column("ratio_of_minima", "by minima", "", Provenance.MEASURED),
@@ -288,7 +299,7 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         type=Section.parse,
         default=[Section.parse(name) for name in default],
-        metavar="KIND-BATCH",
+        metavar="KIND-SIZE",
         help=f"kinds: {', '.join(KINDS)} (default: {' '.join(default)})",
     )
     parser.add_argument("--budget", type=float, default=60, help="seconds a section (default: 60)")

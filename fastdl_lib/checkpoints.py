@@ -60,6 +60,7 @@ class Checkpoint:
             "settings": self.settings,
             "start": self.start,
             "steps": self.optimizer.steps,
+            "numbers": self.optimizer.numbers,
             "epochs": epochs,
         }
         arrays = {f"weight.{name}": a for name, a in self.network.parameters.items()}
@@ -120,6 +121,7 @@ class Checkpoint:
                 state[name] = array_module(weight).zeros_like(weight, dtype=array.dtype)
                 state[name][...] = beside(array, weight)
         self.optimizer.state, self.optimizer.steps = state, record["steps"]
+        self.optimizer.numbers = record.get("numbers", {})  # older files have none
         return record["epochs"]
 
 

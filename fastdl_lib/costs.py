@@ -4,15 +4,20 @@ A MAC is one multiplication and one addition, 2 FLOP. The bytes are the least th
 memory bus: each layer reads its input and its weights once and writes its output once. Copies that
 an algorithm adds, such as im2col's patches, are not in them; that is one reason why a measured
 time is longer than the roofline's.
+
+How many bytes a value takes is for the caller to say: 4 in float32, 2 in float16, 1 in int8. The
+weights and the activations take the same; the scales of a format such as int8 are not counted.
 """
 
 import dataclasses
 import itertools
 import math
 
+from fastdl_lib.checks import check_number
 from fastdl_lib.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.layers import Conv2d, Layer, Linear, LocalResponseNorm, MaxPool2d, ReLU
 from fastdl_lib.networks import Network
+from fastdl_lib.stored import StoredLinear
 
 __all__ = [
     "KINDS",
@@ -31,6 +36,7 @@ KINDS = ("conv", "fc", "pool", "norm", "relu", "other")
 _KIND_OF = {
     Conv2d: "conv",
     Linear: "fc",
+    StoredLinear: "fc",
     MaxPool2d: "pool",
     LocalResponseNorm: "norm",
     ReLU: "relu",
@@ -92,18 +98,37 @@ class LayerCost:
         return max(compute_ms, memory_ms)
 
 
-def layer_costs(network: Network, batch: int = 1) -> list[LayerCost]:
+def _learnt_shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's weights and bias, in whatever format they are kept."""
+    if isinstance(layer, StoredLinear):
+        return {"weight": layer.weight.shape, "bias": layer.bias.shape}
+    return {name: array.shape for name, array in layer.parameters.items()}
+
+
+def _whole_bytes(values: int, bytes_per_value: float) -> int:
+    """The bytes of so many values; bits that do not fill the last byte take all of it."""
+    check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
+    return math.ceil(values * bytes_per_value)
+
+
+def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4) -> list[LayerCost]:
     """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
 
-    Values are taken as 4 bytes wide (float32). Flatten moves nothing, and Dropout does nothing
-    outside training: both count 0.
+    Flatten moves nothing, and Dropout does nothing outside training: both count 0.
+
+    Args:
+        bytes_per_value: of what is stored, weights and activations: 4 for float32, 0.125 for one
+            bit. Each layer's bytes are rounded up to whole ones.
 
     Raises:
-        ValueError: ``batch`` is not a whole number from 1 up.
+        TypeError: ``bytes_per_value`` is no number.
+        ValueError: ``batch`` is not a whole number from 1 up, ``bytes_per_value`` is not above 0.
 
     >>> from fastdl_lib.networks import deep_convnet
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
     123552
+    >>> [layer_costs(deep_convnet(), bytes_per_value=size)[0].bytes for size in (4, 2)]
+    [53952, 26976]
     """
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be a whole number from 1 up, got {batch!r}.")
@@ -111,27 +136,37 @@ def layer_costs(network: Network, batch: int = 1) -> list[LayerCost]:
     input_shape = network.input_shape
     for name, layer in network.layers.items():
         output_shape = network.shapes[name]
-        parameters = sum(array.size for array in layer.parameters.values())
+        learnt = _learnt_shapes(layer)
+        parameters = sum(map(math.prod, learnt.values()))
         macs = moved = 0
-        if isinstance(layer, (Conv2d, Linear)):
-            weight = layer.parameters["weight"]
+        if isinstance(layer, (Conv2d, Linear, StoredLinear)):
             # Each output value takes one MAC for every weight of its filter (or row).
-            macs = batch * math.prod(output_shape) * math.prod(weight.shape[1:])
+            macs = batch * math.prod(output_shape) * math.prod(learnt["weight"][1:])
         if layer_kind(layer) != "other":
-            moved = 4 * (batch * (math.prod(input_shape) + math.prod(output_shape)) + parameters)
+            values = batch * (math.prod(input_shape) + math.prod(output_shape)) + parameters
+            moved = _whole_bytes(values, bytes_per_value)
         costs.append(LayerCost(name, layer_kind(layer), output_shape, parameters, macs, moved))
         input_shape = output_shape
     return costs
 
 
-def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = None) -> Table:
+def cost_table(
+    network: Network,
+    batch: int = 1,
+    ceilings: Ceilings | None = None,
+    *,
+    bytes_per_value: float = 4,
+) -> Table:
     """The counts of :func:`layer_costs` as a table, with shares; roofline times if given ceilings.
+
+    The roofline is that of storage alone: ``bytes_per_value`` changes what must move, while the
+    products run at the ceilings' speed whatever is stored.
 
     >>> from fastdl_lib.networks import alexnet
     >>> cost_table(alexnet()).rows[-1]["macs"]
     724406816
     """
-    costs = layer_costs(network, batch)
+    costs = layer_costs(network, batch, bytes_per_value=bytes_per_value)
     all_parameters = sum(cost.parameters for cost in costs)
     all_macs = sum(cost.macs for cost in costs)
     rows = []
@@ -178,13 +213,15 @@ def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = Non
     if ceilings:
         columns.append(Column("roofline_ms", "roofline time", "ms", counted))
     images = "1 image" if batch == 1 else f"{batch} images"
-    return Table(
-        tuple(columns), tuple(rows), f"{network.name}, forward pass of {images} (computed)"
-    )
+    stored = "" if bytes_per_value == 4 else f", {bytes_per_value:g} bytes a value"
+    caption = f"{network.name}, forward pass of {images}{stored} (computed)"
+    return Table(tuple(columns), tuple(rows), caption)
 
 
-def memory_bytes(network: Network, batch: int, *, training: bool = False) -> int:
-    """Count the memory that ``batch`` images need in float32, weights included.
+def memory_bytes(
+    network: Network, batch: int, *, training: bool = False, bytes_per_value: float = 4
+) -> int:
+    """Count the memory that ``batch`` images need, weights included; rounded up to whole bytes.
 
     Forwards: the weights, and the input and output of the layer where both are largest together.
     In a training step: the weights, their gradients and the optimiser's memory (momentum), a second
@@ -192,20 +229,33 @@ def memory_bytes(network: Network, batch: int, *, training: bool = False) -> int
     output of every layer, as if each kept its own. What an algorithm lays out besides, such as
     patches, is not counted.
 
+    Args:
+        bytes_per_value: of all that is stored, 4 for float32. Mixed precision keeps float32 copies
+            besides, which this does not count.
+
     Raises:
-        ValueError: ``batch`` is not a whole number from 0 up.
+        TypeError: ``bytes_per_value`` is no number.
+        ValueError: ``batch`` is not a whole number from 0 up, ``bytes_per_value`` is not above 0.
 
     >>> from fastdl_lib.networks import alexnet
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
     (243860896, 890933740)
+    >>> memory_bytes(alexnet(), 0, bytes_per_value=2)
+    121930448
     """
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0:
         raise ValueError(f"batch must be a whole number from 0 up, got {batch!r}.")
     sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
-    weights = [array.size for array in network.parameters.values()]
+    weights = [
+        math.prod(shape)
+        for layer in network.layers.values()
+        for shape in _learnt_shapes(layer).values()
+    ]
     if not training:
-        return 4 * (sum(weights) + batch * max(map(sum, itertools.pairwise(sizes))))
-    return 4 * (3 * sum(weights) + max(weights, default=0) + batch * sum(sizes))
+        values = sum(weights) + batch * max(map(sum, itertools.pairwise(sizes)))
+    else:
+        values = 3 * sum(weights) + max(weights, default=0) + batch * sum(sizes)
+    return _whole_bytes(values, bytes_per_value)
 
 
 def training_days(

@@ -350,8 +350,8 @@ class MpiWorkers(Workers):
         epochs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
         own = json.loads(json.dumps(settings))
-        first = self.from_rank_0([own, epochs, optimizer.steps, list(optimizer.state)])
-        wanted, epochs, optimizer.steps, remembered = first
+        first = [own, epochs, optimizer.steps, optimizer.numbers, list(optimizer.state)]
+        wanted, epochs, optimizer.steps, optimizer.numbers, remembered = self.from_rank_0(first)
         for name, value in (wanted or {}).items():
             if own.get(name) != value:
                 raise ValueError(
@@ -376,7 +376,7 @@ class MpiWorkers(Workers):
         return slice(start, stop)
 
     def gradients(
-        self, network: Network, x: Array, labels: Array, images: int
+        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
     ) -> tuple[float, int]:
         self.step += 1
         self.beat()
@@ -385,7 +385,8 @@ class MpiWorkers(Workers):
         loss_sum, correct = 0.0, 0
         if len(x):
             with _shared_dropout(network, self.share(images), images):
-                loss, correct = self._gradients_here(network, x, labels, len(x) / images)
+                weight = loss_scale * len(x) / images
+                loss, correct = self._gradients_here(network, x, labels, weight)
             loss_sum = len(x) * loss
         else:  # an epoch's last batch may have fewer images than there are ranks
             for name, layer in reversed(network.layers.items()):
@@ -405,7 +406,7 @@ class MpiWorkers(Workers):
     def _gradients_here(
         self, network: Network, x: Array, labels: Array, weight: float
     ) -> tuple[float, int]:
-        """As ``gradients``, of the images here; ``weight`` is their share of the batch."""
+        """As ``gradients``, of the images here; ``weight`` multiplies them."""
 
         def after_layer(name: str) -> None:
             self._buckets.after_layer(name)
@@ -557,7 +558,7 @@ class Delayed(Workers):
         return epochs
 
     def gradients(
-        self, network: Network, x: Array, labels: Array, images: int
+        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
     ) -> tuple[float, int]:
         weights = network.parameters
         now = {name: weight.copy() for name, weight in weights.items()}
@@ -567,7 +568,7 @@ class Delayed(Workers):
         for name, weight in self._old[0].items():
             weights[name][...] = weight
         try:
-            return training_pass(network, x, labels)
+            return training_pass(network, x, labels, weight=loss_scale)
         finally:
             for name, weight in now.items():
                 weights[name][...] = weight
@@ -631,8 +632,13 @@ class _Server(Workers):
         return self._version - oldest + len(self._out) <= self.max_staleness
 
     def gradients(
-        self, network: Network, x: Array, labels: Array, images: int
+        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
     ) -> tuple[float, int]:
+        if loss_scale != 1:
+            raise ValueError(
+                f"asynchronous training takes no loss scale, got {loss_scale}: a gradient may come "
+                "that was scaled before the scale changed; train in float32 or bfloat16."
+            )
         ranks = self.ranks
         ranks.step += 1
         ranks.beat()
@@ -688,8 +694,7 @@ def _compute_for_server(
             order = np.random.default_rng(epoch_seed(seed, epoch, 0)).permutation(len(images))
         chosen = order[batch * number : batch * (number + 1)]
         for index, layer in enumerate(network.layers.values(), start=1):
-            if isinstance(layer, Dropout):
-                layer.reseed(epoch_seed(epoch_seed(seed, epoch, index), number, 0))
+            layer.reseed(epoch_seed(epoch_seed(seed, epoch, index), number, 0))
         part = beside(chosen, images)
         loss, right = training_pass(
             network,

@@ -91,6 +91,9 @@ class Layer:
         """Take the gradient of the loss by the output, return the one by the input."""
         raise NotImplementedError
 
+    def reseed(self, seed: int) -> None:
+        """Begin the layer's random draws anew from ``seed``; most layers draw nothing."""
+
     def _keep(self, training: bool, out: Array, *values: Any) -> None:
         """Keep in training what backward needs; out of training let go of it."""
         self._kept = (out.shape, out.dtype, values) if training else None
@@ -712,10 +715,14 @@ def check_labels(logits: Array, labels: Array) -> None:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {low}..{high}.")
 
 
-def softmax_cross_entropy_arrays(logits: Array, labels: Array) -> tuple[Array, Array]:
+def softmax_cross_entropy_arrays(
+    logits: Array, labels: Array, scale: float = 1.0
+) -> tuple[Array, Array]:
     """As :func:`softmax_cross_entropy`, but without a look at any value: nothing waits for a GPU.
 
     The loss is an array without axes beside the logits, and the labels are to be checked before.
+    ``scale`` multiplies the gradient before it is rounded to the logits' dtype, so that a small one
+    does not vanish in float16; the loss stays as it is.
 
     >>> loss, _ = softmax_cross_entropy_arrays(np.zeros((2, 10), np.float32), np.array([0, 1]))
     >>> loss.shape
@@ -731,4 +738,6 @@ def softmax_cross_entropy_arrays(logits: Array, labels: Array) -> tuple[Array, A
     grad = exponentials / sums
     grad[rows, labels] -= 1
     grad /= len(labels)
+    if scale != 1:
+        grad *= scale
     return loss, grad.astype(logits.dtype, copy=False)

@@ -31,6 +31,9 @@ class Optimizer:
     are computed in float32: squares of small gradients would vanish in float16.
     """
 
+    loss_scale = 1.0
+    """What the loss's gradient is to be multiplied by before it goes back through the network."""
+
     def __init__(self, learning_rate: float, **settings: float) -> None:
         check_number("learning_rate", learning_rate, low=0, low_included=False)
         self.learning_rate = float(learning_rate)
@@ -39,6 +42,8 @@ class Optimizer:
         """Steps taken."""
         self.state: dict[str, Array] = {}
         """What is remembered from step to step, such as ``"velocity.conv1.weight"``."""
+        self.numbers: dict[str, float] = {}
+        """What else is remembered, plain numbers; a checkpoint keeps them too."""
         self._settings = settings
 
     @property
@@ -62,19 +67,23 @@ class Optimizer:
             ValueError: this optimiser remembers a network with other shapes or another dtype;
                 nothing is changed.
         """
+        gradients = self._checked_gradients(network)
+        self.steps += 1
+        for name, weight in network.parameters.items():
+            self._update(name, weight, gradients[name])
+
+    def _checked_gradients(self, network: Network) -> dict[str, Array]:
+        """The network's gradients, once a step can be taken whole."""
         parameters, gradients = network.parameters, network.gradients
         if gradients.keys() != parameters.keys():
             raise RuntimeError(
                 f"{type(self).__name__}.step() needs the gradients of {network.name}: "
                 "call network.loss_and_gradients(x, labels) first."
             )
-        # Before anything is changed: a step is taken whole or not at all.
         for name, weight in parameters.items():
             for key in [key for key in self.state if key.partition(".")[2] == name]:
                 self._check_remembered(key, weight)
-        self.steps += 1
-        for name, weight in parameters.items():
-            self._update(name, weight, gradients[name])
+        return gradients
 
     def _check_remembered(self, key: str, weight: Array) -> None:
         kept = self.state[key]

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from fastdl_lib.arrays import to_cpu
 from fastdl_lib.cluster import Scaling
 from fastdl_lib.convolution import im2col, output_size
 from fastdl_lib.costs import KINDS, Ceilings, LayerCost
@@ -35,24 +36,32 @@ from fastdl_lib.evidence import (
     format_number,
 )
 from fastdl_lib.machine import MachineCard
+from fastdl_lib.precision import FloatFormat, NumberFormat
 from fastdl_lib.threads import threads_in_words
 from fastdl_lib.timing import LayerProfile
 
 __all__ = [
+    "BitsRow",
     "Picture",
     "ScalingLine",
     "Shares",
     "Trial",
+    "accuracy_lines",
     "all_reduce_steps",
     "batch_sweep",
+    "bit_layout",
+    "bits_summary",
     "block_sweep",
     "cost_shares",
     "epoch_lines",
     "error_against_speed",
+    "format_ranges",
     "guess_and_truth",
     "image_row",
     "ladder",
     "layer_bars",
+    "loss_curves",
+    "magnitude_histogram",
     "memory_against_batch",
     "memory_bars",
     "patch_matrix",
@@ -327,10 +336,10 @@ def guess_and_truth(
 
 
 def image_row(images: np.ndarray, titles: Sequence[str], *, title: str, caption: str) -> Picture:
-    """Show images side by side. ``images``: (n, 3, H, W) in [0, 1], one title each."""
+    """Show images side by side. ``images``: (n, 3 or 1, H, W) in [0, 1], one title each."""
     figure, axes = _new(2.6 * len(images), 3.5, len(images), squeeze=False)
     for axis, image, name in zip(axes[0], images, titles, strict=True):
-        axis.imshow(image.transpose(1, 2, 0), interpolation="none")
+        axis.imshow(image.transpose(1, 2, 0), cmap="gray", interpolation="none")
         axis.set_title(name, fontsize=10)
         axis.axis("off")
     size = "x".join(str(n) for n in images.shape[2:])
@@ -1573,3 +1582,566 @@ def prediction_bars(
     return Picture(
         figure, title, _origins(bars, *notes), "; ".join(words), _provenance_patches(bars)
     )
+
+
+# --- chapter 05 ---------------------------------------------------------------------------------
+
+_BITS = {"sign": "#CC79A7", "exponent": "#E69F00", "fraction": "#56B4E9"}
+_SERIES = tuple(zip(_RUNGS[::-1], ("-", "--", "-.", ":", "-", "--", "-."), "osD^vPX", strict=True))
+
+
+def bit_layout(
+    number_format: FloatFormat,
+    value: float | str,
+    *,
+    asked: float | None = None,
+    title: str | None = None,
+) -> Picture:
+    """Draw the bits of a number, what each counts, and how they become the number.
+
+    Args:
+        number_format: a float format of up to 32 bits.
+        value: a number, which is rounded to the format, or its bits as a string of 0s and 1s.
+        asked: the number that was meant, if bits are given: those that differ from its bits are
+            framed, and the error is that against it.
+        title: by default, what became of the number.
+
+    Raises:
+        TypeError: the format is no float format.
+        ValueError: it has more than 32 bits, or the bits do not fit it.
+
+    >>> from fastdl_lib.precision import FLOAT16
+    >>> print(bit_layout(FLOAT16, 0.1).alt[:59])
+    0.1 as float16 is 0.0999755859375. Bits: 0 01011 1001100110
+    """
+    if not isinstance(number_format, FloatFormat):
+        raise TypeError(f"{number_format!r} has no exponent; give a float format such as FLOAT16.")
+    if number_format.bits > 32:
+        raise ValueError(
+            f"{number_format.name} has {number_format.bits} bits; 32 at most fit into the figure."
+        )
+    exponent_bits, fraction_bits = number_format.exponent_bits, number_format.fraction_bits
+    if isinstance(value, str):
+        stored = number_format.value_of(value)
+        bits = "".join(value.split())
+    else:
+        asked = float(value)
+        bits = number_format.bits_of(asked).replace(" ", "")
+        stored = number_format.value_of(bits)
+    meant = bits if asked is None else number_format.bits_of(asked).replace(" ", "")
+    figure, axes = _new(9.5, 3.7)
+    for place, (bit, unchanged) in enumerate(zip(bits, meant, strict=True)):
+        from_right = len(bits) - 1 - place
+        if place == 0:
+            part, weight = "sign", "+/-"
+        elif place <= exponent_bits:
+            part, weight = "exponent", f"{2 ** (exponent_bits - place)}"
+        else:
+            part, weight = "fraction", f"$2^{{-{place - exponent_bits}}}$"
+        flipped = bit != unchanged
+        box = Rectangle(
+            (place, 0), 1, 1, facecolor=_BITS[part], alpha=0.9 if bit == "1" else 0.3,
+            edgecolor="white", linewidth=1.5,
+        )  # fmt: skip
+        axes.add_patch(box)
+        if flipped:
+            frame = Rectangle((place + 0.06, 0.05), 0.88, 0.9, fill=False, ec=_INK, lw=2.5)
+            axes.add_patch(frame)
+        centre = {"ha": "center", "va": "center"}
+        axes.text(place + 0.5, 0.5, bit, fontsize=13, color=_INK, **centre)
+        axes.text(place + 0.5, 1.17, str(from_right), fontsize=7.5, color=_GREY, **centre)
+        axes.text(place + 0.5, -0.2, weight, fontsize=8.5, color=_INK, **centre)
+    axes.set_xlim(-0.02, max(len(bits), 16) + 0.02)
+    axes.set_ylim(-1.95, 1.3)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(
+        "above each bit its number, below it what a 1 there counts", fontsize=8.5, color=_GREY
+    )
+    formula, plain = _decoding(number_format, bits, stored)
+    axes.text(0, -0.92, formula, fontsize=13, color=_INK, va="center")
+    fate = _stored_in_words(number_format, asked, stored)
+    axes.text(0, -1.6, fate, fontsize=10.5, color=_INK, va="center")
+    for text in axes.texts:  # long ones would squeeze the boxes, and measuring takes time
+        text.set_in_layout(False)
+    spaced = f"{bits[0]} {bits[1 : 1 + exponent_bits]} {bits[1 + exponent_bits :]}"
+    name = number_format.name
+    is_what = f"{spaced} in {name}" if asked is None else f"{asked:.8g} as {name}"
+    flips = [str(len(bits) - 1 - i) for i in range(len(bits)) if bits[i] != meant[i]]
+    with_flips = f" with bit {', '.join(flips)} flipped" if flips else ""
+    title = title or f"{is_what}{with_flips} is {stored:.13g}"
+    caption = (
+        f"Computed: {name} has 1 bit of sign, {exponent_bits} of exponent (bias "
+        f"{number_format.bias}), {fraction_bits} of fraction | dark: 1, pale: 0, framed: flipped"
+    )
+    alt = f"{is_what}{with_flips} is {stored:.13g}. Bits: {spaced}. {plain}. {fate}"
+    legend = [Patch(color=colour, label=part) for part, colour in _BITS.items()]
+    return Picture(figure, title, caption, alt, legend)
+
+
+def _decoding(number_format: FloatFormat, bits: str, stored: float) -> tuple[str, str]:
+    """How the bits become the number: for the figure, and in plain text."""
+    end = 1 + number_format.exponent_bits
+    sign, exponent, fraction = bits[0], int(bits[1:end], 2), int(bits[end:], 2)
+    signed = "-" if sign == "1" else ""
+    if math.isnan(stored):
+        last = "all ones: NaN, not a number"
+        words = (
+            f"exponent all ones, fraction {'not 0: NaN' if number_format.has_infinity else last}"
+        )
+        return words, words
+    if math.isinf(stored):
+        words = f"exponent all ones, fraction 0: {signed}infinity"
+        return words, words
+    if stored == 0:
+        words = f"exponent and fraction all zeros: {signed}0"
+        return words, words
+    share = fraction / 2**number_format.fraction_bits
+    if exponent == 0:
+        biased, factor, note = 1, share, "   (subnormal: no 1 is hidden)"
+    else:
+        biased, factor, note = exponent, 1 + share, ""
+    shown = f"{biased} - {number_format.bias}"
+    formula = rf"$(-1)^{sign} \times 2^{{{shown}}} \times {factor:.9g}$ = {stored:.9g}{note}"
+    plain = f"(-1)^{sign} x 2^({shown}) x {factor:.9g} = {stored:.9g}{note}"
+    return formula, plain
+
+
+def _stored_in_words(number_format: FloatFormat, asked: float | None, stored: float) -> str:
+    """What was asked for, what is stored, and the error."""
+    if asked is None:
+        return f"stored: {stored:.13g}"
+    said = f"asked: {asked:.13g}    stored: {stored:.13g}    "
+    if asked == stored or (math.isnan(asked) and math.isnan(stored)):
+        return said + "exact"
+    if not (math.isfinite(stored) and math.isfinite(asked)):
+        beyond = abs(asked) > number_format.largest
+        return said + f"largest: {number_format.largest:.6g}" * beyond
+    error = f"error: {stored - asked:.3g}"
+    if asked == 0:
+        return said + error
+    if abs(stored) > 2 * abs(asked):
+        return said + f"{format_number(stored / asked)} times what was asked"
+    return said + f"{error}, {format_number(100 * abs((stored - asked) / asked))} % of it"
+
+
+def _in_digits(number_format: NumberFormat) -> str:
+    """How fine a format is, below its name."""
+    if isinstance(number_format, FloatFormat):
+        digits = (number_format.fraction_bits + 1) * math.log10(2)
+        return f"{number_format.fraction_bits} fraction bits: {digits:.1f} digits"
+    return f"steps of {number_format.smallest_subnormal:g}"
+
+
+def _range_bar(axis: Any, place: float, number_format: NumberFormat, height: float = 0.5) -> None:
+    """A bar over powers of two from the smallest number, pale up to the smallest normal one."""
+    lowest, normal, largest = (
+        math.log2(number)
+        for number in (
+            number_format.smallest_subnormal,
+            number_format.smallest_normal,
+            number_format.largest,
+        )
+    )
+    colour = "#0072B2" if isinstance(number_format, FloatFormat) else "#E69F00"
+    axis.barh(place, normal - lowest, left=lowest, height=height, color=colour, alpha=0.35)
+    axis.barh(place, largest - normal, left=normal, height=height, color=colour)
+
+
+def _powers_of_two(axis: Any) -> None:
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"$2^{{{v:.0f}}}$"))
+
+
+def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
+    patches = [Patch(color="#0072B2", label="normal numbers: all digits")]
+    if any(isinstance(number_format, FloatFormat) for number_format in formats):
+        patches.append(Patch(color="#0072B2", alpha=0.35, label="subnormal: digits get lost"))
+    if not all(isinstance(number_format, FloatFormat) for number_format in formats):
+        patches.append(Patch(color="#E69F00", label="evenly spaced"))
+    return patches
+
+
+def format_ranges(formats: Sequence[NumberFormat], *, title: str) -> Picture:
+    """Draw from which to which size the positive numbers of each format reach.
+
+    Args:
+        formats: one bar each; integers with a scale are drawn at the scale 1.
+    """
+    figure, axes = _new(9.5, 1.7 + 0.52 * len(formats))
+    # float64 would leave the others no room: it runs out of the picture.
+    left, right = -176, 155
+    words = []
+    for place, number_format in enumerate(formats):
+        _range_bar(axes, place, number_format)
+        smallest, largest = number_format.smallest_subnormal, number_format.largest
+        ends = ((smallest, math.log2(smallest), -1.5), (largest, math.log2(largest), 1.5))
+        for number, power, beside in ends:
+            text = f"{number:,.6g}" if 1 <= number < 1e6 else f"{number:.1e}"
+            at, colour = power + beside, _INK
+            if not left < power < right:
+                text = (
+                    f"\N{LEFTWARDS ARROW} {text}" if beside < 0 else f"{text} \N{RIGHTWARDS ARROW}"
+                )
+                at, beside, colour = (left if beside < 0 else right) - beside, -beside, "white"
+            side = "left" if beside > 0 else "right"
+            axes.text(at, place, text, ha=side, va="center", fontsize=9, color=colour)
+        words.append(
+            f"{number_format.name}, {number_format.bits} bits: {smallest:.3g} to {largest:.6g}, "
+            f"{_in_digits(number_format)}"
+        )
+    names = [f"{number_format.name}\n{_in_digits(number_format)}" for number_format in formats]
+    axes.set_yticks(range(len(formats)), names)
+    axes.set_ylim(len(formats) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color=_INK, linewidth=0.9, linestyle=":")
+    axes.set_xlim(left, right)
+    axes.set_xticks(range(-140, 140, 20))
+    _powers_of_two(axes.xaxis)
+    axes.set_xlabel("size of a positive number (dotted: 1)")
+    caption = "Computed: from the smallest number above 0 to the largest of each format"
+    return Picture(figure, title, caption, "; ".join(words), _range_patches(formats))
+
+
+def magnitude_histogram(
+    groups: Mapping[str, Any],
+    formats: Sequence[NumberFormat],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+    least: int = -60,
+) -> Picture:
+    """Draw how large values are, power of two by power of two, above what formats can hold.
+
+    Args:
+        groups: label to an array of any shape, NumPy or CuPy. Zeros are counted apart.
+        formats: a bar below the histogram each, with a line up at both of its ends.
+        origin: the machine that computed the values.
+        notes: for the caption.
+        least: smaller powers of two are counted with this one, in the first step.
+
+    Raises:
+        ValueError: a value is infinite or NaN.
+    """
+    figure = Figure(figsize=(9.5, 4.1 + 0.3 * len(formats)), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[8, 0.8 + 0.85 * len(formats)])
+    for axis in (upper, lower):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+    words, ends = [], []
+    for (label, array), (colour, style, _) in zip(groups.items(), _SERIES, strict=False):
+        sizes = np.abs(to_cpu(array).astype(np.float64)).ravel()
+        if not np.isfinite(sizes).all():
+            raise ValueError(f"{label!r} holds infinite values or NaN, which have no size.")
+        zeros = 100 * float(np.mean(sizes == 0))
+        sizes = sizes[sizes > 0]
+        powers = np.maximum(np.frexp(sizes)[1] - 1, least)
+        first, last = (int(powers.min()), int(powers.max())) if sizes.size else (0, 0)
+        share = 100 * np.bincount(powers - first, minlength=1) / max(1, to_cpu(array).size)
+        # Stairs that start and end on the axis.
+        edges = np.arange(first, last + 2)
+        text = f"{label} ({zeros:.0f} % are 0)"
+        upper.stairs(share, edges, color=colour, linestyle=style, linewidth=2, label=text)
+        upper.stairs(share, edges, color=colour, fill=True, alpha=0.12)
+        ends += [first, last + 1]
+        start = f"2^{first}" if first > least else "less"
+        said = [f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"]
+        for number_format in formats if sizes.size else ():
+            lost = 100 * float(np.mean(sizes <= number_format.smallest_subnormal / 2))
+            over = 100 * float(np.mean(sizes > number_format.largest))
+            said.append(
+                f"of these {format_number(lost)} % become 0 in {number_format.name} and "
+                f"{format_number(over)} % lie beyond its largest"
+            )
+        words.append(", ".join(said))
+    for place, number_format in enumerate(formats):
+        _range_bar(lower, place, number_format)
+        for number in (number_format.smallest_subnormal, number_format.largest):
+            power = math.log2(number)
+            upper.axvline(power, color=_GREY, linewidth=0.9, linestyle=":")
+            lower.plot([power, power], [-0.7, place], color=_GREY, linewidth=0.9, linestyle=":")
+    # Formats that reach further than everything else may run out of the picture.
+    reach = [math.log2(f.smallest_subnormal) for f in formats if f.smallest_subnormal > 1e-20]
+    reach += [math.log2(f.largest) for f in formats if f.largest < 1e20]
+    upper.set_xlim(min([*ends, *reach]) - 2, max([*ends, *reach]) + 2)
+    upper.set_ylim(bottom=0)
+    upper.set_ylabel("share of all values, %")
+    # A legend between the two: the histogram keeps all of its room.
+    upper.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9,
+        borderaxespad=0.2,
+    )  # fmt: skip
+    lower.set_yticks(range(len(formats)), [number_format.name for number_format in formats])
+    lower.set_ylim(len(formats) - 0.4, -0.6)
+    lower.tick_params(axis="y", length=0)
+    lower.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
+    _powers_of_two(lower.xaxis)
+    lower.set_xlabel("size |x| of a value, in powers of two")
+    step = "a step holds the values between two powers of two"
+    if min(ends) == least:
+        step += f", the first one all below 2^{least + 1} too"
+    upper.set_xlabel(step, fontsize=8.5)
+    alt = f"Sizes of values. {'. '.join(words)}"
+    caption = _caption(origin, Provenance.MEASURED, *notes)
+    return Picture(figure, title, caption, alt, _range_patches(formats))
+
+
+def _apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Move labels at these heights until two are at least ``least`` apart, between two bounds."""
+    order = np.argsort(places, kind="stable")
+    moved = [0.0] * len(places)
+    floor = low
+    for rank, index in enumerate(order):
+        moved[index] = max(places[index], floor)
+        floor = moved[index] + least
+        # Room must be left for the labels above.
+        top = high - least * (len(places) - 1 - rank)
+        moved[index] = max(low, min(moved[index], top))
+    return moved
+
+
+def loss_curves(
+    curves: Mapping[str, Sequence[float]],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+    ylabel: str = "training loss",
+    provenance: Provenance = Provenance.MEASURED,
+) -> Picture:
+    """Draw training losses step by step, as moving means, with the name at each line's end.
+
+    Args:
+        curves: label to one number a step, up to 8 lines. A line ends with a cross where a number
+            is infinite or NaN.
+        origin: the machine that trained.
+        notes: for the caption.
+
+    Raises:
+        ValueError: no line, or more than 8.
+    """
+    if not 1 <= len(curves) <= 8:
+        raise ValueError(f"1 to 8 lines can be told apart, got {len(curves)}.")
+    figure, axes = _new(9.5, 4.5)
+    series = [*_SERIES, (_INK, ":", "*")]
+    width = max(1, max(len(curve) for curve in curves.values()) // 40)
+    ends, words = [], []
+    for (label, curve), (colour, style, marker) in zip(curves.items(), series, strict=False):
+        values = np.asarray(curve, dtype=np.float64)
+        finite = np.isfinite(values)
+        count = len(values) if finite.all() else int(np.argmin(finite))
+        sums = np.cumsum(np.insert(values[:count], 0, 0.0))
+        steps = np.arange(1, count + 1)
+        start = np.maximum(0, steps - width)
+        means = (sums[steps] - sums[start]) / (steps - start)
+        axes.plot(
+            steps, means, style, color=colour, linewidth=1.8, marker=marker, markersize=5,
+            markevery=(max(1, count // 20), max(1, count // 8)),
+        )  # fmt: skip
+        at, last = (count, float(means[-1])) if count else (1, float("nan"))
+        text = f"{label}: {last:.3g}"
+        said = f"{label}: from {means[0]:.3g} to {last:.3g} after {at} steps" if count else label
+        if count < len(values):
+            axes.plot(at, last, "x", color=colour, markersize=10, markeredgewidth=2.5, zorder=4)
+            text = f"{label}: NaN after step {count}"
+            said += f", not finite from step {count + 1} on"
+        ends.append((text, colour, marker, at, last))
+        words.append(said)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    low, high = axes.get_ylim()
+    right = max(at for *_, at, _ in ends)
+    axes.set_xlim(0, right)
+    heights = [high if math.isnan(last) else last for *_, last in ends]
+    places = _apart(heights, (high - low) / 15, low, high)
+    beside = axes.get_yaxis_transform()
+    for (text, colour, marker, at, last), place in zip(ends, places, strict=True):
+        axes.plot(1.05, place, marker, color=colour, markersize=5, transform=beside, clip_on=False)
+        axes.annotate(
+            text,
+            (at, last if math.isfinite(last) else high),
+            xytext=(1.065, place),
+            textcoords=beside,
+            va="center",
+            fontsize=9,
+            color=_INK,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.9,
+                "relpos": (0, 0.5),
+                "shrinkA": 5,
+                "shrinkB": 0,
+            },
+            annotation_clip=False,
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"{ylabel} ({provenance})")
+    smooth = f"each point the mean of {width} steps" if width > 1 else ""
+    caption = _caption(origin, provenance, smooth, *notes)
+    return Picture(figure, title, caption, f"{ylabel.capitalize()}. {'; '.join(words)}")
+
+
+def accuracy_lines(
+    panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+    lowest: float = 0,
+) -> Picture:
+    """Draw accuracy against something, one to three panels side by side.
+
+    Args:
+        panels: ``(what is on the axis, "linear" or "log")`` to lines, label to numbers and to the
+            accuracy at each, %. A label keeps its colour in all panels.
+        origin: the machine that counted the right answers.
+        notes: for the caption.
+        lowest: where the vertical axis begins, %.
+
+    Raises:
+        ValueError: no panel or more than 3, another scale, or a logarithm of 0.
+    """
+    if not 1 <= len(panels) <= 3:
+        raise ValueError(f"1 to 3 panels fit beside each other, got {len(panels)}.")
+    figure, axes = _new(9.5, 4.4, len(panels), sharey=True, squeeze=False)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    words = []
+    for axis, ((xlabel, scale), lines) in zip(axes[0], panels.items(), strict=True):
+        if scale not in ("linear", "log"):
+            raise ValueError(f"a scale is 'linear' or 'log', got {scale!r} for {xlabel!r}.")
+        numbers = sorted({float(x) for xs, _ in lines.values() for x in xs})
+        if scale == "log" and numbers[0] <= 0:
+            raise ValueError(f"{numbers[0]:g} has no place on a logarithmic axis: {xlabel!r}.")
+        for label, (xs, accuracies) in lines.items():
+            colour, style, marker = _SERIES[labels.index(label) % len(_SERIES)]
+            axis.plot(
+                xs, accuracies, style, marker=marker, color=colour, linewidth=1.8, markersize=6,
+                clip_on=False, zorder=3,
+            )  # fmt: skip
+            dots = zip(xs, accuracies, strict=True)
+            said = ", ".join(f"{_short(x)}: {format_number(a)}" for x, a in dots)
+            words.append(f"{label}, %, by {xlabel}: {said}")
+        axis.set_xlabel(xlabel)
+        axis.grid(axis="y", color=_GREY, alpha=0.2, linewidth=0.8)
+        if scale == "log":
+            binary = all(math.frexp(x)[0] == 0.5 for x in numbers)
+            axis.set_xscale("log", base=2 if binary else 10)
+            if not binary or 1 <= numbers[0] <= numbers[-1] <= 1024:
+                _plain_log(axis.xaxis)
+            elif len(numbers) <= 12:
+                axis.set_xticks(numbers, [f"$2^{{{math.frexp(x)[1] - 1}}}$" for x in numbers])
+        elif len(numbers) <= 10:
+            axis.set_xticks(numbers, [f"{x:g}" for x in numbers])
+    axes[0][0].set_ylim(lowest, 100)
+    axes[0][0].set_ylabel(f"accuracy, % ({Provenance.MEASURED})")
+    legend = []
+    for label in labels:
+        colour, style, marker = _SERIES[labels.index(label) % len(_SERIES)]
+        legend.append(Line2D([], [], color=colour, ls=style, marker=marker, label=label))
+    return Picture(
+        figure, title, _caption(origin, Provenance.MEASURED, *notes), ". ".join(words), legend
+    )
+
+
+def _short(number: float) -> str:
+    """A power of two that is far from 1 as such, any other number as it is."""
+    mantissa, exponent = math.frexp(number)
+    return f"2^{exponent - 1}" if mantissa == 0.5 and abs(exponent) > 7 else f"{number:g}"
+
+
+class BitsRow(NamedTuple):
+    """One network in one format: how right, how large, how fast."""
+
+    name: str
+    bits: int
+    accuracy_pct: float
+    size_bytes: int
+    speed: Measurement
+    """Images/s."""
+    emulated: bool
+    """Whether the arithmetic was rounded in software, since the processor lacks the format."""
+
+
+def bits_summary(rows: Sequence[BitsRow], origin: MachineCard, *notes: str, title: str) -> Picture:
+    """Draw accuracy, size and speed of one network against the bits of a number.
+
+    Args:
+        rows: :class:`BitsRow` or plain tuples of the same order, most bits first.
+        origin: the machine that counted the right answers.
+        notes: for the caption.
+    """
+    rows = [BitsRow(*row) for row in rows]
+    figure = Figure(figsize=(9.5, 7.0), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    places, place = [], 0.0
+    for before, row in zip([None, *rows], rows, strict=False):
+        place += 0 if before is None else 1.0 if before.bits == row.bits else 1.45
+        places.append(place)
+    blue = KIND_COLOURS["conv"]
+    accuracies = [row.accuracy_pct for row in rows]
+    kilobytes = [row.size_bytes / 1e3 for row in rows]
+    speeds = [row.speed.median for row in rows]
+    for axis in panels:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+        axis.tick_params(axis="x", length=0)
+        for bits in dict.fromkeys(row.bits for row in rows):
+            alike = [p for p, row in zip(places, rows, strict=True) if row.bits == bits]
+            axis.axvspan(alike[0] - 0.55, alike[-1] + 0.55, color=_GREY, alpha=0.08, linewidth=0)
+    accuracy, size, speed = panels
+    accuracy.plot(places, accuracies, "o", color=blue, markersize=9, zorder=3)
+    spread = max(max(accuracies) - min(accuracies), 0.2)
+    accuracy.set_ylim(min(accuracies) - 0.35 * spread, max(accuracies) + 0.6 * spread)
+    accuracy.set_ylabel("accuracy, %\n(not from 0)")
+    size.bar(
+        places, kilobytes, width=0.62, color=KIND_COLOURS["norm"], edgecolor="white",
+        hatch=PROVENANCE_HATCH[Provenance.COMPUTED],
+    )  # fmt: skip
+    size.set_ylim(0, 1.25 * max(kilobytes))
+    size.set_ylabel("weights, kB")
+    _plain_log(size.yaxis)
+    for p, row in zip(places, rows, strict=True):
+        speed.plot([p, p], [row.speed.low, row.speed.high], color=_INK, linewidth=1.5)
+        speed.plot(
+            p, row.speed.median, "D", color=KIND_COLOURS["fc"], markersize=8, zorder=3,
+            markeredgewidth=1.8, markerfacecolor="white" if row.emulated else KIND_COLOURS["fc"],
+        )  # fmt: skip
+    speed.set_yscale("log")
+    _plain_log(speed.yaxis)
+    speed.set_ylim(min(speeds) / 2.2, max(row.speed.high for row in rows) * 6)
+    speed.set_ylabel("speed, images/s\n(line: quartiles)")
+    texts = (
+        [f"{value:.2f}" for value in accuracies],
+        [format_number(value) for value in kilobytes],
+        [format_number(value) for value in speeds],
+    )
+    for axis, values, labels in zip(panels, (accuracies, kilobytes, speeds), texts, strict=True):
+        for p, value, text in zip(places, values, labels, strict=True):
+            axis.annotate(
+                text, (p, value), xytext=(0, 4 if axis is size else 8), textcoords="offset points",
+                ha="center", fontsize=9,
+            )  # fmt: skip
+    names = ["\n".join(textwrap.wrap(row.name, 12, break_long_words=False)) for row in rows]
+    speed.set_xticks(
+        places, [f"{name}\n{row.bits} bits" for name, row in zip(names, rows, strict=True)]
+    )
+    speed.set_xlim(places[0] - 0.7, places[-1] + 0.7)
+    speed.set_xlabel("format of a number")
+    accuracy.set_title(f"right answers ({Provenance.MEASURED})", fontsize=9.5)
+    size.set_title(f"size of the weights ({Provenance.COMPUTED})", fontsize=9.5)
+    speed.set_title(f"forward pass ({rows[0].speed.provenance})", fontsize=9.5)
+    words = "; ".join(
+        f"{row.name}, {row.bits} bits: {a} % right, {k} kB, {s} images/s"
+        + (" (emulated)" if row.emulated else "")
+        for row, a, k, s in zip(rows, *texts, strict=True)
+    )
+    marks = {
+        "arithmetic of the format itself": KIND_COLOURS["fc"],
+        "rounded in software (emulated)": "white",
+    }
+    legend = [
+        Line2D(
+            [], [], ls="", marker="D", color=KIND_COLOURS["fc"], mfc=fill, ms=8, mew=1.8,
+            label=label,
+        )
+        for label, fill in marks.items()
+    ]  # fmt: skip
+    return Picture(figure, title, _caption(origin, Provenance.MEASURED, *notes), words, legend)

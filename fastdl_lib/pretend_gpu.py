@@ -189,9 +189,9 @@ ndarray.__matmul__ = _wrapped(_matmul)  # no __imatmul__, as CuPy
 ndarray.__rmatmul__ = lambda self, other: _wrapped(_matmul)(other, self)
 _METHODS = (
     "astype reshape ravel transpose swapaxes squeeze copy sum prod max min mean std var argmax "
-    "argmin any all cumsum clip dot fill __neg__ __invert__ __abs__"
+    "argmin any all cumsum clip dot fill view __neg__ __invert__ __abs__"
 )
-_BINARY = "add sub mul truediv floordiv mod pow and or xor lt le gt ge eq ne"
+_BINARY = "add sub mul truediv floordiv mod pow and or xor lshift rshift lt le gt ge eq ne"
 for _name in _METHODS.split():
     setattr(ndarray, _name, _wrapped(getattr(np.ndarray, _name)))
 for _name in ("item", "tolist", "__int__", "__float__", "__bool__"):

@@ -46,8 +46,10 @@ from fastdl_lib.evidence import (
 from fastdl_lib.gpu import cudnn_status
 from fastdl_lib.layers import CONV_ALGORITHMS, Conv2d
 from fastdl_lib.machine import MachineCard, machine_card
+from fastdl_lib.mixed_precision import MixedPrecision
 from fastdl_lib.networks import Network, alexnet, deep_convnet
-from fastdl_lib.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.optimizers import SGD, Adam, Optimizer, warmup_cosine
+from fastdl_lib.precision import FLOAT16
 from fastdl_lib.threads import blas_threads_now, threads_in_words
 from fastdl_lib.timing import (
     PRODUCT_SIZES,
@@ -57,13 +59,14 @@ from fastdl_lib.timing import (
     profile_layers,
     time_scale,
 )
-from fastdl_lib.training import evaluate, fit
+from fastdl_lib.training import evaluate, fit, training_pass
 from fastdl_lib.winograd import LARGEST_TILE
 
 __all__ = ["PARTS", "Plan", "check_recording", "measure_machine", "recording_name"]
 
 PARTS = {
     "ceiling": "large products by dtype, GFLOP/s, and a large copy, GB/s",
+    "dtypes": "products, a large x + y, and DeepConvNet by dtype: GFLOP/s, Gvalues/s, ms",
     "sweep": "square float32 products from small to large, ms",
     "transfer": "copies to the GPU and back by size, GB/s",
     "wrong": "GPU timings with a mistake in them, beside the right ones, ms",
@@ -96,6 +99,16 @@ class Plan:
     products: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=PRODUCT_SIZES.copy)
     float16_product: int = 256
     """On the CPU, where one of 1024 takes two seconds."""
+    dtype_product: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: {"cpu": 512, "gpu": 4096}
+    )
+    dtype_values: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: {"cpu": 2**24, "gpu": 2**27}
+    )
+    """Numbers in each of the arrays that are added, past every cache."""
+    dtype_batch: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: {"cpu": 100, "gpu": 1024}
+    )
     sweep: Mapping[str, Sequence[int]] = dataclasses.field(
         default_factory=lambda: {
             "cpu": [2**n for n in range(4, 12)],
@@ -214,6 +227,7 @@ def measure_machine(plan: Plan = Plan(), say: _Say = print) -> Recording:
     devices = ["cpu", "gpu"] if gpu_available() else ["cpu"]
     steps = {
         "ceiling": _ceilings,
+        "dtypes": _dtypes,
         "sweep": _sweep,
         "transfer": _transfers,
         "wrong": _wrong_timings,
@@ -281,6 +295,88 @@ def _ceilings(run: _Run, device: str) -> None:
         1.0,
         part="ceiling",
         what="copy",
+    )
+
+
+def _dtypes(run: _Run, device: str) -> None:
+    """What narrower numbers bring: where products are the limit, where bytes are, and in a network.
+
+    NumPy has no BLAS for float16 and no instructions either: a small product shows it, and a
+    network would take minutes. A GPU has, and trains in it with mixed precision.
+    """
+    threads, kinds = _threads_of(run, device)[-1], ["float64", "float32", "float16"]
+    for dtype in kinds:
+        size = run.plan.dtype_product[device]
+        each = _threads_of(run, device)
+        if dtype == "float16" and device == "cpu":
+            size, each = run.plan.float16_product, [1]
+        for count in each:
+            run(
+                f"by dtype: {dtype} product, {size} x {size}, {_in_words(count)}",
+                partial(product_gflops, size, dtype, device=device, threads=count or None),
+                0.4,
+                part="dtypes",
+                what="product",
+                dtype=dtype,
+                size=size,
+            )
+    for dtype in kinds:
+        values = run.plan.dtype_values[device]
+        name = f"by dtype: {dtype} x + y, {values} values, {_in_words(threads and 1)}"
+        add = partial(_gvalues_per_s, values, dtype, device)
+        run(name, add, 0.6, part="dtypes", what="add", dtype=dtype, size=values)
+    ways = ["forward"] if device == "cpu" else ["forward", "training"]
+    for dtype in kinds[:2] if device == "cpu" else kinds:
+        for way in ways:
+            name = f"by dtype: {dtype} DeepConvNet {way}, {_in_words(threads)}"
+            with run.memory_may_not_do(name):
+                _dtype_pass(run, device, name, dtype, way, threads)
+            release_gpu_memory()
+
+
+def _gvalues_per_s(count: int, dtype: str, device: str, **options: Any) -> Measurement:
+    """x + y into an array that is there already; NumPy's elementwise work takes one thread."""
+    x = np.ones(count, dtype)
+    x = to_gpu(x) if device == "gpu" else x
+    xp = array_module(x)
+    y, out = xp.ones_like(x), xp.empty_like(x)
+    threads = {"threads": 1} if device == "cpu" else {}
+    added = benchmark(lambda: xp.add(x, y, out=out), device=device, **threads, **options)
+    return added.convert(lambda ms: count / ms * 1e-6, "Gvalues/s")
+
+
+def _dtype_pass(
+    run: _Run, device: str, name: str, dtype: str, way: str, threads: int | None
+) -> None:
+    """DeepConvNet's arrays in that dtype; it trains in float16 with float32 master weights."""
+    batch = run.plan.dtype_batch[device]
+    network = deep_convnet().astype(dtype)
+    if device == "gpu":
+        network.to_gpu()
+    x, labels = _images(network, batch, device, dtype), np.arange(batch) % 10
+    labels = to_gpu(labels) if device == "gpu" else labels
+    optimizer: Optimizer = SGD(1e-6, momentum=0.9)  # no harm, as in _one_batch
+    if dtype == "float16":
+        optimizer = MixedPrecision(optimizer, FLOAT16, loss_scale=1024)
+
+    def step() -> None:
+        training_pass(network, x, labels, weight=optimizer.loss_scale)
+        optimizer.step(network)
+
+    run(
+        f"{name}, batch {batch}",
+        partial(
+            benchmark,
+            step if way == "training" else partial(network.forward, x),
+            device=device,
+            threads=threads or None,
+        ),
+        1.0,
+        part="dtypes",
+        what=way,
+        dtype=dtype,
+        network=network.name,
+        batch=batch,
     )
 
 
@@ -587,6 +683,7 @@ def _one_batch(
 
 UNITS = {
     "ceiling": {"product": "GFLOP/s", "copy": "GB/s"},
+    "dtypes": {"product": "GFLOP/s", "add": "Gvalues/s", "forward": "ms", "training": "ms"},
     "training": {"speed": "images/s", "accuracy": "%"},
     "transfer": "GB/s",
 }
@@ -600,6 +697,8 @@ ABOVE_PEAK = 1.25
 # waited for after every layer, so that asking for the next one no longer overlaps with the work.
 LAYERS_BY_PASS = (0.4, 2.5)
 FIRST_DATE = datetime.date(2025, 1, 1)
+# Recordings made before this day have no part "dtypes", and none is asked of them.
+DTYPES_SINCE = "2026-11-25"
 # What starts at a root, a home or a drive; a model's name may hold a slash.
 _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
 
@@ -698,14 +797,30 @@ def _missing(recording: Recording) -> Iterator[str]:
         required.append({"part": "chain"})
         for what in ("no synchronise", "no warm-up", "right"):
             required.append({"part": "wrong", "what": what})
+    if recording.machine.date >= DTYPES_SINCE:
+        required += _required_dtypes(recording.machine)
     for conditions in required:
         if not recording.has(**conditions):
             yield f"nothing was measured of {conditions}."
 
 
+def _required_dtypes(card: MachineCard) -> Iterator[dict[str, str]]:
+    """What the part "dtypes" must hold."""
+    for device in ["cpu", "gpu"] if _has_gpu(card) else ["cpu"]:
+        for dtype in ("float64", "float32", "float16"):
+            whats = ["product", "add"]
+            if device == "gpu":
+                whats += ["forward", "training"]
+            elif dtype != "float16":
+                whats.append("forward")
+            for what in whats:
+                yield {"part": "dtypes", "device": device, "dtype": dtype, "what": what}
+
+
 # The conditions that each part's numbers cannot be judged or found without.
 _NEEDED = {
     "ceiling": ("what",),
+    "dtypes": ("what", "dtype"),
     "sweep": ("size",),
     "transfer": ("direction", "bytes"),
     "wrong": ("what", "work", "size"),
@@ -732,8 +847,11 @@ def _own_faults(measurement: Measurement, network: Network) -> Iterator[str]:
     needed = ["device", *_NEEDED[part]]
     if conditions.get("device") == "cpu":
         needed.append("threads")
-    if part == "ceiling" and conditions.get("what") == "product":
+    what = conditions.get("what")
+    if part == "ceiling" and what == "product":
         needed += ["dtype", "size"]
+    if part == "dtypes":
+        needed += ["size"] if what in ("product", "add") else ["network", "batch"]
     lacking = [key for key in needed if key not in conditions]
     if lacking:
         yield f"{name!r} does not say its {lacking[0]}."
@@ -818,7 +936,10 @@ def _peak_faults(recording: Recording, network: Network) -> Iterator[str]:
     for m in recording.measurements:
         there = m.conditions
         part, dtype = there["part"], there.get("dtype", "float32")
-        if part == "sweep" or (part == "wrong" and there["work"] == "product"):
+        if part == "dtypes" and there["what"] == "product":
+            macs = there["size"] ** 3
+            m = m.convert(lambda gflops, macs=macs: 2 * macs / gflops * 1e-6, "ms")
+        elif part == "sweep" or (part == "wrong" and there["work"] == "product"):
             if there.get("what") == "no synchronise":
                 continue  # the asking alone: any speed can come out
             macs = there["size"] ** 3

@@ -32,10 +32,11 @@ from fastdl_lib.convolution import wide
 from fastdl_lib.datasets import mnist
 from fastdl_lib.evidence import Column, Provenance, Table
 from fastdl_lib.files import whole_file
-from fastdl_lib.layers import Dropout, Layer, softmax_cross_entropy_arrays
+from fastdl_lib.layers import Layer, softmax_cross_entropy_arrays
 from fastdl_lib.machine import MachineCard, machine_card
 from fastdl_lib.networks import Network, deep_convnet
 from fastdl_lib.optimizers import SGD, Adam, Optimizer, Schedule, warmup_cosine
+from fastdl_lib.precision import NumberFormat
 
 __all__ = [
     "Epoch",
@@ -268,7 +269,7 @@ def training_pass(
 
     Args:
         x, labels: a batch that fits the network.
-        weight: multiplies all gradients, such as this part's share of a batch.
+        weight: multiplies all gradients, such as this part's share of a batch or a loss scale.
         after_forward, after_backward: called with a layer's name when it has run that way.
 
     >>> from fastdl_lib.networks import deep_convnet
@@ -278,9 +279,7 @@ def training_pass(
     (10, 50)
     """
     logits = network.forward(x, training=True, after=after_forward)
-    loss, grad = softmax_cross_entropy_arrays(logits, labels)
-    if weight != 1.0:
-        grad *= float(weight)
+    loss, grad = softmax_cross_entropy_arrays(logits, labels, weight)
     network.backward(grad, after=after_backward)
     return _loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
 
@@ -313,18 +312,19 @@ class Workers:
         return slice(0, images)
 
     def gradients(
-        self, network: Network, x: Array, labels: Array, images: int
+        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
     ) -> tuple[float, int]:
         """Fill ``network.gradients`` with those of the mean loss over the whole batch.
 
         Args:
             x, labels: what came here of the batch.
             images: how many the whole batch has.
+            loss_scale: what multiplies the gradients, the optimiser's ``loss_scale``.
 
         Returns:
             The mean loss over the whole batch, nats, and how many images of it were right.
         """
-        return training_pass(network, x, labels)
+        return training_pass(network, x, labels, weight=loss_scale)
 
     def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
         """Run the network on all images, shared out."""
@@ -492,8 +492,7 @@ def fit(
     try:
         for number in range(len(done) + 1, epochs + 1):
             for index, layer in enumerate(network.layers.values(), start=1):
-                if isinstance(layer, Dropout):
-                    layer.reseed(epoch_seed(seed, number, index))
+                layer.reseed(epoch_seed(seed, number, index))
             chance = epoch_seed(seed, number, 0)
             batches = _batches(images, labels, batch, shift, chance, workers.share)
             shares = [(number - 1 + (step + 0.5) / steps) / epochs for step in range(steps)]
@@ -535,7 +534,7 @@ def _one_epoch(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for step, ((x, labels, whole), rate) in enumerate(zip(batches, rates, strict=True), 1):
             optimizer.learning_rate = rate
-            loss, right = workers.gradients(network, x, labels, whole)
+            loss, right = workers.gradients(network, x, labels, whole, optimizer.loss_scale)
             _check_finite("the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate)
             optimizer.step(network)
             seen += whole
@@ -580,9 +579,8 @@ def _factors(schedule: Schedule | None) -> list[float]:
 
 def _constants(layer: Layer) -> dict[str, Any]:
     """A layer's class and constants, such as a Dropout's rate; its seed is the run's affair."""
-    kept = {
-        n: v for n, v in vars(layer).items() if isinstance(v, (int, float, str)) and n != "seed"
-    }
+    named = {n: v.name if isinstance(v, NumberFormat) else v for n, v in vars(layer).items()}
+    kept = {n: v for n, v in named.items() if isinstance(v, (int, float, str)) and n != "seed"}
     return {"class": type(layer).__name__, **kept}
 
 

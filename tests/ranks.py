@@ -14,8 +14,10 @@ from fastdl_lib.checkpoints import digest
 from fastdl_lib.datasets import mnist
 from fastdl_lib.distributed import MpiWorkers, fit_async
 from fastdl_lib.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from fastdl_lib.mixed_precision import DynamicLossScale, MixedPrecision
 from fastdl_lib.networks import Network, deep_convnet
 from fastdl_lib.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.precision import FLOAT16
 from fastdl_lib.pretend_gpu import pretend_gpu
 from fastdl_lib.training import fit
 
@@ -56,6 +58,13 @@ CASES = {
     "adam": {"optimizer": lambda: Adam(0.01), "batch": 7},
     "every gradient alone": {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 8},
     "one bucket": {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 10**9},
+    # A scale far too large, so that steps are skipped first, on all ranks alike.
+    "float16": {
+        "optimizer": lambda: MixedPrecision(
+            SGD(0.1, 0.9), FLOAT16, loss_scale=DynamicLossScale(2.0**24, interval=2)
+        ),
+        "batch": 16,
+    },
     "no overlap": {"optimizer": lambda: SGD(0.1), "batch": 16, "overlap": False},
 }
 

@@ -21,6 +21,8 @@ from fastdl_lib.evidence import Measurement, Provenance
 from fastdl_lib.layers import Conv2d, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2d, ReLU
 from fastdl_lib.networks import Network, alexnet, deep_convnet
 from fastdl_lib.optimizers import SGD
+from fastdl_lib.precision import BFLOAT16
+from fastdl_lib.stored import StoredLinear
 
 ALEXNET_MACS = {
     "conv1": 105_415_200,
@@ -110,6 +112,55 @@ def test_a_larger_batch_moves_the_weights_once(alex):
     assert many["fc6"].intensity > 15 * one["fc6"].intensity
 
 
+@pytest.mark.parametrize("size", [8, 4, 2, 1, 4.0])
+def test_bytes_follow_the_size_of_a_value(alex, size):
+    for wide, cost in zip(
+        layer_costs(alex, 3), layer_costs(alex, 3, bytes_per_value=size), strict=True
+    ):
+        assert type(cost.bytes) is int and 4 * cost.bytes == size * wide.bytes
+        assert (cost.macs, cost.parameters) == (wide.macs, wide.parameters)
+    for training in (False, True):
+        wide = memory_bytes(alex, 3, training=training)
+        stored = memory_bytes(alex, 3, training=training, bytes_per_value=size)
+        assert type(stored) is int and 4 * stored == size * wide
+
+
+def test_bits_that_fill_no_byte_take_a_whole_one_in_each_layer():
+    layers = [("relu", ReLU()), ("relu2", ReLU())]
+    network = Network("N", layers, (1, 3, 3))
+    # Nine values in and nine out, 18 bits: 2.25 bytes; at 3 bits each 6.75.
+    assert [cost.bytes for cost in layer_costs(network, bytes_per_value=1 / 8)] == [3, 3]
+    assert [cost.bytes for cost in layer_costs(network, bytes_per_value=3 / 8)] == [7, 7]
+    # Memory is one block: 18 values, and 27 in training.
+    assert memory_bytes(network, 1, bytes_per_value=1 / 8) == 3
+    assert memory_bytes(network, 1, training=True, bytes_per_value=1 / 8) == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (0, ValueError, "bytes_per_value must be above 0"),
+        (-2, ValueError, "bytes_per_value must be above 0"),
+        (math.inf, ValueError, "bytes_per_value must be above 0 and finite"),
+        (math.nan, ValueError, "bytes_per_value must be above 0"),
+        ("float16", TypeError, "bytes_per_value must be a number, got 'float16'"),
+        (True, TypeError, "bytes_per_value must be a number"),
+    ],
+)
+@pytest.mark.parametrize("count", [layer_costs, cost_table, memory_bytes])
+def test_a_bad_size_of_a_value_is_refused(alex, count, size, error, message):
+    with pytest.raises(error, match=message):
+        count(alex, 1, bytes_per_value=size)
+
+
+def test_a_layer_that_is_stored_narrow_counts_as_what_it_was(alex):
+    stored = {name: StoredLinear(alex.layers[name], BFLOAT16) for name in ("fc6", "fc8")}
+    narrow = alex.variant("AlexNet", **stored)
+    assert layer_costs(narrow, 2) == layer_costs(alex, 2)
+    assert memory_bytes(narrow, 2) == memory_bytes(alex, 2)
+    assert layer_kind(stored["fc6"]) == "fc"
+
+
 # --- roofline -----------------------------------------------------------------------------------
 
 
@@ -136,6 +187,21 @@ def test_no_layer_beats_the_roof(alex):
         if cost.macs:
             gflops = 2e-6 * cost.macs / cost.roofline_ms(roof)
             assert gflops == pytest.approx(roof.attainable_gflops(cost.intensity))
+
+
+def test_half_the_bytes_halve_the_time_where_moving_is_the_limit(alex):
+    roof = ceilings(gflops=100, gb_per_s=10)
+    wide, half = by_name(alex), {c.name: c for c in layer_costs(alex, bytes_per_value=2)}
+    # One image's fully connected layers read each weight for one MAC: far left of the ridge.
+    assert half["fc6"].roofline_ms(roof) == pytest.approx(wide["fc6"].roofline_ms(roof) / 2)
+    assert half["fc6"].intensity == 2 * wide["fc6"].intensity < roof.ridge
+    # A convolution is bound by its products, which storage does not make faster.
+    assert half["conv3"].roofline_ms(roof) == wide["conv3"].roofline_ms(roof)
+    table = cost_table(alex, ceilings=roof, bytes_per_value=2)
+    assert table.rows[-1]["megabytes"] == pytest.approx(
+        cost_table(alex).rows[-1]["megabytes"] / 2, rel=1e-12
+    )
+    assert "2 bytes a value" in table.caption and "bytes" not in cost_table(alex).caption
 
 
 # --- the table ----------------------------------------------------------------------------------

@@ -315,6 +315,12 @@ def test_a_parameter_server_alone_is_refused():
         run_ranks(1, "async", "--images", 100, timeout_s=LIMIT_S, show=False)
 
 
+def test_a_parameter_server_takes_no_loss_scale():
+    server = distributed._Server(SimpleNamespace(size=2), max_staleness=0, steps=1)
+    with pytest.raises(ValueError, match=r"takes no loss scale, got 8\.0: .*train in float32"):
+        server.gradients(scenarios.toy(), *scenarios.toy_data(2), 2, loss_scale=8.0)
+
+
 @pytest.mark.parametrize("staleness", [0, 1, 4])
 def test_delayed_gradients_are_of_old_weights(staleness):
     x, labels = scenarios.toy_data(48)
@@ -323,9 +329,9 @@ def test_delayed_gradients_are_of_old_weights(staleness):
     delayed = Delayed(staleness)
     compute = delayed.gradients
 
-    def spy(network, x, labels, images):
+    def spy(network, x, labels, images, loss_scale):
         seen.append((x, labels))
-        return compute(network, x, labels, images)
+        return compute(network, x, labels, images, loss_scale)
 
     delayed.gradients = spy
     fit(network, x, labels, optimizer=SGD(0.1), workers=delayed, **run)

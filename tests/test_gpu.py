@@ -34,8 +34,16 @@ from fastdl_lib.layers import (
     ReLU,
     softmax_cross_entropy,
 )
+from fastdl_lib.mixed_precision import (
+    DynamicLossScale,
+    MixedPrecision,
+    Precision,
+    Rounding,
+    in_precision,
+)
 from fastdl_lib.networks import Network, alexnet, deep_convnet
 from fastdl_lib.optimizers import SGD, Adam
+from fastdl_lib.precision import FLOAT16, FORMATS, INT8_PER_CHANNEL, FixedPoint
 from fastdl_lib.training import evaluate, fit, predict_classes
 
 needs_gpu = [
@@ -317,9 +325,8 @@ def compare_networks(make, images, dtype, algorithm):
         assert error <= share * np.linalg.norm(expected[name]), name
 
 
-@pytest.mark.parametrize("optimizer", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01)])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_fit_learns_on_the_gpu(xp, optimizer, dtype):
+def small_and_bright():
+    """A small network, and images of four classes that it can learn."""
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 4
     images = 0.1 * rng.standard_normal((40, 1, 9, 9))
@@ -331,13 +338,127 @@ def test_fit_learns_on_the_gpu(xp, optimizer, dtype):
         ("flatten", Flatten()),
         ("fc", Linear(64, 4, rng=rng)),
     ]
-    network = Network("small", layers, (1, 9, 9)).astype(dtype).to_gpu()
+    return Network("small", layers, (1, 9, 9)), images, labels
+
+
+@pytest.mark.parametrize("optimizer", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_fit_learns_on_the_gpu(xp, optimizer, dtype):
+    network, images, labels = small_and_bright()
+    network = network.astype(dtype).to_gpu()
     x, y = to_gpu(images.astype(dtype)), to_gpu(labels)
     history = fit(network, x, y, epochs=20, optimizer=optimizer(), batch=10, progress=False)
     assert history.epochs[-1].accuracy > 0.9
     assert evaluate(network, x, y).accuracy > 0.9
     assert (predict_classes(network, x) == labels).mean() > 0.9
     assert all(array.dtype == dtype for array in network.parameters.values())
+
+
+# --- few bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [*FORMATS.values(), FixedPoint(8, 8)], ids=lambda f: f.name)
+def test_a_rounding_gives_the_bits_of_the_cpus(xp, format):
+    x = 10 * normal((3, 5, 4, 6), np.float32)
+    x.reshape(-1)[:3] = 0, 1e5, -1e-7
+    expected = Rounding(format).forward(x)
+    for turned in (to_gpu(x), channels_last(to_gpu(x))):
+        got = Rounding(format).forward(turned)
+        assert type(got) is xp.ndarray and got.dtype == np.float32
+        assert got.strides == turned.strides
+        np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.parametrize("format", [FLOAT16, FixedPoint(8, 8)], ids=lambda f: f.name)
+def test_a_rounding_draws_on_the_gpu(xp, format):
+    layer = Rounding(format, stochastic=True, seed=1)
+    x = xp.full((100, 100), 1 + format.epsilon / 4, xp.float32)
+    drawn = []
+    for seed in (1, 1, 2):
+        layer.reseed(seed)
+        drawn.append(layer.forward(x, training=True).get())
+        assert set(np.unique(layer.backward(x).get())) == {1, 1 + format.epsilon}
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+    assert 0.22 < (drawn[0] > 1).mean() < 0.28  # a standard deviation is 0.004
+
+
+@pytest.mark.parametrize("format", [FLOAT16, INT8_PER_CHANNEL], ids=lambda f: f.name)
+def test_a_network_in_few_bits(xp, format):
+    network = in_precision(deep_convnet(), Precision(format))
+    x = normal((4, 1, 28, 28), np.float32)
+    expected = network.forward(x)
+    on_gpu = in_precision(deep_convnet().to_gpu(), Precision(format))
+    for name, array in on_gpu.parameters.items():
+        np.testing.assert_array_equal(array.get(), network.parameters[name], err_msg=name)
+    # Float32 adds up in another order there, and a rounding may then go the other way.
+    error = np.abs(on_gpu.forward(to_gpu(x)).get() - expected).max()
+    assert error < 0.05 * np.abs(expected).max()
+
+
+def with_gradients(network, gradients):
+    for name, layer in network.layers.items():
+        layer.gradients = {
+            key: to_gpu(gradients[f"{name}.{key}"].astype(weight.dtype))
+            if type(weight) is not np.ndarray
+            else gradients[f"{name}.{key}"].astype(weight.dtype)
+            for key, weight in layer.parameters.items()
+        }
+
+
+@pytest.mark.parametrize("master_weights", [True, False])
+@pytest.mark.parametrize("inner", [lambda: SGD(0.1, momentum=0.9, weight_decay=1e-3), Adam])
+@pytest.mark.parametrize("arrays", ["float16", "float32"])
+def test_steps_in_few_bits_are_those_of_the_cpu(xp, inner, arrays, master_weights):
+    rng = np.random.default_rng(0)
+    networks = [deep_convnet().astype(np.float16).astype(arrays) for _ in range(2)]
+    networks[1].to_gpu()
+    optimizers = [
+        MixedPrecision(
+            inner(), FLOAT16, master_weights=master_weights, loss_scale=DynamicLossScale(64.0)
+        )
+        for _ in networks
+    ]
+    for step in range(4):
+        shapes = {name: array.shape for name, array in networks[0].parameters.items()}
+        gradients = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+        if step == 2:
+            gradients["fc2.bias"][3] = np.inf
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            with_gradients(network, gradients)
+            optimizer.step(network)
+    cpu, there = optimizers
+    assert there.numbers == cpu.numbers == {"skipped": 1, "scale": 32.0, "good_steps": 1}
+    assert there.state.keys() == cpu.state.keys()
+    for key, array in there.state.items():
+        np.testing.assert_allclose(array.get(), cpu.state[key], rtol=1e-5, atol=1e-7, err_msg=key)
+    for name, array in networks[1].parameters.items():
+        assert type(array) is xp.ndarray and array.dtype == arrays
+        wanted = networks[0].parameters[name].astype(np.float64)
+        # A half's spacing, where float32 differed in its last bit.
+        np.testing.assert_allclose(array.get(), wanted, rtol=2.0**-10, atol=2.0**-24, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["float16 arrays", "float16", "fixed<8,8>, stochastic"])
+def test_fit_learns_in_few_bits_on_the_gpu(xp, kind):
+    network, images, labels = small_and_bright()
+    images = images.astype(np.float32)
+    if kind == "float16 arrays":
+        network, images = network.astype(np.float16), images.astype(np.float16)
+        optimizer = MixedPrecision(Adam(0.01), FLOAT16, loss_scale=DynamicLossScale(2.0**20))
+    elif kind == "float16":
+        network = in_precision(network, Precision(FLOAT16))
+        optimizer = MixedPrecision(Adam(0.01), FLOAT16, loss_scale=256)
+    else:
+        fixed = FixedPoint(8, 8)
+        network = in_precision(network, Precision(fixed), stochastic=True)
+        optimizer = MixedPrecision(SGD(0.05), fixed, master_weights=False, stochastic=True)
+    network = network.to_gpu()
+    dtypes = {array.dtype for array in network.parameters.values()}
+    x, y = to_gpu(images), to_gpu(labels)
+    fit(network, x, y, epochs=20, optimizer=optimizer, batch=10, progress=False)
+    assert evaluate(network, x, y).accuracy > 0.9
+    assert {array.dtype for array in network.parameters.values()} == dtypes
+    assert all(type(array) is xp.ndarray for array in optimizer.state.values())
 
 
 # --- nothing crosses the bus by itself ----------------------------------------------------------
@@ -361,6 +482,27 @@ def test_what_a_training_step_moves(fake_gpu, make, optimizer):
     step = counted(fake_gpu, lambda: network.loss_and_gradients(x, labels))
     assert step == nothing | {"numbers": 3}
     assert counted(fake_gpu, lambda: optimizer.step(network)) == nothing
+
+
+@pytest.mark.parametrize("arrays", ["float16", "float32"])
+def test_what_a_step_in_few_bits_moves(fake_gpu, arrays):
+    network = deep_convnet().to_gpu()
+    network = (
+        network.astype(arrays)
+        if arrays == "float16"
+        else in_precision(network, Precision(FLOAT16), stochastic=True)
+    )
+    optimizer = MixedPrecision(
+        Adam(), FLOAT16, loss_scale=DynamicLossScale(64.0), stochastic=arrays == "float32"
+    )
+    x, labels = to_gpu(normal((4, 1, 28, 28), arrays)), to_gpu(np.arange(4))
+    nothing = dict.fromkeys(fake_gpu.counts, 0)
+    assert counted(fake_gpu, lambda: network.forward(x, training=True)) == nothing
+    network.loss_and_gradients(x, labels)
+    for _ in range(2):
+        # Whether all gradients are finite.
+        assert counted(fake_gpu, lambda: optimizer.step(network)) == nothing | {"numbers": 1}
+    assert optimizer.steps == 2
 
 
 def test_what_fit_and_evaluate_move(fake_gpu):

@@ -24,6 +24,15 @@ from fastdl_lib.evidence import (
 )
 from fastdl_lib.networks import deep_convnet
 from fastdl_lib.plots import Shares
+from fastdl_lib.precision import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    FixedPoint,
+)
 from fastdl_lib.timing import LayerProfile
 
 CARD = example()
@@ -137,6 +146,14 @@ SCALING = predict(
 SPEEDUPS = [
     plots.ScalingLine("TensorFlow", (1, 8, 100), (1.0, 8.0, 56.0), Provenance.PUBLISHED),
     ("a model", (1, 8, 100), (1.0, 7.5, 52.5), Provenance.SIMULATED),
+]
+
+SIZES = {"gradients": np.array([0.0, 0.0, 2.0**-25, 1.5 * 2.0**-25, -(2.0**-20), 1e5, 3.0, 3.0])}
+NOISE = ([0.01, 0.1, 1.0], [99.0, 98.0, 40.0])
+FORMAT_ROWS = [
+    ("float32", 32, 99.41, 1_658_000, measured("f", 1900, 2000, unit="images/s"), False),
+    plots.BitsRow("bfloat16", 16, 99.4, 829_000, measured("b", 700, unit="images/s"), True),
+    ("float16", 16, 99.39, 829_000, measured("h", 11.5, unit="images/s"), False),
 ]
 
 
@@ -334,6 +351,56 @@ FIGURES = {
         ["two, forecast: 47.0 ms (simulated); two, two ranks: 50.5 ms (measured here)"],
         [MACHINE, "one thread"],
     ),
+    "bit_layout": (
+        lambda: plots.bit_layout(FLOAT16, 0.1),
+        [
+            "0.1 as float16 is 0.0999755859375. Bits: 0 01011 1001100110",
+            "(-1)^0 x 2^(11 - 15) x 1.59960938", "error: -2.44e-05, 0.0244 % of it",
+        ],
+        ["Computed: float16 has 1 bit of sign, 5 of exponent (bias 15), 10 of fraction"],
+    ),
+    "format_ranges": (
+        lambda: plots.format_ranges([FLOAT64, FLOAT16, FixedPoint(8, 8)], title="Ranges"),
+        [
+            "float16, 16 bits: 5.96e-08 to 65504, 10 fraction bits: 3.3 digits",
+            "fixed<8,8>, 16 bits: 0.00391 to 127.996, steps of 0.00390625",
+        ],
+        ["Computed"],
+    ),
+    "magnitude_histogram": (
+        lambda: plots.magnitude_histogram(SIZES, [FLOAT16, INT8], CARD, "a batch", title="Sizes"),
+        [
+            "gradients: 25.0 % are 0, the others from 2^-25 to 2^17",
+            "of these 16.7 % become 0 in float16 and 16.7 % lie beyond its largest",
+        ],
+        [MACHINE, "a batch"],
+    ),
+    "loss_curves": (
+        lambda: plots.loss_curves(
+            {"float16": [2.0, 1.5, 1.0], "diverges": [2.0, np.nan, np.nan]}, CARD, "SGD", title="L"
+        ),
+        [
+            "float16: from 2 to 1 after 3 steps",
+            "diverges: from 2 to 2 after 1 steps, not finite from step 2 on",
+        ],
+        [MACHINE, "SGD"],
+    ),
+    "accuracy_lines": (
+        lambda: plots.accuracy_lines(
+            {("noise", "log"): {"pixels": NOISE}, ("bits", "linear"): {"all": ([1, 3], [9, 99])}},
+            CARD, "2,000 images", title="Robust",
+        ),
+        ["pixels, %, by noise: 0.01: 99.0, 0.1: 98.0, 1: 40.0", "all, %, by bits: 1: 9.00, 3: 99"],
+        [MACHINE, "2,000 images"],
+    ),
+    "bits_summary": (
+        lambda: plots.bits_summary(FORMAT_ROWS, CARD, "10,000 images", title="Bits"),
+        [
+            "float32, 32 bits: 99.41 % right, 1,660 kB, 1,950 images/s; ",
+            "bfloat16, 16 bits: 99.40 % right, 829 kB, 700 images/s (emulated)",
+        ],
+        [MACHINE, "10,000 images"],
+    ),
 }  # fmt: skip
 
 
@@ -346,7 +413,9 @@ def two_ceilings():
 
 
 def test_every_public_figure_is_tried_here():
-    assert FIGURES.keys() == set(plots.__all__) - {"Picture", "ScalingLine", "Shares", "Trial"}
+    assert FIGURES.keys() == set(plots.__all__) - {
+        "BitsRow", "Picture", "ScalingLine", "Shares", "Trial"
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FIGURES)
@@ -660,3 +729,165 @@ def test_the_parts_of_a_step_add_up():
 def test_a_forecast_is_hatched():
     draw = FIGURES["prediction_bars"][0]
     assert hatches(draw().figure.axes[0]) == ["xx", ""]
+
+
+# --- chapter 05 ---------------------------------------------------------------------------------
+
+
+def boxes(picture):
+    """What stands in a bit layout's boxes."""
+    (axes,) = picture.figure.axes
+    return "".join(t.get_text() for t in axes.texts if t.get_position()[1] == 0.5)
+
+
+@pytest.mark.parametrize(
+    ("number_format", "value", "wanted", "words"),
+    [
+        (FLOAT16, 1.0, "0011110000000000", "(-1)^0 x 2^(15 - 15) x 1 = 1. asked: 1"),
+        (FLOAT16, -(2.0**-24), "1000000000000001", "x 2^(1 - 15) x 0.0009765625"),
+        (FLOAT16, 1e-8, "0" * 16, "exponent and fraction all zeros: 0. "),
+        (FLOAT16, -1e6, "1111110000000000", "fraction 0: -infinity. asked: -1000000 "),
+        (FLOAT16, float("nan"), "0111111000000000", "fraction not 0: NaN"),
+        (FLOAT8_E4M3, 1e3, "01111111", "fraction all ones: NaN, not a number"),
+        (FLOAT8_E4M3, 448.0, "01111110", "x 2^(15 - 7) x 1.75 = 448"),
+        (FLOAT32, 0.1, "00111101110011001100110011001101", "error: 1.49e-09"),
+    ],
+)  # fmt: skip
+def test_a_bit_layout_decodes_any_number(number_format, value, wanted, words):
+    picture = plots.bit_layout(number_format, value)
+    assert boxes(picture) == wanted
+    assert words in picture.alt
+    assert picture.figure.get_size_inches().tolist() == [9.5, 3.7]
+    # All words lie within the picture.
+    picture.figure.canvas.draw()
+    (axes,) = picture.figure.axes
+    right = max(text.get_window_extent().x1 for text in axes.texts)
+    assert right <= picture.figure.bbox.x1
+
+
+def test_a_flipped_bit_is_framed_and_named():
+    picture = plots.bit_layout(FLOAT16, "0 11011 1001100110", asked=0.1)
+    assert picture.alt.startswith("0.1 as float16 with bit 14 flipped is 6552. ")
+    assert "65,500 times what was asked" in picture.alt
+    (axes,) = picture.figure.axes
+    (frame,) = (box for box in axes.patches if not box.get_fill())
+    assert int(frame.get_x()) == 1
+    alone = plots.bit_layout(FLOAT16, "0110111001100110")
+    assert alone.alt.startswith("0 11011 1001100110 in float16 is 6552. ")
+    assert all(box.get_fill() for box in alone.figure.axes[0].patches)
+
+
+def test_a_bit_layout_refuses_what_it_cannot_draw():
+    with pytest.raises(TypeError, match="int8 has no exponent"):
+        plots.bit_layout(INT8, 1.0)
+    with pytest.raises(ValueError, match="float64 has 64 bits; 32 at most"):
+        plots.bit_layout(FLOAT64, 1.0)
+    with pytest.raises(ValueError, match="float16 has 16 bits"):
+        plots.bit_layout(FLOAT16, "0101")
+
+
+def test_a_range_is_pale_where_it_is_subnormal():
+    (axes,) = plots.format_ranges([FLOAT16, FixedPoint(8, 8)], title="R").figure.axes
+    subnormal, normal, none, fixed = axes.patches
+    assert (subnormal.get_x(), subnormal.get_width(), subnormal.get_alpha()) == (-24, 10, 0.35)
+    assert normal.get_x() + normal.get_width() == pytest.approx(np.log2(65504))
+    assert (none.get_width(), fixed.get_x()) == (0, -8)
+    assert normal.get_facecolor() != fixed.get_facecolor()
+
+
+def test_a_histogram_counts_powers_of_two_and_draws_the_limits():
+    upper, lower = plots.magnitude_histogram(SIZES, [FLOAT16], CARD, title="S").figure.axes
+    values, edges, _ = upper.patches[0].get_data()
+    assert (edges[0], edges[-1]) == (-25, 17)
+    # 2^-25 and 1.5 * 2^-25 of eight values, of which two are 0.
+    assert values[0] == pytest.approx(25) and values.sum() == pytest.approx(75)
+    assert upper.get_legend().get_texts()[0].get_text() == "gradients (25 % are 0)"
+    lines = [line.get_xdata()[0] for line in upper.lines]
+    assert lines == pytest.approx([-24, np.log2(65504)])
+    left, right = lower.get_xlim()
+    assert left < -25 and right > 17
+    wide = plots.magnitude_histogram(SIZES, [BFLOAT16], CARD, title="S").figure.axes[0]
+    assert wide.get_xlim() == (-27, 19)
+
+
+def test_a_histogram_of_zeros_alone_and_of_infinities():
+    nothing = plots.magnitude_histogram({"g": np.zeros(5)}, [FLOAT16], CARD, title="S")
+    assert "g: 100.0 % are 0" in nothing.alt and nothing.png
+    with pytest.raises(ValueError, match="'g' holds infinite values"):
+        plots.magnitude_histogram({"g": np.array([1, np.inf])}, [FLOAT16], CARD, title="S")
+
+
+def test_a_loss_curve_is_a_moving_mean_that_ends_where_numbers_end():
+    values = [*range(100), np.inf, 5.0]
+    (axes,) = plots.loss_curves({"a": values}, CARD, title="L").figure.axes
+    line = axes.lines[0]
+    assert list(line.get_xdata()) == list(range(1, 101))
+    assert line.get_ydata()[:3] == pytest.approx([0, 0.5, 1.5])  # 102 steps: of two each
+    assert axes.lines[1].get_marker() == "x"
+
+
+def test_labels_at_the_ends_of_loss_curves_keep_apart():
+    curves = {f"line {i}": [2.0, 0.5 + 0.001 * i] for i in range(8)}
+    (axes,) = plots.loss_curves(curves, CARD, title="L").figure.axes
+    heights = sorted(text.xyann[1] for text in axes.texts)
+    low, high = axes.get_ylim()
+    assert min(np.diff(heights)) == pytest.approx((high - low) / 15)
+    assert low <= heights[0] and heights[-1] <= high
+    # Told apart without colour.
+    assert len({line.get_marker() for line in axes.lines}) == 8
+    with pytest.raises(ValueError, match="1 to 8 lines can be told apart, got 9"):
+        plots.loss_curves(curves | {"more": [1.0]}, CARD, title="L")
+
+
+@pytest.mark.parametrize(
+    ("places", "wanted"),
+    [
+        ([5.0, 1.0], [5.0, 1.0]),
+        ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]),
+        ([10.0, 10.0, 9.9], [9.0, 10.0, 8.0]),
+        ([-4.0, 20.0], [0.0, 10.0]),
+    ],
+)
+def test_labels_move_apart_between_bounds(places, wanted):
+    assert plots._apart(places, 1.0, 0.0, 10.0) == wanted
+
+
+def test_a_label_keeps_its_colour_in_all_panels():
+    panels = {("a", "log"): {"x": NOISE, "y": NOISE}, ("b", "linear"): {"y": ([1, 2], [50, 90])}}
+    left, right = plots.accuracy_lines(panels, CARD, title="A", lowest=30).figure.axes
+    assert left.lines[1].get_color() == right.lines[0].get_color() != left.lines[0].get_color()
+    assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")
+    assert left.get_ylim() == right.get_ylim() == (30, 100)
+
+
+def test_powers_of_two_stand_on_the_axis_as_such():
+    scales = [2.0**-24, 1.0, 2.0**18]
+    picture = plots.accuracy_lines({("S", "log"): {"x": (scales, [1, 2, 3])}}, CARD, title="A")
+    labels = [text.get_text() for text in picture.figure.axes[0].get_xticklabels()]
+    assert labels == ["$2^{-24}$", "$2^{0}$", "$2^{18}$"]
+    assert "2^-24: 1.00, 1: 2.00, 2^18: 3.00" in picture.alt
+
+
+@pytest.mark.parametrize(
+    ("panels", "message"),
+    [
+        ({}, "1 to 3 panels fit beside each other, got 0"),
+        ({("a", "logit"): {"x": NOISE}}, "'linear' or 'log', got 'logit'"),
+        ({("a", "log"): {"x": ([0, 1], [1, 2])}}, "0 has no place on a logarithmic axis: 'a'"),
+    ],
+)
+def test_accuracy_lines_refuse(panels, message):
+    with pytest.raises(ValueError, match=message):
+        plots.accuracy_lines(panels, CARD, title="A")
+
+
+def test_emulated_speeds_are_hollow_and_equal_bits_stand_together():
+    _, size, speed = plots.bits_summary(FORMAT_ROWS, CARD, title="B").figure.axes
+    dots = [line for line in speed.lines if line.get_marker() == "D"]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, True, False]
+    single, brain, half = (dot.get_xdata()[0] for dot in dots)
+    assert brain - single > half - brain
+    bars = [bar for bar in size.patches if bar.get_hatch()]
+    assert [bar.get_height() for bar in bars] == [1658, 829, 829]
+    labels = [text.get_text() for text in speed.get_xticklabels()]
+    assert labels == ["float32\n32 bits", "bfloat16\n16 bits", "float16\n16 bits"]

@@ -269,3 +269,36 @@ def test_scaling_has_the_eighty_points_and_known_sums():
         "scaling_cscs_2017": pytest.approx(34698.707, abs=0.01),
         "scaling_tensorflow_2017_single": pytest.approx(30054.7, abs=0.01),
     }
+
+
+# --- chapter 05 ---------------------------------------------------------------------------------
+
+
+def test_half_precision_rates_are_twice_or_a_64th_or_none():
+    rates = {row["compute_capability"]: row for row in load("half_precision_rates")["rows"]}
+    ratios = {
+        name: row["fp16_per_clock"] and row["fp16_per_clock"] / row["fp32_per_clock"]
+        for name, row in rates.items()
+    }
+    assert ratios == {
+        "3.x": None,
+        "5.0, 5.2": None,
+        "5.3": 2,
+        "6.0": 2,
+        "6.1": 1 / 64,
+        "6.2": 2,
+        "7.x": 2,
+    }
+    assert sum(row["fp32_per_clock"] for row in rates.values()) == 832
+    # A generation is named once, and the GPUs of GP100 and of its smaller relatives are kept apart.
+    assert "P100" in rates["6.0"]["gpus"] and "GTX 1080" in rates["6.1"]["gpus"]
+
+
+def test_mixed_precision_costs_no_accuracy_to_speak_of():
+    rows = load("mixed_precision_training")["rows"]
+    differences = {row["network"]: row["mixed_pct"] - row["baseline_pct"] for row in rows}
+    assert all(-0.02 < difference < 0.29 for difference in differences.values())
+    assert [name for name, difference in differences.items() if difference < 0] == ["Inception v2"]
+    # Sums: a digit typed wrong anywhere moves one.
+    assert sum(row["baseline_pct"] for row in rows) == pytest.approx(410.30, abs=0.001)
+    assert sum(row["mixed_pct"] for row in rows) == pytest.approx(410.98, abs=0.001)

@@ -41,6 +41,9 @@ SMALL = Plan(
     network=small_alexnet,
     products=both(64),
     float16_product=16,
+    dtype_product={"cpu": 32, "gpu": 48},
+    dtype_values={"cpu": 100, "gpu": 200},
+    dtype_batch={"cpu": 2, "gpu": 3},
     sweep=both(8, 16),
     transfer_bytes=(64,),
     wrong_size=16,
@@ -94,6 +97,13 @@ def test_a_run_with_a_gpu_holds_every_part_and_no_number_twice(whole):
         ({"part": "ceiling", "what": "product", "dtype": "tf32"}, 1),
         ({"part": "ceiling", "dtype": "float16", "device": "cpu"}, 1),
         ({"part": "ceiling", "what": "copy"}, 2),
+        ({"part": "dtypes", "what": "product", "device": "gpu", "size": 48}, 3),
+        ({"part": "dtypes", "what": "product", "device": "cpu", "dtype": "float16", "size": 16}, 1),
+        ({"part": "dtypes", "what": "add", "device": "cpu", "size": 100, "threads": 1}, 3),
+        ({"part": "dtypes", "what": "add", "device": "gpu", "size": 200}, 3),
+        ({"part": "dtypes", "what": "forward", "device": "cpu", "network": "DeepConvNet"}, 2),
+        ({"part": "dtypes", "what": "forward", "device": "gpu", "batch": 3}, 3),
+        ({"part": "dtypes", "what": "training"}, 3),
         ({"part": "sweep", "device": "gpu"}, 2),
         ({"part": "transfer", "direction": "to_gpu", "bytes": 64}, 1),
         ({"part": "wrong"}, 4),
@@ -117,6 +127,7 @@ def test_one_thread_and_all(whole, threads):
     recording, _ = whole
     for conditions, count in (
         ({"part": "ceiling", "dtype": "float32"}, 1),
+        ({"part": "dtypes", "dtype": "float64", "what": "product"}, 1),
         ({"part": "race", "algorithm": "winograd"}, 2),
         ({"part": "pass", "direction": "training"}, 1),
     ):
@@ -239,10 +250,12 @@ def plausible(whole):
     """The run's fields with times that no noise decides: 1 ms a layer, 100 GFLOP/s at most."""
     recording, _ = whole
     card = recording.machine
-    card = dataclasses.replace(card, versions={**card.versions, "cupy": "14.0.0"})
+    versions = {**card.versions, "cupy": "14.0.0"}
+    card = dataclasses.replace(card, versions=versions, date=max(card.date, record.DTYPES_SINCE))
+    values = {"GFLOP/s": 100.0, "GB/s": 10.0, "Gvalues/s": 1.0, "images/s": 500.0, "%": 97.0}
     kept = []
     for m in recording.measurements:
-        value = {"GFLOP/s": 100.0, "GB/s": 10.0, "images/s": 500.0, "%": 97.0, "ms": 1.0}[m.unit]
+        value = values.get(m.unit, 1.0)
         if m.conditions["part"] == "pass":
             value = 11.0 if m.conditions["direction"] == "forward" else 22.0
         kept.append(dataclasses.replace(m, samples=(value,) * 3, machine=card))
@@ -359,6 +372,28 @@ FORWARD = {"part": "layers", "device": "cpu", "training": False}
         ),
         ({"part": "pass", "dtype": "float16"}, samples(1e-6, 1e-6, 1e-6), "GFLOP/s at least"),
         (
+            {"part": "dtypes", "what": "product", "dtype": "float64"},
+            samples(126.0, 126.0, 126.0),
+            "comes to 126 GFLOP/s at least, above the 100",
+        ),
+        ({"part": "dtypes", "what": "product"}, without("size"), "does not say its size"),
+        (
+            {"part": "dtypes", "what": "add"},
+            without("dtype"),
+            "does not say its dtype|nothing was measured of .*'dtypes'.*'add'",
+        ),
+        ({"part": "dtypes", "what": "forward"}, without("batch"), "does not say its batch"),
+        (
+            {"part": "dtypes", "what": "add"},
+            lambda m: [dataclasses.replace(m, unit="GB/s")],
+            "is in 'GB/s', expected 'Gvalues/s'",
+        ),
+        (
+            {"part": "dtypes", "what": "training", "dtype": "float16"},
+            lambda m: [],
+            "nothing was measured of .*'dtypes'.*'gpu'.*'float16'.*'training'",
+        ),
+        (
             {"part": "race", "layer": "conv1", "algorithm": "compiled"},
             conditions(macs=10**6),
             "counts 1,000,000 MACs, more than the layer has",
@@ -399,6 +434,32 @@ def test_a_missing_part_is_named(plausible, part):
     faults = check_recording(dataclasses.replace(plausible, measurements=rows), NETWORK)
     assert faults and all("nothing was measured of" in fault for fault in faults)
     assert all(f"'part': '{part}'" in fault for fault in faults)
+
+
+def test_recordings_from_before_the_part_lack_the_dtypes_and_no_other(plausible):
+    card = dataclasses.replace(plausible.machine, date="2026-11-24")
+    rows = tuple(m for m in plausible.measurements if m.conditions["part"] != "dtypes")
+    assert check_recording(Recording(card, "x", rows), NETWORK) == []
+    rows = tuple(m for m in rows if m.conditions["part"] != "chain")
+    (fault,) = check_recording(Recording(card, "x", rows), NETWORK)
+    assert fault == "nothing was measured of {'part': 'chain'}."
+
+
+def test_float16_trains_with_master_weights_on_the_gpu(quick, monkeypatch):
+    seen = []
+
+    class Watched(record.MixedPrecision):
+        def step(self, network):
+            super().step(network)
+            weight = network.parameters["fc2.weight"]
+            master = self.state["master.fc2.weight"]
+            seen.append((array_module(weight).__name__, str(weight.dtype), str(master.dtype)))
+            assert self.loss_scale == 1024 and self.skipped == 0
+
+    monkeypatch.setattr(record, "MixedPrecision", Watched)
+    with pretend_gpu():
+        measure_machine(dataclasses.replace(SMALL, parts=("dtypes",)), str)
+    assert set(seen) == {("cupy", "float16", "float32")}
 
 
 def test_a_clock_rate_in_the_cpu_s_name_is_no_address(plausible):

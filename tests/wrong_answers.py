@@ -1328,4 +1328,720 @@ def ring_all_reduce(gradients, send):
     return [np.concatenate(c) for c in chunks]
 """,
     },
+    "decode_float": {
+        "the bias is a power of two": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1)
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "every format has the half's bias": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0**-14
+    return sign * (1 + fraction) * 2.0 ** (exponent - 15)
+""",
+        "lets NumPy do it": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    return float(np.array(pattern, np.uint16).view(np.float16))
+""",
+        "lets NumPy do it for halves and bfloat16": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    if exponent_bits == 8:
+        return float(np.array(pattern << 16, np.uint32).view(np.float32))
+    return float(np.array(pattern, np.uint16).view(np.float16))
+""",
+        "subnormals with a leading one": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0 and fraction == 0:
+        return sign * 0.0
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "subnormals one exponent too low": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (0 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "subnormals are zero": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * 0.0
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "infinity is the next power of two": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "all of the last exponent is infinite": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "all of the last exponent is NaN": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "infinity without a sign": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "ignores the sign": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else math.inf
+    if exponent == 0:
+        return fraction * 2.0 ** (1 - bias)
+    return (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "zero without a sign": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias) if fraction else 0.0
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "two's complement": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    size = exponent_bits + fraction_bits
+    negative = pattern >> size
+    if negative:
+        pattern = 2 ** (size + 1) - pattern
+    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if negative else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+        "the fraction as a decimal": """
+def decode_float(pattern, exponent_bits, fraction_bits):
+    whole = pattern % 2**fraction_bits
+    fraction = whole / 10 ** len(str(whole))
+    exponent = (pattern >> fraction_bits) % 2**exponent_bits
+    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent == 2**exponent_bits - 1:
+        return math.nan if fraction else sign * math.inf
+    if exponent == 0:
+        return sign * whole / 2**fraction_bits * 2.0 ** (1 - bias)
+    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
+""",
+    },
+    "smallest_change": {
+        "the whole spacing": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    return 2.0 ** (exponent - 1 - fraction_bits)
+""",
+        "the tie counts as a change": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    return 2.0 ** (exponent - 1 - fraction_bits) / 2
+""",
+        "the tie never counts": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    return math.nextafter(2.0 ** (exponent - 1 - fraction_bits) / 2, math.inf)
+""",
+        "ties to odd": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    spacing = 2.0 ** (exponent - 1 - fraction_bits)
+    if x / spacing % 2 == 0:
+        return spacing / 2
+    return math.nextafter(spacing / 2, math.inf)
+""",
+        "the same everywhere": """
+def smallest_change(x, fraction_bits):
+    spacing = 2.0**-fraction_bits
+    if x / spacing % 2 == 1:
+        return spacing / 2
+    return math.nextafter(spacing / 2, math.inf)
+""",
+        "a percentage of x": """
+def smallest_change(x, fraction_bits):
+    spacing = x * 2.0**-fraction_bits
+    if x / spacing % 2 == 1:
+        return spacing / 2
+    return math.nextafter(spacing / 2, math.inf)
+""",
+        "the exponent of frexp as it is": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    spacing = 2.0 ** (exponent - fraction_bits)
+    if x / spacing % 2 == 1:
+        return spacing / 2
+    return math.nextafter(spacing / 2, math.inf)
+""",
+        "a little above, by a float64's epsilon of 1": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    spacing = 2.0 ** (exponent - 1 - fraction_bits)
+    if x / spacing % 2 == 1:
+        return spacing / 2
+    return spacing / 2 + 2.0**-52
+""",
+        "tries it out in float64": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    spacing = 2.0 ** (exponent - 1 - fraction_bits)
+    d = spacing / 2
+    while round((x + d) / spacing) * spacing == x:
+        d += 2.0 ** (exponent - 53)
+    return d
+""",
+        "below 1 all is subnormal": """
+def smallest_change(x, fraction_bits):
+    exponent = max(0, math.floor(math.log2(x)))
+    spacing = 2.0 ** (exponent - fraction_bits)
+    if x / spacing % 2 == 1:
+        return spacing / 2
+    return math.nextafter(spacing / 2, math.inf)
+""",
+        "rounds the exponent": """
+def smallest_change(x, fraction_bits):
+    spacing = 2.0 ** (round(math.log2(x)) - fraction_bits)
+    if x / spacing % 2 == 1:
+        return spacing / 2
+    return math.nextafter(spacing / 2, math.inf)
+""",
+        "truncates instead of rounding": """
+def smallest_change(x, fraction_bits):
+    _, exponent = math.frexp(x)
+    spacing = 2.0 ** (exponent - 1 - fraction_bits)
+    return math.nextafter(spacing, 0)
+""",
+    },
+    "loss_scale_for": {
+        "no headroom": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / sizes.max())
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "not a power of two": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    scale = largest / (2 * sizes.max())
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return float(scale), float(rescued.mean())
+""",
+        "the next power of two above": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    scale = 2.0 ** math.ceil(math.log2(largest / (2 * sizes.max())))
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "the nearest power of two": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    scale = 2.0 ** round(math.log2(largest / (2 * sizes.max())))
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "strictly below the largest": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    scale = 2.0 ** (math.ceil(math.log2(largest / (2 * sizes.max()))) - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "never below 1": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    scale = 1.0
+    while 4 * scale * sizes.max() <= largest:
+        scale *= 2
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "the largest, not the largest size": """
+def loss_scale_for(gradients, largest, smallest):
+    values = np.asarray(gradients, dtype=np.float64).ravel()
+    if not np.isfinite(values).all():
+        raise ValueError("not finite")
+    sizes = np.abs(values[values != 0])
+    if not sizes.size:
+        return 1.0, 0.0
+    top = max(values.max(), 1e-30)
+    _, exponent = math.frexp(largest / (2 * top))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "all below the smallest are lost": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes < smallest) & (sizes * scale >= smallest)
+    return scale, float(rescued.mean())
+""",
+        "the tie survives": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes < smallest / 2) & (sizes * scale >= smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "zeros count, too": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    if not sizes.any():
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "all that survive": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    return scale, float((sizes * scale > smallest / 2).mean())
+""",
+        "all that were lost": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    return 2.0 ** (exponent - 1), float((sizes <= smallest / 2).mean())
+""",
+        "of the lost ones": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    lost = sizes <= smallest / 2
+    saved = lost & (sizes * scale > smallest / 2)
+    return scale, float(saved.sum() / max(1, lost.sum()))
+""",
+        "a count, not a share": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.sum())
+""",
+        "lets infinity pass": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "lets NaN pass": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if np.isinf(sizes).any():
+        raise ValueError("infinite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "always the half's limits": """
+def loss_scale_for(gradients, largest, smallest):
+    largest, smallest = 65504.0, 2.0**-24
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "the most usual scale": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0, 0.0
+    scale = 1024.0
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "nothing to scale: infinity": """
+def loss_scale_for(gradients, largest, smallest):
+    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
+    if not np.isfinite(sizes).all():
+        raise ValueError("not finite")
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return math.inf, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+        "changes the gradients": """
+def loss_scale_for(gradients, largest, smallest):
+    if not np.isfinite(gradients).all():
+        raise ValueError("not finite")
+    np.abs(gradients, out=gradients)
+    sizes = gradients[gradients > 0].astype(np.float64)
+    if not sizes.size:
+        return 1.0, 0.0
+    _, exponent = math.frexp(largest / (2 * sizes.max()))
+    scale = 2.0 ** (exponent - 1)
+    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
+    return scale, float(rescued.mean())
+""",
+    },
+    "quantise_int8": {
+        "one scale for all": """
+def quantise_int8(weight):
+    largest = np.abs(weight).max()
+    scale = np.float32(largest / 127 if largest > 0 else 1)
+    scales = np.full(len(weight), scale, np.float32)
+    codes = np.rint(weight / scale).astype(np.int8)
+    dead = ~weight.reshape(len(weight), -1).any(axis=1)
+    bounds = np.where(dead, 0, scales / 2).astype(np.float32)
+    return codes, scales, bounds
+""",
+        "a scale for each input channel": """
+def quantise_int8(weight):
+    channels = np.moveaxis(weight, 1, 0).reshape(weight.shape[1], -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    by_input = scales.reshape(1, -1, *[1] * (weight.ndim - 2))
+    codes = np.rint(weight / by_input).astype(np.int8)
+    return codes, scales, np.where(largest > 0, scales / 2, 0).astype(np.float32)
+""",
+        "a scale for each row of a kernel": """
+def quantise_int8(weight):
+    largest = np.abs(weight).max(axis=-1, keepdims=True)
+    steps = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(weight / steps).astype(np.int8)
+    scales = steps.reshape(len(weight), -1)[:, 0]
+    return codes, scales, np.where(codes.reshape(len(weight), -1).any(1), scales / 2, 0)
+""",
+        "truncates": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = (channels / scales[:, np.newaxis] * (1 + 1e-6)).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "rounds down": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.floor(channels / scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "128 steps, which wrap round": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 128, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int32).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "128 steps, -128 used": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 128, 1).astype(np.float32)
+    codes = np.clip(np.rint(channels / scales[:, np.newaxis]), -128, 127).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "255 steps for both signs": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, 2 * largest / 255, 1).astype(np.float32)
+    codes = np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "divides by zero": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    scales = (np.abs(channels).max(axis=1) / 127).astype(np.float32)
+    with np.errstate(all="ignore"):
+        codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    return codes.reshape(weight.shape), scales, scales / 2
+""",
+        "a little added against zero": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    scales = ((np.abs(channels).max(axis=1) + 1e-3) / 127).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    return codes.reshape(weight.shape), scales, scales / 2
+""",
+        "zeros have a bound": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    return codes.reshape(weight.shape), scales, scales / 2
+""",
+        "the largest, not the largest size": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = channels.max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "a float64 that slips in": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1).astype(np.float64)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "codes that stay floats": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis])
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "a whole step": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.where(largest > 0, scales, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "the error itself, no bound": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.abs(channels - codes * scales[:, np.newaxis]).max(axis=1).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "one bound for all": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.full(len(weight), (largest / 254).max(), np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "steps a unit, not units a step": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = (127 / np.where(largest > 0, largest, 127)).astype(np.float32)
+    codes = np.rint(channels * scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.where(largest > 0, 0.5 / scales, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "forgets the shape": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.ravel(), scales, bounds
+""",
+        "scales that keep their axes": """
+def quantise_int8(weight):
+    axes = tuple(range(1, weight.ndim))
+    largest = np.abs(weight).max(axis=axes, keepdims=True)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(weight / scales).astype(np.int8)
+    return codes, scales, np.where(largest > 0, scales / 2, 0).astype(np.float32)
+""",
+        "divides the weight itself": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    largest = np.abs(channels).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    channels /= scales[:, np.newaxis]
+    codes = np.rint(channels).astype(np.int8)
+    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "codes from 0 to 255": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    low, high = channels.min(axis=1), channels.max(axis=1)
+    scales = np.where(high > low, (high - low) / 255, 1).astype(np.float32)
+    codes = np.rint((channels - low[:, np.newaxis]) / scales[:, np.newaxis]).astype(np.uint8)
+    bounds = np.where(high > low, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+        "zero takes part in a range from low to high": """
+def quantise_int8(weight):
+    channels = weight.reshape(len(weight), -1)
+    low, high = channels.min(axis=1), channels.max(axis=1)
+    scales = np.where(high > low, (high - low) / 254, 1).astype(np.float32)
+    middle = (high + low) / 2
+    steps = (channels - middle[:, np.newaxis]) / scales[:, np.newaxis]
+    codes = np.rint(steps).astype(np.int8)
+    bounds = np.where(high > low, scales / 2, 0).astype(np.float32)
+    return codes.reshape(weight.shape), scales, bounds
+""",
+    },
 }
