@@ -8,7 +8,9 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 
+from fastdl_lib.binary import PixelBytes
 from fastdl_lib.layers import (
+    BatchNorm,
     Conv2d,
     Dropout,
     Flatten,
@@ -47,6 +49,12 @@ def torch_layer(layer: Layer) -> "torch.nn.Module":
             # PyTorch takes the mean over the neighbours where the paper takes the sum.
             alpha = layer.alpha * layer.size
             module = torch.nn.LocalResponseNorm(layer.size, alpha, layer.beta, layer.k)
+        case BatchNorm():
+            module = torch.nn.BatchNorm1d(layer.features, layer.eps, layer.momentum)
+            module.running_mean = torch.from_numpy(layer.buffers["mean"])
+            module.running_var = torch.from_numpy(layer.buffers["variance"])
+        case PixelBytes():
+            module = pixel_bytes()
         case ReLU():
             module = torch.nn.ReLU()
         case Flatten():
@@ -58,6 +66,16 @@ def torch_layer(layer: Layer) -> "torch.nn.Module":
     for name, array in layer.parameters.items():
         setattr(module, name, torch.nn.Parameter(torch.from_numpy(array), requires_grad=False))
     return module.eval()
+
+
+def pixel_bytes() -> "torch.nn.Module":
+    """From images of 0 to 1 to the whole numbers 0 to 255."""
+
+    class Pixels(torch.nn.Module):
+        def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+            return (255 * x).round_()
+
+    return Pixels()
 
 
 def int8_layer(layer: Linear) -> "torch.nn.Module":

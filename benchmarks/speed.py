@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from binary_contests import BITS, LENGTH, ONE_BIT, PACKED, TWO_ROWS, network, rows, square
 from contests import (
     BOOK32,
     BOOK64,
@@ -66,6 +67,13 @@ KINDS = {
     "product": Kind("A square product", product, "GFLOP/s", threads=1, size="{0} x {0}"),
     "cast": Kind("float32 to fewer bits", cast, "Gvalues/s", threads=1, size="{} million values"),
     "add": Kind("x + y", add, "Gvalues/s", threads=1, size="{} million values"),
+    "binary": Kind(
+        "A square product of +1 and -1", square, "GFLOP/s of float32's", size="{0} x {0} x {0}"
+    ),
+    "binary-rows": Kind(
+        "A product of +1 and -1", rows, "GFLOP/s of float32's", size=f"{{}} x {LENGTH} x {LENGTH}"
+    ),
+    "binary-network": Kind("784-3x2048-10, forward pass", network, "images/s"),
     "gpu-forward": Kind("AlexNet, forward pass on the GPU", gpu_forward, "images/s", on_gpu=True),
     "gpu-train": Kind("AlexNet, training step on the GPU", gpu_train, "images/s", on_gpu=True),
 }
@@ -73,6 +81,7 @@ DEFAULT = [
     *("forward-1", "forward-16", "forward-64", "train-32", "deep-100"),
     *("conv-64", "norm-16", "pool-16"),
     *("stored-1", "stored-8", "product-512", "cast-16", "add-16"),
+    *("binary-rows-100", "binary-1024", "binary-4096", "binary-network-100"),
 ]
 DEFAULT_ON_GPU = ["gpu-forward-128", "gpu-train-128"]
 
@@ -95,6 +104,12 @@ TARGETS = {
     ("stored-1", stored_as("bfloat16")): "0.62 or less",
     ("stored-1", stored_as("int8")): "0.4 or less",
     ("cast-16", FLOAT16): 3,
+    ("binary-rows-100", BITS): "1/10 or less",
+    ("binary-rows-100", PACKED): "1/8 or less",
+    ("binary-1024", BITS): "1/7 or less",
+    ("binary-4096", BITS): "1/7 or less",
+    ("binary-4096", TWO_ROWS): "1/1.6 or less",
+    ("binary-network-100", ONE_BIT): "1/4 or less",
     ("gpu-forward-128", EAGER): 0.5,
     ("gpu-forward-128", CHANNELS_LAST): 0.5,
     ("gpu-forward-128", OURS_HALF): "0.5 or less",
@@ -104,7 +119,8 @@ TARGETS = {
 }
 """How many times faster than whom ``fastdl`` is meant to be; shown, never asserted. On the GPU that
 is its float32: half of cuDNN's speed, and half of its own float16's or less. In ``stored`` it is
-NumPy in float32 that all are compared with: narrow weights shall take so much of its time."""
+NumPy in float32 that all are compared with: narrow weights shall take so much of its time. So it is
+in ``binary`` and ``binary-rows``, and in ``binary-network`` with the float32 twin."""
 
 
 class Section(NamedTuple):

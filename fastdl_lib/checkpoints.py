@@ -38,7 +38,10 @@ class Checkpoint:
         self.start = self._weights_digest()
 
     def _weights_digest(self) -> str:
-        return digest(self.network.parameters.values())
+        return digest(self._weights().values())
+
+    def _weights(self) -> dict[str, Array]:
+        return self.network.parameters | self.network.buffers
 
     def begin(self) -> list[dict]:
         """Take up the stored run and return its epochs; begin a new one where there is none."""
@@ -63,7 +66,7 @@ class Checkpoint:
             "numbers": self.optimizer.numbers,
             "epochs": epochs,
         }
-        arrays = {f"weight.{name}": a for name, a in self.network.parameters.items()}
+        arrays = {f"weight.{name}": a for name, a in self._weights().items()}
         arrays |= {f"state.{name}": a for name, a in self.optimizer.state.items()}
         with whole_file(self.path) as part:
             np.savez(
@@ -102,14 +105,14 @@ class Checkpoint:
             if was != value:
                 raise ValueError(f"{another}its {name} is {was}, this call's {value}. {remedy}")
         # A network that was interrupted holds the stored weights, not those it began with.
-        held = digest(arrays[f"weight.{name}"] for name in self.network.parameters)
+        held = digest(arrays[f"weight.{name}"] for name in self._weights())
         if self.start not in (record["start"], held):
             raise ValueError(
                 f"{another}it began with other weights (another seed of the network?). {remedy}"
             )
 
     def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[dict]:
-        weights = self.network.parameters
+        weights = self._weights()
         state = {}
         for key, array in arrays.items():
             kind, _, name = key.partition(".")

@@ -349,6 +349,7 @@ class MpiWorkers(Workers):
         settings: dict[str, Any] | None,
         epochs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
+        _refuse_batch_norm(network, self.size)
         own = json.loads(json.dumps(settings))
         first = [own, epochs, optimizer.steps, optimizer.numbers, list(optimizer.state)]
         wanted, epochs, optimizer.steps, optimizer.numbers, remembered = self.from_rank_0(first)
@@ -498,6 +499,15 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _refuse_batch_norm(network: Network, ranks: int) -> None:
+    """Means and variances would be those of each rank's part of the batch, and drift apart."""
+    if network.buffers and ranks > 1:
+        raise ValueError(
+            f"{network.name} has batch normalisation, whose means and variances are the whole "
+            "batch's: train it in one process, with fit()."
+        )
 
 
 @contextlib.contextmanager
@@ -755,6 +765,7 @@ def fit_async(
             "asynchronous training needs a parameter server and at least one rank that computes: "
             "mpiexec -n 2 or more, got 1 rank."
         )
+    _refuse_batch_norm(network, ranks.size)
     told: list[dict[str, Any]] = []
     staleness: dict[int, int] = {}
     if ranks.rank == 0:

@@ -7,6 +7,7 @@ and in a headless run the same output shows as a picture or as text.
 import base64
 import html
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import ipywidgets as widgets
@@ -87,16 +88,16 @@ def predict(question: str, guess: float, *, unit: str, low: float, high: float) 
     return Prediction(question, float(guess), unit, float(low), float(high))
 
 
-def explore(draw: Callable[..., Picture], **choices: Sequence[Any]) -> widgets.VBox:
+def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> widgets.VBox:
     """Show ``draw(**values)`` with one control for each of ``choices``.
 
     The output holds three forms of itself: the live figure, the first picture as PNG for static
     pages, and its text alternative. Numbers get a slider, anything else a drop-down list; each
-    starts at its first value.
+    starts at its first value. A single number gets a field to type another one into.
 
     Args:
         draw: takes one keyword argument for each choice and returns a Picture.
-        choices: the values to pick from, in order.
+        choices: the values to pick from, in order; or the number to start from.
 
     Returns:
         The box of controls and image, so that a test can move a control.
@@ -104,7 +105,8 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any]) -> widgets.V
     Raises:
         ValueError: no choices, or one without values.
     """
-    if not choices or not all(len(values) for values in choices.values()):
+    listed = [values for values in choices.values() if not isinstance(values, Real)]
+    if not choices or not all(len(values) for values in listed):
         raise ValueError("explore() needs at least one choice, each with at least one value.")
     controls = {name: _control(name, values) for name, values in choices.items()}
 
@@ -127,7 +129,9 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any]) -> widgets.V
     return box
 
 
-def _control(name: str, values: Sequence[Any]) -> widgets.Widget:
+def _control(name: str, values: Sequence[Any] | float) -> widgets.Widget:
+    if isinstance(values, Real):
+        return widgets.FloatText(value=float(values), description=name.replace("_", " "))
     common = {"options": list(values), "value": values[0], "description": name.replace("_", " ")}
     if all(isinstance(value, (int, float)) for value in values):
         return widgets.SelectionSlider(**common, continuous_update=False)

@@ -2,17 +2,18 @@
 
 A layer keeps the dtype and the library (NumPy or CuPy) of what it is given. Its weights live in
 ``parameters``, their gradients, after :meth:`Layer.backward`, in ``gradients`` under the same
-names. With ``training=True`` the forward pass keeps what the backward pass needs.
+names; what it remembers but does not learn by gradients lives in ``buffers``. With
+``training=True`` the forward pass keeps what the backward pass needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from fastdl_lib.arrays import array_module
-from fastdl_lib.checks import check_whole_number
+from fastdl_lib.checks import check_number, check_whole_number
 from fastdl_lib.convolution import (
     CACHE_BYTES,
     check_window,
@@ -27,11 +28,13 @@ from fastdl_lib.convolution import (
     wide,
 )
 from fastdl_lib.gpu import conv2d_cudnn, conv2d_cudnn_backward, conv2d_gpu, conv2d_gpu_backward
-from fastdl_lib.threads import in_parallel
+from fastdl_lib.threads import in_parallel, sum_in_order
 from fastdl_lib.winograd import conv2d_winograd, conv2d_winograd_backward, saves_work
 
 __all__ = [
     "CONV_ALGORITHMS",
+    "CONV_BACKWARD",
+    "BatchNorm",
     "Conv2d",
     "Dropout",
     "Flatten",
@@ -40,10 +43,16 @@ __all__ = [
     "LocalResponseNorm",
     "MaxPool2d",
     "ReLU",
+    "check_batch",
+    "check_float",
     "check_labels",
+    "in_flat_blocks",
     "softmax_cross_entropy",
     "softmax_cross_entropy_arrays",
 ]
+
+# So many values of a few arrays stay in a core's cache.
+FLAT_BLOCK = 2**16
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -60,12 +69,13 @@ CONV_ALGORITHMS = {
 """Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them. The last
 two run on the GPU only, im2col on both, the others on the CPU only."""
 
-_CONV_BACKWARD = {
+CONV_BACKWARD = {
     "blocked": conv2d_blocked_backward,
     "winograd": conv2d_winograd_backward,
     "gpu": conv2d_gpu_backward,
     "cudnn": conv2d_cudnn_backward,
 }
+"""The way back of those that have one of their own; that of the others is im2col's."""
 
 
 class Layer:
@@ -77,6 +87,7 @@ class Layer:
     def __init__(self) -> None:
         self.parameters: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
         self._kept: tuple[Shape, Any, tuple] | None = None
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -93,6 +104,9 @@ class Layer:
 
     def reseed(self, seed: int) -> None:
         """Begin the layer's random draws anew from ``seed``; most layers draw nothing."""
+
+    def after_step(self) -> None:
+        """What a layer does to its weights, in place, once an optimiser has changed them."""
 
     def _keep(self, training: bool, out: Array, *values: Any) -> None:
         """Keep in training what backward needs; out of training let go of it."""
@@ -119,8 +133,12 @@ class Layer:
         return values
 
 
-def _check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
-    """Refuse what is no array, another number of axes (None: any number), or empty."""
+def check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
+    """Refuse what is no array, another number of axes (None: any number), or empty.
+
+    Raises:
+        TypeError, ValueError: that; ``what`` names the shape to give.
+    """
     array_module(x)
     if axes not in (None, x.ndim) or 0 in x.shape:
         raise ValueError(
@@ -128,7 +146,12 @@ def _check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
         )
 
 
-def _check_float(layer: Layer, x: Array) -> None:
+def check_float(layer: Layer, x: Array) -> None:
+    """Refuse another dtype than a float's.
+
+    Raises:
+        TypeError: that.
+    """
     array_module(x)
     if x.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(
@@ -155,6 +178,37 @@ def _in_blocks(work: Callable[[slice], None], x: Array, row_bytes: int, rows: in
         in_parallel(work, rows, block=block, least=-(-block // 8))
     else:
         work(slice(0, rows))
+
+
+def in_flat_blocks(change: Callable[..., None], arrays: Sequence[Array]) -> None:
+    """Call ``change`` on views of the same FLAT_BLOCK values of every array, shared out among
+    threads, so that temporaries stay in cache.
+
+    Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU, where
+    a block would be a launch more.
+
+    >>> x = np.arange(4.0)
+    >>> in_flat_blocks(lambda values, out: np.negative(values, out=out), [x, x])
+    >>> x.tolist()
+    [-0.0, -1.0, -2.0, -3.0]
+    """
+    first = arrays[0]
+    if array_module(*arrays) is not np:
+        change(*arrays)
+        return
+    # A weight may be a view of a kernel's own layout: in the order of its strides it has no gaps.
+    axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
+    turned = [array.transpose(axes) for array in arrays]
+    if not all(array.flags.c_contiguous for array in turned):
+        change(*arrays)
+        return
+    flat = [array.reshape(-1) for array in turned]
+    in_parallel(
+        lambda part: change(*(array[part] for array in flat)),
+        first.size,
+        block=FLAT_BLOCK,
+        least=FLAT_BLOCK,
+    )
 
 
 def _shared_out(work: Callable[[slice], None], x: Array, count: int) -> None:
@@ -265,7 +319,7 @@ class Conv2d(Layer):
         self._algorithm = name
         weight = self.parameters["weight"]
         xp = array_module(weight)
-        if name in ("auto", *_CONV_BACKWARD):  # channels last, as the patches there
+        if name in ("auto", *CONV_BACKWARD):  # channels last, as the patches there
             weight = xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         else:
             weight = xp.ascontiguousarray(weight)
@@ -291,7 +345,7 @@ class Conv2d(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        _check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4, "(N, C, H, W)")
         algorithm = self.algorithm_for(x)
         out = CONV_ALGORITHMS[algorithm](x, weight, bias, **self._window)
         self._keep(training, out, x, algorithm)
@@ -299,7 +353,7 @@ class Conv2d(Layer):
 
     def backward(self, grad_out: Array) -> Array | None:
         x, algorithm = self._recall(grad_out)
-        backward = _CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
+        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
         grad_x, grad_weight, grad_bias = backward(
             grad_out,
             x,
@@ -352,8 +406,8 @@ class MaxPool2d(Layer):
         return out
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        _check_float(self, x)
-        _check_batch(self, x, 4, "(N, C, H, W)")
+        check_float(self, x)
+        check_batch(self, x, 4, "(N, C, H, W)")
         out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
 
         def work(images: slice) -> None:
@@ -454,8 +508,8 @@ class LocalResponseNorm(Layer):
         return energy, divisor
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        _check_float(self, x)
-        _check_batch(self, x, 4, "(N, C, H, W)")
+        check_float(self, x)
+        check_batch(self, x, 4, "(N, C, H, W)")
         pixels = _pixels(x)
         out = array_module(x).empty_like(pixels)
 
@@ -499,8 +553,8 @@ class ReLU(Layer):
     """
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        _check_float(self, x)
-        _check_batch(self, x, None, "(N, ...)")
+        check_float(self, x)
+        check_batch(self, x, None, "(N, ...)")
         out = _like(x, x.shape)
 
         def work(images: slice) -> None:
@@ -532,7 +586,7 @@ class Flatten(Layer):
         return (int(np.prod(input_shape)),)
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        _check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4, "(N, C, H, W)")
         out = x.reshape(x.shape[0], -1)
         self._keep(training, out, x.shape)
         return out
@@ -568,32 +622,49 @@ class Linear(Layer):
     def output_shape(self, input_shape: Shape) -> Shape:
         if input_shape != (self.in_features,):
             raise ValueError(
-                f"this Linear takes ({self.in_features},) features, got {input_shape}."
+                f"this {type(self).__name__} takes ({self.in_features},) features, "
+                f"got {input_shape}."
             )
         return (self.out_features,)
 
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
+        self._check_input(x)
+        out = self._product(x, weight)
+        out += bias
+        self._keep(training, out, x)
+        return out
+
+    def _check_input(self, x: Array) -> None:
+        weight = self.parameters["weight"]
         array_module(x, weight)
-        _check_batch(self, x, 2, f"(N, {self.in_features})")
+        check_batch(self, x, 2, f"(N, {self.in_features})")
         self.output_shape(x.shape[1:])
         if x.dtype != weight.dtype:
             raise TypeError(
                 f"x is {x.dtype} but weight is {weight.dtype}; use x.astype(np.{weight.dtype})."
             )
+
+    def _product(self, x: Array, weight: Array) -> Array:
         out = array_module(x).empty((len(x), self.out_features), x.dtype)
 
         def work(features: slice) -> None:
             array_module(x).matmul(x, weight[features].T, out=out[:, features])
 
         _shared_out(work, x, self.out_features)
-        out += bias
-        self._keep(training, out, x)
         return out
 
     def backward(self, grad_out: Array) -> Array | None:
         (x,) = self._recall(grad_out)
-        xp, weight = array_module(x), self.parameters["weight"]
+        grad_x, grad_weight = self._product_backward(grad_out, x, self.parameters["weight"])
+        grad_bias = grad_out.sum(axis=0, dtype=wide(x.dtype)).astype(x.dtype, copy=False)
+        self.gradients = {"weight": grad_weight, "bias": grad_bias}
+        return grad_x
+
+    def _product_backward(
+        self, grad_out: Array, x: Array, weight: Array
+    ) -> tuple[Array | None, Array]:
+        xp = array_module(x)
         grad_weight, grad_x = xp.empty_like(weight), xp.empty_like(x)
 
         def work(features: slice) -> None:
@@ -603,12 +674,148 @@ class Linear(Layer):
             xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
 
         _shared_out(work, x, self.out_features)
-        grad_bias = grad_out.sum(axis=0, dtype=wide(x.dtype)).astype(x.dtype, copy=False)
-        self.gradients = {"weight": grad_weight, "bias": grad_bias}
         if not self.needs_grad_x:
-            return None
+            return None, grad_weight
         _shared_out(work_x, x, self.in_features)
-        return grad_x
+        return grad_x, grad_weight
+
+
+class BatchNorm(Layer):
+    """Bring each feature, or channel, to mean 0 and variance 1 over the batch; scale and shift it.
+
+    out = weight * (x - mean) / sqrt(variance + eps) + bias
+
+    In training, mean and variance are the batch's own, and ``buffers`` follow them: of the old
+    value 1 - momentum stays at each step. Out of training they are those of ``buffers``. eps and
+    momentum are the values of Courbariaux et al., "Binarized neural networks", 2016 (their
+    ``Train-time/mnist.py``); the method is Ioffe's and Szegedy's, "Batch normalization", ICML 2015.
+    Input and output (N, features) or (N, C, H, W); float16 is computed in float32.
+
+    Raises:
+        TypeError: features is not whole, eps or momentum no number, or x of another dtype.
+        ValueError: features below 1, eps or momentum outside its range; x of another shape.
+
+    >>> BatchNorm(1).forward(np.array([[1.0], [3.0]]), training=True).round(3).tolist()
+    [[-1.0], [1.0]]
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-4, momentum: float = 0.1) -> None:
+        super().__init__()
+        check_whole_number("features", features, 1)
+        check_number("eps", eps, low=0, low_included=False)
+        check_number("momentum", momentum, low=0, high=1)
+        self.features, self.eps, self.momentum = features, float(eps), float(momentum)
+        self.parameters = {
+            "weight": np.ones(features, np.float32),
+            "bias": np.zeros(features, np.float32),
+        }
+        self.buffers = {
+            "mean": np.zeros(features, np.float32),
+            "variance": np.ones(features, np.float32),
+        }
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if input_shape[0] != self.features or len(input_shape) not in (1, 3):
+            raise ValueError(
+                f"this BatchNorm takes ({self.features},) features or ({self.features}, H, W) "
+                f"channels, got {input_shape}."
+            )
+        return input_shape
+
+    def scale_and_shift(self) -> tuple[Array, Array]:
+        """What the layer does out of training: ``out = x * scale + shift``, (features,) each.
+
+        >>> [array.round(3).tolist() for array in BatchNorm(1).scale_and_shift()]
+        [[1.0], [0.0]]
+        """
+        weight, bias = (_widened(self.parameters[name]) for name in ("weight", "bias"))
+        mean, variance = (_widened(self.buffers[name]) for name in ("mean", "variance"))
+        scale = weight / array_module(weight).sqrt(variance + self.eps)
+        return scale, bias - mean * scale
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        array_module(x, self.parameters["weight"])
+        check_batch(self, x, x.ndim if x.ndim in (2, 4) else 2, "(N, features) or (N, C, H, W)")
+        self.output_shape(x.shape[1:])
+        rows = x if x.ndim == 2 else _pixels(x)
+        out = array_module(x).empty_like(rows)
+        if training:
+            kept = self._normalise_batch(rows, out)
+        else:
+            kept = ()
+            scale, shift = self.scale_and_shift()
+
+            def work(part: slice) -> None:
+                values = rows[part] * scale
+                values += shift
+                out[part] = values
+
+            _in_blocks(work, rows, rows[0].nbytes, len(rows))
+        out = out if x.ndim == 2 else _from_pixels(out, x.shape)
+        self._keep(training, out, *kept)
+        return out
+
+    def _normalise_batch(self, rows: Array, out: Array) -> tuple[Array, Array]:
+        """Fill ``out``, move the buffers; return the normalised rows and 1 / deviation."""
+        mean = _sum_of_rows(rows, lambda part: _widened(rows[part])) / len(rows)
+        normal = array_module(rows).empty_like(rows, dtype=wide(rows.dtype))
+
+        def centred_squares(part: slice) -> Array:
+            normal[part] = rows[part]
+            normal[part] -= mean
+            return normal[part] * normal[part]
+
+        variance = _sum_of_rows(rows, centred_squares) / len(rows)
+        inverse = 1 / array_module(rows).sqrt(variance + self.eps)
+        weight, bias = _widened(self.parameters["weight"]), _widened(self.parameters["bias"])
+
+        def work(part: slice) -> None:
+            normal[part] *= inverse
+            values = normal[part] * weight
+            values += bias
+            out[part] = values
+
+        _in_blocks(work, rows, normal[0].nbytes, len(rows))
+        for name, seen in (("mean", mean), ("variance", variance)):
+            self.buffers[name] *= 1 - self.momentum
+            self.buffers[name] += (self.momentum * seen).astype(self.buffers[name].dtype)
+        return normal, inverse
+
+    def backward(self, grad_out: Array) -> Array:
+        normal, inverse = self._recall(grad_out)
+        xp = array_module(normal, grad_out)
+        grads = grad_out if grad_out.ndim == 2 else _pixels(grad_out)
+        grad_bias = _sum_of_rows(grads, lambda part: _widened(grads[part]))
+        grad_weight = _sum_of_rows(grads, lambda part: _widened(grads[part]) * normal[part])
+        grad_x = xp.empty_like(grads)
+        scale = _widened(self.parameters["weight"]) * inverse
+        shared, along = grad_bias / len(grads), grad_weight / len(grads)
+
+        def work(part: slice) -> None:
+            values = _widened(grads[part]) - shared
+            values -= normal[part] * along
+            values *= scale
+            grad_x[part] = values
+
+        _in_blocks(work, grads, normal[0].nbytes, len(grads))
+        dtype = grad_out.dtype
+        self.gradients = {
+            "weight": grad_weight.astype(dtype, copy=False),
+            "bias": grad_bias.astype(dtype, copy=False),
+        }
+        return grad_x if grad_out.ndim == 2 else _from_pixels(grad_x, grad_out.shape)
+
+
+def _sum_of_rows(rows: Array, values: Callable[[slice], Array]) -> Array:
+    """Add up ``values(part)``, (rows, features), over all rows; the same bits every time."""
+    sums: dict[int, tuple[Array]] = {}
+
+    def work(part: slice) -> None:
+        sums[part.start] = (values(part).sum(axis=0),)
+
+    _in_blocks(work, rows, rows[0].nbytes, len(rows))
+    return sum_in_order(sums)[0]
 
 
 class Dropout(Layer):
@@ -651,8 +858,8 @@ class Dropout(Layer):
         self._generators = {}
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        _check_float(self, x)
-        _check_batch(self, x, None, "(N, ...)")
+        check_float(self, x)
+        check_batch(self, x, None, "(N, ...)")
         if not training:
             self._keep(training, x)
             return x

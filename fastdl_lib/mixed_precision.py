@@ -379,6 +379,7 @@ class _Weights(NamedTuple):
     name: str
     parameters: dict[str, Array]
     gradients: dict[str, Array]
+    layers: dict[str, Layer] = {}  # noqa: RUF012  # no layer acts on what is copied here
 
 
 class MixedPrecision(Optimizer):
@@ -526,9 +527,16 @@ class MixedPrecision(Optimizer):
 
         Raises:
             RuntimeError, ValueError: as :meth:`Optimizer.step`; nothing is changed.
-            ValueError: the arrays are float16 and the storage is another format.
+            ValueError: the arrays are float16 and the storage is another format; a layer changes
+                its weights after a step, as binary ones do.
             FloatingPointError: a dynamic loss scale became too small (see DynamicLossScale).
         """
+        for name, layer in network.layers.items():
+            if type(layer).after_step is not Layer.after_step:
+                raise ValueError(
+                    f"{name}, a {type(layer).__name__}, changes its weights after a step, and "
+                    "would not see the master weights: train it with a plain optimiser."
+                )
         gradients, weights = self.optimizer._checked_gradients(network), network.parameters
         xp = array_module(*weights.values(), *gradients.values())
         for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""The two networks of the course, with seeded random weights, and how weights are stored."""
+"""The networks of the course, with seeded random weights, and how weights are stored."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.arrays import array_module, beside, to_cpu, to_gpu
+from fastdl_lib.binary import BinaryConv2d, BinaryLinear, PixelBytes, Sign
+from fastdl_lib.bits import pack, unpack
+from fastdl_lib.checks import check_whole_number
 from fastdl_lib.files import whole_file
 from fastdl_lib.layers import (
+    BatchNorm,
     Conv2d,
     Dropout,
     Flatten,
@@ -22,7 +26,14 @@ from fastdl_lib.layers import (
     softmax_cross_entropy_arrays,
 )
 
-__all__ = ["Network", "alexnet", "deep_convnet"]
+__all__ = [
+    "BINARY_PARTS",
+    "Network",
+    "alexnet",
+    "binary_deep_convnet",
+    "binary_mlp",
+    "deep_convnet",
+]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -56,7 +67,10 @@ class Network:
             except ValueError as error:
                 raise ValueError(f"{name}, layer {layer_name}: {error}") from None
             self.shapes[layer_name] = shape
-        next(iter(self.layers.values())).needs_grad_x = False
+        for layer in self.layers.values():
+            layer.needs_grad_x = False
+            if layer.parameters:  # nothing before it learns
+                break
 
     def variant(self, name: str, **layers: Layer | None) -> "Network":
         """Return a network with some layers replaced, or left out where None is given.
@@ -97,6 +111,11 @@ class Network:
     def gradients(self) -> dict[str, Array]:
         """All gradients of the last backward pass, under the names of ``parameters``."""
         return self._by_name({n: layer.gradients for n, layer in self.layers.items()})
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """What layers remember but do not learn by gradients, such as ``"norm1.mean"``."""
+        return self._by_name({n: layer.buffers for n, layer in self.layers.items()})
 
     @staticmethod
     def _by_name(arrays: dict[str, dict[str, Array]]) -> dict[str, Array]:
@@ -153,7 +172,8 @@ class Network:
         ``after`` is called with each layer's name when its gradients are there.
         """
         for name, layer in reversed(self.layers.items()):
-            grad_out = layer.backward(grad_out)
+            if grad_out is not None:
+                grad_out = layer.backward(grad_out)
             if after is not None:
                 after(name)
 
@@ -173,7 +193,9 @@ class Network:
         """
         if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
             raise TypeError(f"weights are float16, float32 or float64, got {np.dtype(dtype)}.")
-        return self._map_parameters(lambda array: array.astype(dtype))
+        return self._map_parameters(
+            lambda array: array.astype(dtype) if array.dtype.kind == "f" else array
+        )
 
     def to_gpu(self) -> "Network":
         """Move all weights to the GPU in place and return the network.
@@ -190,13 +212,17 @@ class Network:
     def _map_parameters(self, rule: Any) -> "Network":
         for layer in self.layers.values():
             layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
+            layer.buffers = {name: rule(array) for name, array in layer.buffers.items()}
             layer.gradients = {}
             if isinstance(layer, Conv2d):
                 layer.algorithm = layer.algorithm  # copies over the bus lose the layout in memory
         return self
 
-    def save_weights(self, path: str | os.PathLike) -> None:
-        """Write all weights to an ``.npz`` file: the whole file, or nothing.
+    def save_weights(self, path: str | os.PathLike, *, packed: bool = False) -> None:
+        """Write all weights and buffers to an ``.npz`` file: the whole file, or nothing.
+
+        ``packed`` stores binary weights as one bit each; of the latent ones only the signs are kept
+        (and their mean size, where it is the layer's scale).
 
         Raises:
             ValueError: the name does not end in .npz.
@@ -206,7 +232,29 @@ class Network:
         if path.suffix != ".npz":
             raise ValueError(f"weights are stored as .npz, got the name {path.name!r}.")
         with whole_file(path) as part:
-            np.savez(part, **{name: to_cpu(array) for name, array in self.parameters.items()})
+            np.savez(part, **self._to_store(packed))
+
+    def _to_store(self, packed: bool) -> dict[str, np.ndarray]:
+        arrays = {name: to_cpu(a) for name, a in (self.parameters | self.buffers).items()}
+        for name, layer in self.layers.items() if packed else ():
+            if isinstance(layer, (BinaryLinear, BinaryConv2d)):
+                weight = arrays.pop(f"{name}.weight")
+                arrays[f"{name}.weight.bits"] = pack(weight.reshape(len(weight), -1))
+                if layer.scaled:
+                    arrays[f"{name}.weight.scale"] = to_cpu(layer.scale())
+        return arrays
+
+    def _from_store(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Bits back to weights of +1 and -1, times the scale where there is one."""
+        for name, layer in self.layers.items():
+            words = arrays.pop(f"{name}.weight.bits", None)
+            if words is not None and isinstance(layer, (BinaryLinear, BinaryConv2d)):
+                shape = layer.parameters["weight"].shape
+                signs = unpack(words, int(np.prod(shape[1:]))).reshape(-1, *shape[1:])
+                if layer.scaled:
+                    signs *= arrays.pop(f"{name}.weight.scale")
+                arrays[f"{name}.weight"] = signs
+        return arrays
 
     def load_weights(self, path: str | os.PathLike) -> "Network":
         """Read weights that :meth:`save_weights` wrote, and return the network.
@@ -220,11 +268,11 @@ class Network:
             raise FileNotFoundError(f"there is no file {path.name} in {path.parent.name}/.")
         try:
             with np.load(path, allow_pickle=False) as archive:
-                loaded = {name: archive[name] for name in archive.files}
+                loaded = self._from_store({name: archive[name] for name in archive.files})
         except Exception as error:  # damage in an archive raises many types
             raise ValueError(f"{path.name} is damaged ({error}); restore or remake it.") from None
         found = {name: array.shape for name, array in loaded.items()}
-        expected = {name: array.shape for name, array in self.parameters.items()}
+        expected = {name: array.shape for name, array in (self.parameters | self.buffers).items()}
         if found != expected:
             wrong = sorted(
                 name
@@ -237,7 +285,7 @@ class Network:
                 f"expected {expected.get(wrong[0])}."
             )
         for layer_name, layer in self.layers.items():
-            for name, old in layer.parameters.items():
+            for name, old in (layer.parameters | layer.buffers).items():
                 new = loaded[f"{layer_name}.{name}"].astype(old.dtype, copy=False)
                 # In place: weights stay where they were, on the CPU or the GPU, and in their order.
                 old[...] = beside(new, old)
@@ -322,3 +370,120 @@ def deep_convnet(seed: int = 0, algorithm: str = "auto") -> Network:
         ("drop2", Dropout(0.5, seed=seed + 1)),
     ]
     return Network("DeepConvNet", layers, (1, 28, 28))
+
+
+BINARY_PARTS = {"all": "weights and values", "weights": "weights only", "none": "nothing"}
+"""What may be one bit in :func:`binary_mlp` and :func:`binary_deep_convnet`."""
+
+
+def binary_mlp(
+    seed: int = 0, hidden: int = 2048, depth: int = 3, *, binary: str = "all", scaled: bool = False
+) -> Network:
+    """Make the binarized network 784-2048-2048-2048-10 for 28x28 digits, or its float twin.
+
+    Each hidden layer is product, batch normalisation, sign; the last one product and
+    normalisation. Source: Courbariaux et al., "Binarized neural networks", 2016, section 2, whose
+    Torch7 network has these sizes. The images are taken as the whole numbers 0 to 255, so that
+    every product is exact.
+
+    Args:
+        seed: decides the first weights.
+        hidden, depth: values in a hidden layer, and how many there are.
+        binary: "all" (weights and values), "weights" (as BinaryConnect, with ReLU), or "none", the
+            float twin: the same layers with float weights and ReLU.
+        scaled: multiply by the mean size of the weights, as XNOR-Net; see ``BinaryLinear``.
+
+    Raises:
+        TypeError, ValueError: as the layers; another word for ``binary``.
+
+    >>> network = binary_mlp(hidden=64)
+    >>> list(network.layers)[:5], network.shapes["norm4"]
+    (['pixels', 'flatten', 'fc1', 'norm1', 'sign1'], (10,))
+    """
+    _check_binary_part(binary)
+    check_whole_number("depth", depth, 1)
+    rng = np.random.default_rng(seed)
+    layers: list[tuple[str, Layer]] = [("pixels", PixelBytes()), ("flatten", Flatten())]
+    features = 28 * 28
+    for number in range(1, depth + 2):
+        outputs = hidden if number <= depth else 10
+        if binary == "none":
+            layers.append((f"fc{number}", Linear(features, outputs, rng=rng)))
+        else:
+            product = BinaryLinear(features, outputs, scaled=scaled, rng=rng)
+            layers.append((f"fc{number}", product))
+        layers.append((f"norm{number}", BatchNorm(outputs)))
+        if number <= depth:
+            layers.append(_activation(number, binary))
+        features = outputs
+    name = "-".join(map(str, [784, *[hidden] * depth, 10]))
+    return Network(f"{_BINARY_NAMES[binary]} {name}", layers, (1, 28, 28))
+
+
+def binary_deep_convnet(
+    seed: int = 0, width: int = 1, *, binary: str = "all", scaled: bool = False
+) -> Network:
+    """Make a binarized DeepConvNet for 28x28 digits: :func:`deep_convnet` with its weights and
+    values one bit, and batch normalisation before each sign.
+
+    Where a pool follows, it comes before normalisation and sign, as in Courbariaux et al. 2016: of
+    signs alone most windows would have the same largest value.
+
+    Args:
+        seed: decides the first weights.
+        width: multiplies the numbers of filters and of hidden values, for one bit says less.
+        binary, scaled: as of :func:`binary_mlp`.
+
+    Raises:
+        TypeError, ValueError: as the layers; another word for ``binary``.
+
+    >>> binary_deep_convnet().shapes["norm8"]
+    (10,)
+    """
+    _check_binary_part(binary)
+    check_whole_number("width", width, 1)
+    rng = np.random.default_rng(seed)
+    layers: list[tuple[str, Layer]] = [("pixels", PixelBytes())]
+    channels = 1
+    for number, (filters, padding) in enumerate(
+        [(16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1)], start=1
+    ):
+        filters *= width
+        window = {"padding": padding, "rng": rng}
+        if binary == "none":
+            product: Layer = Conv2d(channels, filters, 3, **window)
+        else:
+            # Around an image is paper, 0; around signs -1; around the values of ReLU again 0.
+            around = -1.0 if binary == "all" and number > 1 else 0.0
+            product = BinaryConv2d(
+                channels, filters, 3, **window, padding_value=around, scaled=scaled
+            )
+        layers.append((f"conv{number}", product))
+        if number % 2 == 0:
+            layers.append((f"pool{number}", MaxPool2d(2)))
+        layers += [(f"norm{number}", BatchNorm(filters)), _activation(number, binary)]
+        channels = filters
+    layers.append(("flatten", Flatten()))
+    for number, (features, outputs) in enumerate(
+        [(channels * 4 * 4, 50 * width), (50 * width, 10)], start=7
+    ):
+        if binary == "none":
+            product = Linear(features, outputs, rng=rng)
+        else:
+            product = BinaryLinear(features, outputs, scaled=scaled, rng=rng)
+        layers += [(f"fc{number}", product), (f"norm{number}", BatchNorm(outputs))]
+        if number == 7:
+            layers.append(_activation(number, binary))
+    return Network(f"{_BINARY_NAMES[binary]} DeepConvNet", layers, (1, 28, 28))
+
+
+_BINARY_NAMES = {"all": "Binary", "weights": "Binary-weight", "none": "Float"}
+
+
+def _check_binary_part(binary: str) -> None:
+    if binary not in BINARY_PARTS:
+        raise ValueError(f"binary must be one of {list(BINARY_PARTS)}, got {binary!r}.")
+
+
+def _activation(number: int, binary: str) -> tuple[str, Layer]:
+    return (f"sign{number}", Sign()) if binary == "all" else (f"relu{number}", ReLU())

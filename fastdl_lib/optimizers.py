@@ -1,16 +1,14 @@
 """What turns gradients into steps: the optimisers, and how the learning rate goes over a run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from fastdl_lib.arrays import array_module
 from fastdl_lib.checks import check_number
 from fastdl_lib.convolution import wide
+from fastdl_lib.layers import in_flat_blocks
 from fastdl_lib.networks import Network
-from fastdl_lib.threads import in_parallel
 
 __all__ = ["SGD", "Adam", "Optimizer", "Schedule", "warmup_cosine"]
 
@@ -18,9 +16,6 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 Schedule = Callable[[float], float]
 """Takes the share of a run that is done, 0 to 1, and returns the learning rate's factor."""
-
-# So many values of a weight, its gradient and an optimiser's memory of it stay in a core's cache.
-BLOCK = 2**16
 
 
 class Optimizer:
@@ -71,6 +66,8 @@ class Optimizer:
         self.steps += 1
         for name, weight in network.parameters.items():
             self._update(name, weight, gradients[name])
+        for layer in network.layers.values():
+            layer.after_step()
 
     def _checked_gradients(self, network: Network) -> dict[str, Array]:
         """The network's gradients, once a step can be taken whole."""
@@ -154,7 +151,7 @@ class SGD(Optimizer):
                 g = v
             w -= rate * g
 
-        _in_blocks(change, arrays)
+        in_flat_blocks(change, arrays)
 
 
 class Adam(Optimizer):
@@ -207,30 +204,7 @@ class Adam(Optimizer):
             s += (1 - self.beta2) * g * g
             w -= rate * m / ((s / square_bias) ** 0.5 + self.epsilon)
 
-        _in_blocks(change, [weight, gradient, mean, square])
-
-
-def _in_blocks(change: Callable[..., None], arrays: Sequence[Array]) -> None:
-    """Call ``change`` on views of the same BLOCK values of every array, shared out among threads,
-    so that temporaries stay in cache.
-
-    Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU, where
-    a block would be a launch more.
-    """
-    first = arrays[0]
-    if array_module(*arrays) is not np:
-        change(*arrays)
-        return
-    # A weight may be a view of a kernel's own layout: in the order of its strides it has no gaps.
-    axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
-    turned = [array.transpose(axes) for array in arrays]
-    if not all(array.flags.c_contiguous for array in turned):
-        change(*arrays)
-        return
-    flat = [array.reshape(-1) for array in turned]
-    in_parallel(
-        lambda part: change(*(array[part] for array in flat)), first.size, block=BLOCK, least=BLOCK
-    )
+        in_flat_blocks(change, [weight, gradient, mean, square])
 
 
 def warmup_cosine(warmup: float = 0.1) -> Schedule:

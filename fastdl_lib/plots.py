@@ -45,6 +45,7 @@ __all__ = [
     "Picture",
     "ScalingLine",
     "Shares",
+    "SizeRow",
     "Trial",
     "accuracy_lines",
     "all_reduce_steps",
@@ -65,6 +66,7 @@ __all__ = [
     "memory_against_batch",
     "memory_bars",
     "patch_matrix",
+    "popcount_steps",
     "prediction_bars",
     "race",
     "roofline",
@@ -73,7 +75,11 @@ __all__ = [
     "scaling_lines",
     "share_bars",
     "share_pies",
+    "sign_gradient",
+    "sign_pictures",
+    "size_accuracy",
     "size_sweep",
+    "speed_ratios",
     "step_parts",
     "training_days",
     "transfer_bars",
@@ -2145,3 +2151,314 @@ def bits_summary(rows: Sequence[BitsRow], origin: MachineCard, *notes: str, titl
         for label, fill in marks.items()
     ]  # fmt: skip
     return Picture(figure, title, _caption(origin, Provenance.MEASURED, *notes), words, legend)
+
+
+# --- chapter 06 ---------------------------------------------------------------------------------
+
+# Values below 0 blue, 0 white, above 0 vermilion: told apart in print and by colour-blind readers.
+_AROUND_ZERO = matplotlib.colors.LinearSegmentedColormap.from_list(
+    "around zero", ("#0072B2", "#FFFFFF", "#D55E00")
+)
+
+
+def sign_gradient(*, title: str) -> Picture:
+    """Draw sign, its true gradient and the straight-through one that takes its place."""
+    figure, axes = _new(9.5, 3.4, 3)
+    x = np.linspace(-2, 2, 401)
+    panels = {
+        "sign(x), going forward": np.where(x >= 0, 1.0, -1.0),
+        "its gradient: 0 wherever there is one": np.zeros_like(x),
+        "straight through: 1 where |x| <= 1": (np.abs(x) <= 1).astype(float),
+    }
+    for axis, (name, y) in zip(axes, panels.items(), strict=True):
+        axis.axhline(0, color=_GREY, linewidth=0.6)
+        axis.axvline(0, color=_GREY, linewidth=0.6)
+        # A line for each piece, since none of the steps is a slope.
+        for piece in np.split(np.arange(len(x)), np.flatnonzero(np.diff(y)) + 1):
+            axis.plot(x[piece], y[piece], color=KIND_COLOURS["conv"], linewidth=2.5)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("x")
+        axis.set_xlim(-2, 2)
+        axis.set_ylim(-1.3, 1.6)
+        axis.set_yticks((-1, 0, 1))
+    axes[0].set_ylabel("value")
+    forward, true, straight = axes
+    forward.plot(0, 1, "o", color=KIND_COLOURS["conv"], markersize=7)
+    forward.plot(0, -1, "o", color=KIND_COLOURS["conv"], mfc="white", markersize=7, zorder=3)
+    true.plot(0, 0, "o", color=KIND_COLOURS["conv"], mfc="white", markersize=7, zorder=3)
+    true.annotate(
+        "a jump: no gradient", (0, 0.08), xytext=(0, 0.75), ha="center", fontsize=9,
+        arrowprops={"arrowstyle": "->", "color": _GREY, "lw": 0.8},
+        bbox=_PALE_BOX,
+    )  # fmt: skip
+    straight.fill_between(
+        x, (np.abs(x) <= 1).astype(float), color=KIND_COLOURS["conv"], alpha=0.12, linewidth=0
+    )
+    straight.text(0, 0.42, "passes", ha="center", fontsize=9, bbox=_PALE_BOX)
+    for place in (-1.5, 1.5):
+        straight.text(place, 0.12, "stopped", ha="center", fontsize=9)
+    alt = (
+        "Three curves of x from -2 to 2. sign(x): -1 below 0, +1 from 0 on. Its gradient: 0 "
+        "everywhere but at the jump, where there is none. The straight-through gradient: 1 where "
+        "|x| <= 1, 0 beyond."
+    )
+    caption = f"{str(Provenance.COMPUTED).capitalize()} | sign(0) is +1"
+    return Picture(figure, title, caption, alt)
+
+
+def sign_pictures(
+    rows: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+    provenance: Provenance = Provenance.MEASURED,
+) -> Picture:
+    """Show weights, pixels or activations as small pictures, a row a kind.
+
+    Args:
+        rows: label to (n, H, W). Signs, +1 and -1 alone, are drawn white and black; values that
+            are nowhere negative, such as pixels, from black to white; others around a white 0.
+        names: n words, one over each column.
+        origin: the machine that trained or answered.
+        notes: for the caption.
+
+    Raises:
+        ValueError: no row, or a row that is not (n, H, W) with n names.
+    """
+    count = len(names)
+    for label, pictures in rows.items():
+        if pictures.ndim != 3 or len(pictures) != count:
+            raise ValueError(
+                f"{label!r}: {count} names want ({count}, H, W), got {pictures.shape}."
+            )
+    if not rows:
+        raise ValueError("there is nothing to draw: pass {label: (n, H, W)}.")
+    heights = [1.15 * min(2.0, max(0.6, p.shape[1] / p.shape[2])) for p in rows.values()]
+    figure = Figure(figsize=(9.5, 1.0 + (sum(heights) + 0.12 * len(rows))), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False, gridspec_kw={"height_ratios": heights})
+    words, legend = [], {}
+    for axes, (label, pictures) in zip(grid, rows.items(), strict=True):
+        values = to_cpu(pictures)
+        if np.isin(values, (-1, 1)).all():
+            look: dict[str, Any] = {"cmap": "gray", "vmin": -1, "vmax": 1}
+            words.append(f"{label}: {100 * float((values > 0).mean()):.1f} % are +1, the others -1")
+            legend |= {"+1": "white", "-1": "black"}
+        elif values.min() >= 0:
+            look = {"cmap": "gray", "vmin": 0, "vmax": float(values.max()) or 1.0}
+            words.append(f"{label}: from 0 (black) to {values.max():.3g} (white)")
+        else:
+            edge = float(np.abs(values).max())
+            look = {"cmap": _AROUND_ZERO, "vmin": -edge, "vmax": edge}
+            words.append(f"{label}: from {values.min():.3g} to {values.max():.3g}")
+            legend |= {"above 0": _AROUND_ZERO(1.0), "below 0": _AROUND_ZERO(0.0)}
+        for axis, picture in zip(axes, values, strict=True):
+            axis.imshow(picture, interpolation="none", **look)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_color(_GREY)
+        size = "x".join(str(n) for n in values.shape[1:])
+        axes[0].set_ylabel(
+            "\n".join([*textwrap.wrap(label, 14), size]), fontsize=9, rotation=0, ha="right",
+            va="center",
+        )  # fmt: skip
+        for axis, name in zip(axes, names, strict=True):
+            axis.set_title(name, fontsize=9)
+    for axis in grid[1:].ravel():
+        axis.title.set_visible(False)
+    patches = [Patch(fc=colour, ec=_GREY, label=label) for label, colour in legend.items()]
+    alt = f"Pictures of {', '.join(names)}. {'; '.join(words)}"
+    return Picture(figure, title, _caption(origin, provenance, *notes), alt, patches)
+
+
+def popcount_steps(a_bits: str, b_bits: str, *, title: str) -> Picture:
+    """Multiply two rows of +1 and -1 by eye: number by number, and with XNOR and a count.
+
+    Args:
+        a_bits, b_bits: texts of one length, 2 to 16; ``"1"`` stands for +1, ``"0"`` for -1.
+
+    Raises:
+        ValueError: other characters, or another length.
+    """
+    length = len(a_bits)
+    if not 2 <= length <= 16 or len(b_bits) != length or set(a_bits + b_bits) - set("01"):
+        raise ValueError(
+            f"two texts of 2 to 16 characters 0 or 1, of one length, got {a_bits!r} and {b_bits!r}."
+        )
+    a, b = ([1 if bit == "1" else -1 for bit in bits] for bits in (a_bits, b_bits))
+    product = [x * y for x, y in zip(a, b, strict=True)]
+    xnor = "".join("1" if x == y else "0" for x, y in zip(a_bits, b_bits, strict=True))
+    total, ones = sum(product), xnor.count("1")
+    halves = (
+        ("numbers", {"a": a, "b": b, "a x b": product}, f"sum: {total}"),
+        (
+            "bits", {"a": a_bits, "b": b_bits, "XNOR": xnor},
+            f"count of ones: {ones}\n2 x {ones} - {length} = {2 * ones - length}",
+        ),
+    )  # fmt: skip
+    figure, axes = _new(9.5, 4.0)
+    axes.axis("off")
+    same, differ = KIND_COLOURS["relu"], "#FFFFFF"
+    for block, (heading, lines, result) in enumerate(halves):
+        top = 4.1 * block
+        axes.text(-0.33 * length, top + 0.45, heading, fontsize=10.5, weight="bold", va="center")
+        for row, (name, values) in enumerate(lines.items()):
+            place = top + row + (0.12 if row == 2 else 0)
+            axes.text(-0.04 * length, place + 0.45, name, ha="right", va="center", fontsize=10)
+            for column, value in enumerate(values):
+                agrees = row == 2 and xnor[column] == "1"
+                axes.add_patch(
+                    Rectangle(
+                        (column, place), 0.94, 0.9, facecolor=same if agrees else differ,
+                        edgecolor=_INK if row == 2 else _GREY, linewidth=1.4 if row == 2 else 0.7,
+                    )
+                )  # fmt: skip
+                text = value if isinstance(value, str) else f"{value:+d}"
+                axes.text(column + 0.47, place + 0.45, text, ha="center", va="center", fontsize=11)
+        axes.text(1.03 * length, top + 2.57, result, va="center", fontsize=11, weight="bold")
+    axes.set_xlim(-0.34 * length, 1.42 * length)
+    axes.set_ylim(7.3, -0.2)
+    axes.set_title("where two bits agree, the product is +1 (coloured)", fontsize=10)
+    alt = (
+        f"a is {a_bits}, b is {b_bits}, 1 for +1 and 0 for -1. Number by number the products "
+        f"{', '.join(f'{value:+d}' for value in product)} add up to {total}. XNOR is {xnor}, with "
+        f"{ones} ones of {length}: 2 x {ones} - {length} = {2 * ones - length}."
+    )
+    caption = f"{str(Provenance.COMPUTED).capitalize()} | 1 stands for +1, 0 for -1"
+    return Picture(figure, title, caption, alt)
+
+
+def speed_ratios(groups: Mapping[str, Sequence[Measurement]], *notes: str, title: str) -> Picture:
+    """Draw how many times as fast as a baseline things are, group by group, from a line at 1.
+
+    Args:
+        groups: what is compared with which baseline, to ratios in the unit ``"x"``, above 1 where
+            faster than the baseline. Hatching shows which were measured and which published.
+        notes: for the caption, such as where published ratios come from.
+
+    Raises:
+        ValueError: no ratio, another unit, or a ratio of 0 or less.
+    """
+    bars = [m for group in groups.values() for m in group]
+    if not bars:
+        raise ValueError("there is no ratio to draw.")
+    for m in bars:
+        if m.unit != "x" or min(m.samples) <= 0:
+            median = f"{format_number(m.median)} {m.unit}"
+            raise ValueError(
+                f"a ratio has the unit 'x' and is above 0, got {median} for {m.name!r}."
+            )
+    figure, axes = _new(9.5, 1.8 + 0.34 * (len(bars) + 1.2 * len(groups)))
+    low, high = min(1.0, *(m.low for m in bars)), max(1.0, *(m.high for m in bars))
+    logarithmic = high / low > 20
+    place, ticks, words = 0.0, [], []
+    for heading, group in groups.items():
+        axes.text(
+            0, place, heading, va="center", fontsize=9.5, weight="bold",
+            transform=axes.get_yaxis_transform(), zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
+        place += 0.95
+        for m in group:
+            axes.barh(
+                place, m.median - 1, left=1, height=0.72, edgecolor="white",
+                color=KIND_COLOURS["fc" if m.median < 1 else "conv"],
+                hatch=PROVENANCE_HATCH[m.provenance],
+            )  # fmt: skip
+            if len(m.samples) > 1:
+                axes.plot([m.low, m.high], [place, place], color=_INK, linewidth=1.5)
+            text = f"{format_number(m.median)}x"
+            end = max(1.0, m.high)
+            axes.annotate(
+                f"{text} ({m.provenance})", (end, place), xytext=(5, 0),
+                textcoords="offset points", va="center", fontsize=9,
+            )  # fmt: skip
+            words.append(f"{heading}, {m.name}: {text} ({m.provenance})")
+            ticks.append(place)
+            place += 1
+        place += 0.25
+    axes.axvline(1, color=_INK, linewidth=1.2, zorder=3)
+    axes.set_yticks(ticks, [m.name for m in bars], fontsize=9)
+    axes.set_ylim(place - 0.6, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    if logarithmic:
+        axes.set_xscale("log")
+        _plain_log(axes.xaxis)
+        axes.set_xlim(low / 1.3 if low < 1 else 0.8, high * (high / low) ** 0.3)
+    else:
+        axes.set_xlim(0, 1.35 * high)
+    axes.set_xlabel("times as fast as the baseline (line at 1: the same)")
+    marks = [
+        Patch(color=KIND_COLOURS[kind], label=label)
+        for kind, label, shown in (
+            ("conv", "faster", any(m.median >= 1 for m in bars)),
+            ("fc", "slower", any(m.median < 1 for m in bars)),
+        )
+        if shown
+    ]
+    return Picture(
+        figure, title, _origins(bars, *notes), "; ".join(words),
+        [*marks, *_provenance_patches(bars)],
+    )  # fmt: skip
+
+
+class SizeRow(NamedTuple):
+    """One network: its bytes on disk and how many of the test images it gets wrong."""
+
+    name: str
+    size_bytes: int
+    wrong: int
+    images: int
+
+
+def size_accuracy(rows: Sequence[SizeRow], origin: MachineCard, *notes: str, title: str) -> Picture:
+    """Draw bytes on disk and test error of networks of one architecture beside each other.
+
+    The line through each error is where, by chance alone, 95 % of other test sets of this size
+    would put it: 1.96 standard deviations of a count.
+
+    Args:
+        rows: :class:`SizeRow` or plain tuples of the same order; the first is compared with.
+        origin: the machine that counted the wrong answers.
+        notes: for the caption.
+    """
+    rows = [SizeRow(*row) for row in rows]
+    figure, (size, error) = _new(9.5, 1.9 + 0.5 * len(rows), 2, sharey=True)
+    places = range(len(rows))
+    kilobytes = [row.size_bytes / 1e3 for row in rows]
+    shares = [row.wrong / row.images for row in rows]
+    percent = [100 * share for share in shares]
+    spread = [
+        196 * math.sqrt(share * (1 - share) / row.images)
+        for share, row in zip(shares, rows, strict=True)
+    ]
+    size.barh(places, kilobytes, height=0.55, color=KIND_COLOURS["norm"], edgecolor="white")
+    words = []
+    for place, row, k, p, s in zip(places, rows, kilobytes, percent, spread, strict=True):
+        smaller = "" if place == 0 else f" ({kilobytes[0] / k:.1f}x smaller)"
+        size.annotate(
+            f"{format_number(k)} kB{smaller}", (k, place), xytext=(5, 0),
+            textcoords="offset points", va="center", fontsize=9,
+        )  # fmt: skip
+        error.plot([p - s, p + s], [place, place], color=_INK, linewidth=1.5)
+        error.plot(p, place, "o", color=KIND_COLOURS["conv"], markersize=9, zorder=3)
+        error.annotate(
+            f"{p:.2f} %", (p, place), xytext=(0, 9), textcoords="offset points", ha="center",
+            fontsize=9,
+        )  # fmt: skip
+        words.append(
+            f"{row.name}: {format_number(k)} kB{smaller}, {row.wrong:,} of {row.images:,} wrong, "
+            f"{p:.2f} %"
+        )
+    size.set_yticks(places, ["\n".join(textwrap.wrap(row.name, 22)) for row in rows])
+    size.set_ylim(len(rows) - 0.5, -0.65)
+    for axis in (size, error):
+        axis.tick_params(axis="y", length=0)
+    size.set_xlim(0, 1.5 * max(kilobytes))
+    _plain_log(size.xaxis)
+    size.set_xlabel("bytes on disk, kB")
+    error.set_xlim(0, 1.2 * max(p + s for p, s in zip(percent, spread, strict=True)) or 1)
+    error.grid(axis="x", color=_GREY, alpha=0.2, linewidth=0.8)
+    error.set_xlabel("test error, % (line: 95 % by chance alone)")
+    return Picture(figure, title, _caption(origin, Provenance.MEASURED, *notes), "; ".join(words))

@@ -188,8 +188,8 @@ ndarray.T = property(lambda self: ndarray(self._array.T))
 ndarray.__matmul__ = _wrapped(_matmul)  # no __imatmul__, as CuPy
 ndarray.__rmatmul__ = lambda self, other: _wrapped(_matmul)(other, self)
 _METHODS = (
-    "astype reshape ravel transpose swapaxes squeeze copy sum prod max min mean std var argmax "
-    "argmin any all cumsum clip dot fill view __neg__ __invert__ __abs__"
+    "astype view reshape ravel transpose swapaxes squeeze copy sum prod max min mean std var "
+    "argmax argmin any all cumsum clip dot fill __neg__ __invert__ __abs__"
 )
 _BINARY = "add sub mul truediv floordiv mod pow and or xor lshift rshift lt le gt ge eq ne"
 for _name in _METHODS.split():
@@ -214,6 +214,15 @@ def _waited() -> None:
     _counts["synchronize"] += 1
 
 
+def _packbits(bits: ndarray, *, bitorder: str) -> ndarray:
+    """CuPy's knows no axis."""
+    return ndarray(np.packbits(_raw(bits), bitorder=bitorder))
+
+
+def _unpackbits(packed: ndarray, *, bitorder: str) -> ndarray:
+    return ndarray(np.unpackbits(_raw(packed), bitorder=bitorder))
+
+
 class _Generator:
     def __init__(self, seed):
         self._generator = np.random.default_rng(seed)
@@ -231,9 +240,16 @@ def c_compiler() -> str | None:
     return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 
-_C_TYPES = {"float16": "_Float16", "float32": "float", "float64": "double"}
+_C_TYPES = {
+    "float16": "_Float16",
+    "float32": "float",
+    "float64": "double",
+    "int32": "int",
+    "uint64": "unsigned long long",
+}
 _C_LOOP = """
 #include <stddef.h>
+#define __popcll __builtin_popcountll
 typedef _Float16 float16;
 typedef {dtype} T;
 #define {out} fastdl_out[i]
@@ -244,7 +260,8 @@ void run({inputs}, T *fastdl_out, ptrdiff_t size) {{
 
 
 class _ElementwiseKernel:
-    """CuPy's, for what the course needs: ``raw T`` arrays and ``int32`` in, one ``T`` array out."""
+    """CuPy's, for what the course needs: raw arrays and ``int32`` in, one array out; T is its
+    dtype, other types have their names."""
 
     def __init__(self, in_params, out_params, operation, name):
         self._inputs = [tuple(one.split()) for one in in_params.split(",")]
@@ -257,14 +274,15 @@ class _ElementwiseKernel:
             raise TypeError(f"Wrong number of arguments for '{self.name}'")
         c_inputs, values = [], []
         for (*kind, name), value in zip(self._inputs, given, strict=True):
-            if kind == ["raw", "T"]:
-                if not isinstance(value, ndarray) or value.dtype != out.dtype:
-                    raise TypeError(f"Type is mismatched. {name}: {value!r}, T is {out.dtype}")
+            if kind[0] == "raw":
+                wanted = out.dtype if kind[1] == "T" else np.dtype(kind[1])
+                if not isinstance(value, ndarray) or value.dtype != wanted:
+                    raise TypeError(f"Type is mismatched. {name}: {value!r}, not {wanted}")
                 if not value.flags.c_contiguous:
                     raise TypeError(
                         f"The stand-in runs kernels on contiguous arrays; {name} is not."
                     )
-                c_inputs.append(f"const T *{name}")
+                c_inputs.append(f"const {_C_TYPES[wanted.name]} *{name}")
                 values.append(ctypes.c_void_p(value._array.ctypes.data))
             else:
                 c_inputs.append(f"int {name}")
@@ -310,7 +328,7 @@ _FUNCTIONS = """
     ravel pad roll flip where take_along_axis sort argsort nonzero clip round
     add subtract multiply divide true_divide power mod negative maximum minimum dot
     tensordot einsum outer abs absolute sign square sqrt exp expm1 log log2 log10 log1p sin cos tanh
-    floor ceil isfinite isnan isinf equal not_equal greater greater_equal less less_equal
+    floor ceil rint isfinite isnan isinf equal not_equal greater greater_equal less less_equal
     logical_and logical_or logical_not sum prod mean std var max min amax amin argmax argmin any all
     count_nonzero cumsum bincount
 """
@@ -327,6 +345,8 @@ vars(_stand_in).update(
     counts=_counts,
     ndarray=ndarray,
     matmul=_wrapped(_matmul),
+    packbits=_packbits,
+    unpackbits=_unpackbits,
     asarray=_asarray,
     array=lambda array, dtype=None: _asarray(array, dtype).copy(),
     asnumpy=lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array),

@@ -34,6 +34,7 @@ from fastdl_lib.arrays import (
     to_cpu,
     to_gpu,
 )
+from fastdl_lib.bits import WORD, pack, xnor_product
 from fastdl_lib.costs import layer_costs
 from fastdl_lib.datasets import data_folder, mnist
 from fastdl_lib.evidence import (
@@ -67,6 +68,7 @@ __all__ = ["PARTS", "Plan", "check_recording", "measure_machine", "recording_nam
 PARTS = {
     "ceiling": "large products by dtype, GFLOP/s, and a large copy, GB/s",
     "dtypes": "products, a large x + y, and DeepConvNet by dtype: GFLOP/s, Gvalues/s, ms",
+    "binary": "products of +1 and -1, in float32 and as bits, GFLOP/s of the float product",
     "sweep": "square float32 products from small to large, ms",
     "transfer": "copies to the GPU and back by size, GB/s",
     "wrong": "GPU timings with a mistake in them, beside the right ones, ms",
@@ -109,6 +111,13 @@ class Plan:
     dtype_batch: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"cpu": 100, "gpu": 1024}
     )
+    binary_products: Mapping[str, Sequence[tuple[int, int, int]]] = dataclasses.field(
+        default_factory=lambda: {
+            "cpu": [(1024, 1024, 1024), (100, 4096, 4096)],
+            "gpu": [(1024, 1024, 1024), (100, 4096, 4096), (4096, 4096, 4096)],
+        }
+    )
+    """Rows, outputs (rows of weights), and the length of both."""
     sweep: Mapping[str, Sequence[int]] = dataclasses.field(
         default_factory=lambda: {
             "cpu": [2**n for n in range(4, 12)],
@@ -228,6 +237,7 @@ def measure_machine(plan: Plan = Plan(), say: _Say = print) -> Recording:
     steps = {
         "ceiling": _ceilings,
         "dtypes": _dtypes,
+        "binary": _binary_products,
         "sweep": _sweep,
         "transfer": _transfers,
         "wrong": _wrong_timings,
@@ -378,6 +388,49 @@ def _dtype_pass(
         network=network.name,
         batch=batch,
     )
+
+
+def _binary_products(run: _Run, device: str) -> None:
+    """Does one bit pay? The same product in float32 and as bits, with and without packing."""
+    for rows, outputs, length in run.plan.binary_products[device]:
+        rng = np.random.default_rng(0)
+        x, w = (rng.choice(np.float32([-1, 1]), (count, length)) for count in (rows, outputs))
+        if device == "gpu":
+            x, w = to_gpu(x), to_gpu(w)
+        for way, product in _binary_ways(x, w).items():
+            for threads in _threads_of(run, device):
+                name = f"+1 and -1, {way}: {rows} x {outputs} x {length}, {_in_words(threads)}"
+                work = partial(_product_speed, product, 2 * rows * outputs * length)
+                run(
+                    name,
+                    partial(work, device=device, threads=threads or None),
+                    0.2,
+                    part="binary",
+                    way=way,
+                    rows=rows,
+                    outputs=outputs,
+                    length=length,
+                )
+    release_gpu_memory()
+
+
+def _binary_ways(x: Any, w: Any) -> dict[str, Callable[[], Any]]:
+    """The product of x (rows, length) and w (outputs, length), where they lie.
+
+    Weights are packed before the clock starts: once, when a network is stored.
+    """
+    words_x, words_w, length = pack(x), pack(w), x.shape[1]
+    out = array_module(x).empty((len(x), len(w)), np.float32)
+    return {
+        "float32": lambda: array_module(x).matmul(x, w.T, out=out),
+        "bits": lambda: xnor_product(words_x, words_w, length),
+        "bits, packing counted": lambda: xnor_product(pack(x), words_w, length),
+    }
+
+
+def _product_speed(product: Callable[[], Any], operations: int, **options: Any) -> Measurement:
+    """In the operations of the float product, whoever does them."""
+    return benchmark(product, **options).convert(lambda ms: operations / ms * 1e-6, "GFLOP/s")
 
 
 def _square(size: int, device: str) -> Callable[[], Any]:
@@ -684,6 +737,7 @@ def _one_batch(
 UNITS = {
     "ceiling": {"product": "GFLOP/s", "copy": "GB/s"},
     "dtypes": {"product": "GFLOP/s", "add": "Gvalues/s", "forward": "ms", "training": "ms"},
+    "binary": "GFLOP/s",
     "training": {"speed": "images/s", "accuracy": "%"},
     "transfer": "GB/s",
 }
@@ -697,8 +751,9 @@ ABOVE_PEAK = 1.25
 # waited for after every layer, so that asking for the next one no longer overlaps with the work.
 LAYERS_BY_PASS = (0.4, 2.5)
 FIRST_DATE = datetime.date(2025, 1, 1)
-# Recordings made before this day have no part "dtypes", and none is asked of them.
+# Recordings made before these days lack the parts "dtypes" and "binary"; none is asked of them.
 DTYPES_SINCE = "2026-11-25"
+BINARY_SINCE = "2026-11-25"
 # What starts at a root, a home or a drive; a model's name may hold a slash.
 _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
 
@@ -799,6 +854,12 @@ def _missing(recording: Recording) -> Iterator[str]:
             required.append({"part": "wrong", "what": what})
     if recording.machine.date >= DTYPES_SINCE:
         required += _required_dtypes(recording.machine)
+    if recording.machine.date >= BINARY_SINCE:
+        required += [
+            {"part": "binary", "device": device, "way": way}
+            for device in (["cpu", "gpu"] if _has_gpu(recording.machine) else ["cpu"])
+            for way in ("float32", "bits")
+        ]
     for conditions in required:
         if not recording.has(**conditions):
             yield f"nothing was measured of {conditions}."
@@ -821,6 +882,7 @@ def _required_dtypes(card: MachineCard) -> Iterator[dict[str, str]]:
 _NEEDED = {
     "ceiling": ("what",),
     "dtypes": ("what", "dtype"),
+    "binary": ("way", "rows", "outputs", "length"),
     "sweep": ("size",),
     "transfer": ("direction", "bytes"),
     "wrong": ("what", "work", "size"),
@@ -834,7 +896,10 @@ _NEEDED = {
 }
 
 
-_WHOLE_NUMBERS = {"size", "bytes", "batch", "macs", "images", "epochs", "steps", "threads"}
+_WHOLE_NUMBERS = {
+    *("size", "bytes", "batch", "macs", "images", "epochs", "steps", "threads"),
+    *("rows", "outputs", "length"),
+}
 
 
 def _own_faults(measurement: Measurement, network: Network) -> Iterator[str]:
@@ -939,6 +1004,11 @@ def _peak_faults(recording: Recording, network: Network) -> Iterator[str]:
         if part == "dtypes" and there["what"] == "product":
             macs = there["size"] ** 3
             m = m.convert(lambda gflops, macs=macs: 2 * macs / gflops * 1e-6, "ms")
+        elif part == "binary":
+            # A word does as many at once, where a float32 product does one at least.
+            macs = there["rows"] * there["outputs"] * there["length"]
+            m = m.convert(lambda gflops, macs=macs: 2 * macs / gflops * 1e-6, "ms")
+            macs /= 1 if there["way"] == "float32" else WORD
         elif part == "sweep" or (part == "wrong" and there["work"] == "product"):
             if there.get("what") == "no synchronise":
                 continue  # the asking alone: any speed can come out

@@ -39,6 +39,7 @@ def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
     def move(rule: Any) -> None:
         for layer in layers:
             layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
+            layer.buffers = {name: rule(array) for name, array in layer.buffers.items()}
             layer.gradients = {}
 
     try:

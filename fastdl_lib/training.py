@@ -5,7 +5,8 @@ the epoch's number alone. A run that was interrupted therefore goes on from its 
 to the same weights, bit for bit, as one that was not (on the same machine with as many BLAS
 threads: another number adds up in another order).
 
-The weights in ``data/weights`` are made by ``python -m fastdl_lib.training``; ``--help`` says how.
+The weights in ``data/weights`` are made by ``python -m fastdl_lib.training``; ``--network`` chooses
+which, ``--help`` says how.
 """
 
 import argparse
@@ -34,7 +35,13 @@ from fastdl_lib.evidence import Column, Provenance, Table
 from fastdl_lib.files import whole_file
 from fastdl_lib.layers import Layer, softmax_cross_entropy_arrays
 from fastdl_lib.machine import MachineCard, machine_card
-from fastdl_lib.networks import Network, deep_convnet
+from fastdl_lib.networks import (
+    BINARY_PARTS,
+    Network,
+    binary_deep_convnet,
+    binary_mlp,
+    deep_convnet,
+)
 from fastdl_lib.optimizers import SGD, Adam, Optimizer, Schedule, warmup_cosine
 from fastdl_lib.precision import NumberFormat
 
@@ -625,6 +632,15 @@ def _say_what_is_kept(epoch: int, kept: int, store: "Checkpoint | None") -> None
 
 # --- the command --------------------------------------------------------------------------------
 
+# The networks to train, and their options.
+NETWORKS = {
+    "deep-convnet": lambda options: deep_convnet(options.seed),
+    "mlp": lambda options: binary_mlp(options.seed, options.hidden, binary=options.binary),
+    "binary-deep-convnet": lambda options: binary_deep_convnet(
+        options.seed, options.width, binary=options.binary
+    ),
+}
+
 # The weights in data/weights.
 RECIPE = {
     "epochs": 12,
@@ -637,6 +653,14 @@ RECIPE = {
     "shift": 2,
     "dropout": "none",
 }
+# The binary networks, and their float twins beside them.
+BINARY_RECIPE = {
+    "epochs": 60,
+    "batch": 256,
+    "learning_rate": 5e-3,
+    "warmup": 0.05,
+    "shift": 1,
+}
 # About 99 % in the shortest time.
 FAST_RECIPE = {"epochs": 1, "learning_rate": 8e-3, "warmup": 0.3, "shift": 0}
 
@@ -648,10 +672,13 @@ HELD_OUT_SHARE = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train DeepConvNet on MNIST as the command line says; return the exit status."""
+    """Train a network on MNIST as the command line says; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.network != "deep-convnet":
+        parser.set_defaults(**BINARY_RECIPE)
+        options = parser.parse_args(arguments)
     if options.fast:
         parser.set_defaults(**FAST_RECIPE)
         options = parser.parse_args(arguments)
@@ -677,9 +704,9 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     if options.validate:
         count = len(images) // HELD_OUT_SHARE
         (images, labels), validation = hold_out(images, labels, count)
-    network = trained = deep_convnet(options.seed)
+    network = trained = NETWORKS[options.network](options)
     left_out = DROPOUT[options.dropout]
-    if left_out:
+    if left_out and options.network == "deep-convnet":
         trained = network.variant(network.name, **dict.fromkeys(left_out))
     if options.optimizer == "sgd":
         optimizer = SGD(options.learning_rate, options.momentum, options.weight_decay)
@@ -704,7 +731,7 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     if test is not None:
         print(f"Test: {test}")
     if options.out is not None:
-        network.save_weights(options.out)
+        network.save_weights(options.out, packed=options.packed)
         made = _how_made(options, arguments, card, history, len(images), validation, test)
         with whole_file(options.out.with_suffix(".json")) as part:
             part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -722,7 +749,11 @@ def _how_made(
 ) -> dict[str, Any]:
     """What stands beside the weights, for JSON: no path of this machine."""
     words = ["python", "-m", "fastdl_lib.training", *map(_without_folders, arguments)]
-    aside = ("out", "checkpoint", "fast", "validate", "images")
+    aside = ("out", "checkpoint", "fast", "validate", "images", "packed", "network")
+    if options.network == "deep-convnet":
+        aside += ("hidden", "width", "binary")
+    else:
+        aside += ("dropout", "width" if options.network == "mlp" else "hidden")
     if options.optimizer != "sgd":
         aside += ("momentum", "weight_decay")
     return {
@@ -760,10 +791,20 @@ def _npz(text: str) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastdl_lib.training",
-        description="Train the book's DeepConvNet on MNIST and say how well it reads the test set.",
+        description="Train a network on MNIST and say how well it reads the test set.",
     )
     add = parser.add_argument
     default = " (default: %(default)s)"
+    add(
+        "--network",
+        choices=NETWORKS,
+        default="deep-convnet",
+        help="which one; the others than deep-convnet have the defaults " + f"{BINARY_RECIPE}",
+    )
+    add("--binary", choices=BINARY_PARTS, default="all", help="what is one bit" + default)
+    add("--hidden", type=int, default=2048, help="values in mlp's hidden layers" + default)
+    add("--width", type=int, default=1, help="multiplies binary-deep-convnet's filters" + default)
+    add("--packed", action="store_true", help="write binary weights as one bit each")
     add("--fast", action="store_true", help=f"the short recipe: other defaults, {FAST_RECIPE}")
     add("--epochs", type=int, help="passes over the training images" + default)
     add("--batch", type=int, help="images a step" + default)

@@ -23,6 +23,7 @@ import ranks as scenarios
 from fastdl_lib import arrays, distributed, mpi, watchdog
 from fastdl_lib.distributed import Delayed, all_reduce_bandwidth, mpi_status, run_ranks
 from fastdl_lib.evidence import Provenance
+from fastdl_lib.networks import binary_mlp
 from fastdl_lib.optimizers import SGD
 from fastdl_lib.training import fit
 
@@ -355,6 +356,17 @@ def test_a_delayed_run_does_not_go_on(tmp_path):
         fit(scenarios.toy(), x, labels, epochs=1, workers=Delayed(2), **run)
     with pytest.raises(ValueError, match="its optimizer is SGD, gradients 2 steps old"):
         fit(scenarios.toy(), x, labels, epochs=1, **run)
+
+
+def test_batch_norm_is_not_shared_out():
+    network, two = binary_mlp(hidden=8), SimpleNamespace(size=2, rank=0)
+    x, labels = np.zeros((4, 1, 28, 28), np.float32), np.arange(4)
+    with pytest.raises(ValueError, match=r"has batch normalisation, .* train it in one process"):
+        distributed.MpiWorkers.begin(two, network, SGD(0.1), {}, [])
+    with pytest.raises(ValueError, match=r"has batch normalisation, .* train it in one process"):
+        distributed.fit_async(
+            network, x, labels, epochs=1, optimizer=SGD(0.1), ranks=two, max_staleness=1
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from test_threads import needs_a_known_blas
 
 from fastdl_lib import layers
 from fastdl_lib.layers import (
+    BatchNorm,
     Conv2d,
     Dropout,
     Flatten,
@@ -125,6 +126,67 @@ def test_relu_and_flatten_gradients(x):
 def test_linear_gradient(images, features, outputs, seed):
     x = np.random.default_rng(seed).standard_normal((images, features))
     check_gradients(lambda: Linear(features, outputs, rng=np.random.default_rng(seed)), x)
+
+
+@given(x=images(), flat=st.booleans(), seed=SEEDS)
+def test_batch_norm_gradient(x, flat, seed):
+    x = np.random.default_rng(seed).standard_normal((x.shape[0] + 1, *x.shape[1:]))
+    x = x.reshape(len(x), -1) if flat else x
+    check_gradients(lambda: BatchNorm(x.shape[1], eps=0.1), x)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (4, 3, 5, 2)])
+def test_batch_norm_normalises_each_feature_and_remembers(shape):
+    x = np.random.default_rng(0).normal(5, 2, shape).astype(np.float32)
+    layer = BatchNorm(3, momentum=0.25)
+    layer.parameters["weight"][:] = [1, 2, 3]
+    layer.parameters["bias"][:] = [0, 1, -1]
+    axes, across = (0, *range(2, x.ndim)), (1, 3, *[1] * (x.ndim - 2))
+    mean, variance = x.mean(axes, float), x.var(axes, float)
+
+    def expected(mean, variance):
+        normal = (x - mean.reshape(across)) / np.sqrt(variance.reshape(across) + 1e-4)
+        weight, bias = (layer.parameters[name].reshape(across) for name in ("weight", "bias"))
+        return normal * weight + bias
+
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    out = layer.forward(x, training=True)
+    np.testing.assert_allclose(out, expected(mean, variance), **close)
+    np.testing.assert_allclose(layer.buffers["mean"], 0.25 * mean, **close)
+    np.testing.assert_allclose(layer.buffers["variance"], 0.75 + 0.25 * variance, **close)
+    out = layer.forward(x)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, expected(0.25 * mean, 0.75 + 0.25 * variance), **close)
+
+
+def test_batch_norm_cuts_large_batches_into_blocks(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((50, 4, 3, 3))
+    grad_out = np.random.default_rng(1).standard_normal(x.shape)
+    results = []
+    for size in (layers.CACHE_BYTES, 200):
+        monkeypatch.setattr(layers, "CACHE_BYTES", size)
+        layer = in_float64(BatchNorm(4))
+        out = layer.forward(x, training=True)
+        results.append((out, layer.backward(grad_out), *layer.gradients.values()))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_batch_norm_computes_float16_in_float32():
+    x = np.random.default_rng(0).normal(0, 300, (64, 2)).astype(np.float16)
+    layer = BatchNorm(2)
+    layer.parameters = {n: a.astype(np.float16) for n, a in layer.parameters.items()}
+    out = layer.forward(x, training=True)
+    assert out.dtype == np.float16 and np.isfinite(layer.buffers["variance"]).all()
+    np.testing.assert_allclose(out.std(axis=0, dtype=float), 1, rtol=1e-2)
+    assert layer.backward(out).dtype == np.float16
+
+
+def test_batch_norm_refuses_other_features():
+    with pytest.raises(ValueError, match=r"this BatchNorm takes \(3,\) features or \(3, H, W\)"):
+        BatchNorm(3).forward(np.ones((2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"BatchNorm takes a batch of shape"):
+        BatchNorm(3).forward(np.ones((2, 3, 4), np.float32))
 
 
 @given(x=images(), rate=st.floats(0, 0.9), seed=st.integers(0, 100))
@@ -392,6 +454,7 @@ EVERY_LAYER = {
     "ReLU": (lambda rng: ReLU(), (2, 4, 7, 7)),
     "Flatten": (lambda rng: Flatten(), (2, 4, 7, 7)),
     "Linear": (lambda rng: Linear(5, 3, rng=rng), (2, 5)),
+    "BatchNorm": (lambda rng: BatchNorm(4), (2, 4, 7, 7)),
     "Dropout": (lambda rng: Dropout(0.5), (2, 5)),
 }
 
@@ -433,7 +496,7 @@ def test_forward_and_backward_change_neither_input_nor_gradient(layer_and_x):
 
 def test_training_does_not_change_the_answer(layer_and_x):
     layer, x = layer_and_x
-    if not isinstance(layer, Dropout):
+    if not isinstance(layer, (BatchNorm, Dropout)):
         np.testing.assert_array_equal(layer.forward(x), layer.forward(x, training=True))
 
 

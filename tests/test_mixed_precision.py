@@ -791,3 +791,19 @@ def test_in_fixed_point_chance_learns_what_nearest_cannot():
     plain = train(optimizer=SGD(0.01), epochs=30, schedule=None)[1].epochs
     assert losses[True] < 1.15 * plain[-1].loss < 0.7 * plain[0].loss
     assert losses[False] > 0.9 * plain[0].loss
+
+
+def test_layers_that_change_their_weights_after_a_step_are_refused():
+    class Clipped(Linear):
+        def after_step(self):
+            self.parameters["weight"].clip(-1, 1, out=self.parameters["weight"])
+
+    rng = np.random.default_rng(0)
+    network = Network(
+        "clipped", [("flatten", Flatten()), ("fc", Clipped(4, 2, rng=rng))], (1, 2, 2)
+    )
+    before = network.parameters["fc.weight"].copy()
+    network.loss_and_gradients(np.ones((3, 1, 2, 2), np.float32), np.array([0, 1, 1]))
+    with pytest.raises(ValueError, match="fc, a Clipped, changes its weights"):
+        MixedPrecision(SGD(0.1), FLOAT16).step(network)
+    assert np.array_equal(network.parameters["fc.weight"], before)

@@ -158,6 +158,17 @@ FORMAT_ROWS = [
 
 
 # Function name: how to draw one, and what its text alternative and its caption must say.
+PICTURES = {
+    "pixels": np.arange(8.0).reshape(2, 2, 2) % 4,
+    "latent weights": np.array([[[0.5, -0.25]], [[0.0, 0.125]]]),
+    "binary weights": np.array([[[1, -1], [1, 1]], [[1, 1], [-1, 1]]]),
+}
+RATIOS = {
+    "here, against BLAS": [measured("NumPy", 0.3, unit="x"), measured("Numba", 1.5, 1.7, unit="x")],
+    "a paper": [published_ms("against a naive kernel", 23.0, "x")],
+}
+SIZE_ROWS = [("float32", 320_000, 100, 10_000), ("binary", 10_000, 200, 10_000)]
+
 FIGURES = {
     "roofline": (
         lambda: plots.roofline(
@@ -401,6 +412,44 @@ FIGURES = {
         ],
         [MACHINE, "10,000 images"],
     ),
+    "sign_gradient": (
+        lambda: plots.sign_gradient(title="Sign"),
+        ["1 where |x| <= 1, 0 beyond"],
+        ["Computed", "sign(0) is +1"],
+    ),
+    "sign_pictures": (
+        lambda: plots.sign_pictures(PICTURES, ["unit 3", "unit 5"], CARD, "MNIST", title="W"),
+        [
+            "Pictures of unit 3, unit 5. pixels: from 0 (black) to 3 (white)",
+            "latent weights: from -0.25 to 0.5",
+            "binary weights: 75.0 % are +1, the others -1",
+        ],
+        [MACHINE, "MNIST"],
+    ),
+    "popcount_steps": (
+        lambda: plots.popcount_steps("10110100", "11100110", title="By eye"),
+        [
+            "a is 10110100, b is 11100110", "+1, -1, +1, -1, +1, +1, -1, +1 add up to 2",
+            "XNOR is 10101101, with 5 ones of 8: 2 x 5 - 8 = 2",
+        ],
+        ["Computed"],
+    ),
+    "speed_ratios": (
+        lambda: plots.speed_ratios(RATIOS, "Published: a paper", title="Ratios"),
+        [
+            "here, against BLAS, NumPy: 0.300x (measured here)",
+            "a paper, against a naive kernel: 23.0x (published)",
+        ],
+        [MACHINE, "Published: a paper"],
+    ),
+    "size_accuracy": (
+        lambda: plots.size_accuracy(SIZE_ROWS, CARD, "all of MNIST", title="Size"),
+        [
+            "float32: 320 kB, 100 of 10,000 wrong, 1.00 %",
+            "binary: 10.0 kB (32.0x smaller), 200 of 10,000 wrong, 2.00 %",
+        ],
+        [MACHINE, "all of MNIST"],
+    ),
 }  # fmt: skip
 
 
@@ -414,7 +463,7 @@ def two_ceilings():
 
 def test_every_public_figure_is_tried_here():
     assert FIGURES.keys() == set(plots.__all__) - {
-        "BitsRow", "Picture", "ScalingLine", "Shares", "Trial"
+        "BitsRow", "Picture", "ScalingLine", "Shares", "SizeRow", "Trial"
     }  # fmt: skip
 
 
@@ -891,3 +940,98 @@ def test_emulated_speeds_are_hollow_and_equal_bits_stand_together():
     assert [bar.get_height() for bar in bars] == [1658, 829, 829]
     labels = [text.get_text() for text in speed.get_xticklabels()]
     assert labels == ["float32\n32 bits", "bfloat16\n16 bits", "float16\n16 bits"]
+
+
+# --- chapter 06 ---------------------------------------------------------------------------------
+
+
+def test_the_jump_of_sign_is_no_slope():
+    forward, true, straight = plots.sign_gradient(title="S").figure.axes
+    pieces = [line for line in forward.lines if len(line.get_xdata()) > 2]
+    assert [set(piece.get_ydata()) for piece in pieces] == [{-1.0}, {1.0}]
+    assert pieces[1].get_xdata()[0] == 0
+    (flat,) = (line for line in true.lines if len(line.get_xdata()) > 2)
+    assert set(flat.get_ydata()) == {0}
+    passing = [line.get_xdata() for line in straight.lines if 1 in line.get_ydata()]
+    (inside,) = (x for x in passing if len(x) > 2)
+    assert (inside[0], inside[-1]) == (pytest.approx(-1), pytest.approx(1))
+
+
+def test_signs_are_black_and_white_and_latent_weights_lie_around_zero():
+    grid = np.array(plots.sign_pictures(PICTURES, "ab", CARD, title="W").figure.axes).reshape(3, 2)
+    pixels, latent, signs = (row[0].images[0] for row in grid)
+    assert latent.norm.vmin == -latent.norm.vmax == -0.5
+    assert latent.cmap(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.01)
+    assert (signs.norm.vmin, signs.norm.vmax, signs.cmap.name) == (-1, 1, "gray")
+    assert (pixels.norm.vmin, pixels.norm.vmax) == (0, 3)
+    assert np.array_equal(grid[2, 1].images[0].get_array(), PICTURES["binary weights"][1])
+    assert [axis.title.get_visible() for axis in grid[:, 0]] == [True, False, False]
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": np.ones((2, 4))}, {"a": np.ones((3, 2, 2))}])
+def test_pictures_without_names_are_refused(rows):
+    with pytest.raises(ValueError, match=r"nothing to draw|2 names want"):
+        plots.sign_pictures(rows, ["x", "y"], CARD, title="W")
+
+
+@pytest.mark.parametrize(("a", "b"), [("10", "01"), ("10110100", "11100110"), ("1" * 16, "1" * 16)])
+def test_xnor_counts_what_the_products_add_up_to(a, b):
+    picture = plots.popcount_steps(a, b, title="P")
+    (axes,) = picture.figure.axes
+    length = len(a)
+    agree = sum(x == y for x, y in zip(a, b, strict=True))
+    total = 2 * agree - length
+    words = [text.get_text() for text in axes.texts]
+    assert f"sum: {total}" in words
+    assert f"count of ones: {agree}\n2 x {agree} - {length} = {total}" in words
+    # The products and the XNOR: coloured where two bits agree.
+    white = matplotlib.colors.to_rgba("white")
+    coloured = [box.get_y() for box in axes.patches if box.get_facecolor() != white]
+    assert len(coloured) == 2 * agree
+    assert len(set(coloured)) == (2 if agree else 0) and set(coloured) <= {2.12, 6.22}
+    picture.figure.canvas.draw()
+    assert max(t.get_window_extent().x1 for t in axes.texts) <= picture.figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("10", "101"), ("1", "1"), ("12", "10"), ("1" * 17, "1" * 17)]
+)
+def test_other_bits_are_refused(a, b):
+    with pytest.raises(ValueError, match="2 to 16 characters 0 or 1"):
+        plots.popcount_steps(a, b, title="P")
+
+
+def test_ratios_start_at_the_baseline():
+    (axes,) = plots.speed_ratios(RATIOS, title="R").figure.axes
+    slower, faster, published = axes.patches
+    assert (slower.get_x(), slower.get_width()) == (1, pytest.approx(-0.7))
+    assert (faster.get_x(), faster.get_width()) == (1, pytest.approx(0.6))
+    assert published.get_hatch() == "//" and faster.get_hatch() == ""
+    assert slower.get_facecolor() != faster.get_facecolor() == published.get_facecolor()
+    assert axes.get_xscale() == "log"
+    near = {"here": RATIOS["here, against BLAS"]}
+    (axes,) = plots.speed_ratios(near, title="R").figure.axes
+    assert axes.get_xscale() == "linear"
+    assert any(set(line.get_xdata()) == {1} for line in axes.lines)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({}, "there is no ratio to draw"),
+        ({"g": [measured("a", 3.0)]}, "the unit 'x' and is above 0, got 3.00 ms for 'a'"),
+        ({"g": [measured("a", -1.0, unit="x")]}, "is above 0"),
+    ],
+)
+def test_what_is_no_ratio_is_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        plots.speed_ratios(groups, title="R")
+
+
+def test_an_error_bears_the_spread_of_chance():
+    size, error = plots.size_accuracy(SIZE_ROWS, CARD, title="S").figure.axes
+    assert [bar.get_width() for bar in size.patches] == [320, 10]
+    line = error.lines[2]
+    # Of 10,000 images 2 % wrong: a standard deviation of 14 images.
+    assert list(line.get_xdata()) == pytest.approx([2 - 1.96 * 0.14, 2 + 1.96 * 0.14])
+    assert error.get_xlim()[0] == 0

@@ -302,3 +302,33 @@ def test_mixed_precision_costs_no_accuracy_to_speak_of():
     # Sums: a digit typed wrong anywhere moves one.
     assert sum(row["baseline_pct"] for row in rows) == pytest.approx(410.30, abs=0.001)
     assert sum(row["mixed_pct"] for row in rows) == pytest.approx(410.98, abs=0.001)
+
+
+# To be appended to tests/test_published.py.
+
+
+def test_binary_speedups():
+    rows = load("binary_speedups")["rows"]
+    dabnn = [row for row in rows if row["paper"] == "daBNN"]
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for row in dabnn:
+        ratios[row["baseline"]].append(row["baseline_ms"] / row["binary_ms"])
+    assert [round(ratio) for ratio in ratios["Caffe, float"]] == [57, 74, 72, 56, 21]
+    assert [round(ratio, 1) for ratio in ratios["TFLite, float"]] == [9.1, 10.8, 11.1, 8.6, 3.6]
+    # Binary itself, and slower than the float library on three of four, and on the whole network.
+    pairs = zip(ratios["BMXNet, binary"], ratios["TFLite, float"], strict=True)
+    assert [binary > in_float for binary, in_float in pairs] == [True, True, True, False, True]
+    times = {(row["paper"], row["baseline"][:6]): row["times"] for row in rows if row["times"]}
+    assert round(64 * 256 * 9 / (256 * 9 + 64), 2) == times["XNOR-Net", "counte"]
+    for row in rows:
+        assert (row["times"] is None) != (row["baseline_ms"] is None) == (row["binary_ms"] is None)
+
+
+def test_binary_accuracies():
+    rows = load("binary_accuracies")["rows"]
+    for row in rows:
+        assert (row["error_pct"] is None) != (row["accuracy_pct"] is None)
+        assert (row["accuracy_pct"] is not None) == (row["dataset"] == "ImageNet")
+        assert row["tag"] == ("READ-2nd" if row["source"] == "BNN" else "READ")
+    alexnet = [row["accuracy_pct"] for row in rows if row["network"] == "AlexNet"]
+    assert round(sum(alexnet), 1) == 185.5 and max(alexnet) == 56.8

@@ -6,13 +6,14 @@ import json
 import platform
 import re
 
+import numpy as np
 import pytest
 from test_arrays import small_alexnet
 from test_machine import example
 from test_threads import needs_a_known_blas
 
 from fastdl_lib import record, timing
-from fastdl_lib.arrays import array_module, tf32_allowed
+from fastdl_lib.arrays import array_module, tf32_allowed, to_cpu
 from fastdl_lib.evidence import (
     Recording,
     machine_recordings,
@@ -44,6 +45,7 @@ SMALL = Plan(
     dtype_product={"cpu": 32, "gpu": 48},
     dtype_values={"cpu": 100, "gpu": 200},
     dtype_batch={"cpu": 2, "gpu": 3},
+    binary_products=both((5, 6, 70)),
     sweep=both(8, 16),
     transfer_bytes=(64,),
     wrong_size=16,
@@ -104,6 +106,9 @@ def test_a_run_with_a_gpu_holds_every_part_and_no_number_twice(whole):
         ({"part": "dtypes", "what": "forward", "device": "cpu", "network": "DeepConvNet"}, 2),
         ({"part": "dtypes", "what": "forward", "device": "gpu", "batch": 3}, 3),
         ({"part": "dtypes", "what": "training"}, 3),
+        ({"part": "binary", "device": "gpu", "rows": 5, "outputs": 6, "length": 70}, 3),
+        ({"part": "binary", "device": "gpu", "way": "bits"}, 1),
+        ({"part": "binary", "device": "cpu", "way": "float32", "threads": 2}, 1),
         ({"part": "sweep", "device": "gpu"}, 2),
         ({"part": "transfer", "direction": "to_gpu", "bytes": 64}, 1),
         ({"part": "wrong"}, 4),
@@ -128,6 +133,7 @@ def test_one_thread_and_all(whole, threads):
     for conditions, count in (
         ({"part": "ceiling", "dtype": "float32"}, 1),
         ({"part": "dtypes", "dtype": "float64", "what": "product"}, 1),
+        ({"part": "binary", "way": "bits"}, 1),
         ({"part": "race", "algorithm": "winograd"}, 2),
         ({"part": "pass", "direction": "training"}, 1),
     ):
@@ -251,7 +257,8 @@ def plausible(whole):
     recording, _ = whole
     card = recording.machine
     versions = {**card.versions, "cupy": "14.0.0"}
-    card = dataclasses.replace(card, versions=versions, date=max(card.date, record.DTYPES_SINCE))
+    since = max(card.date, record.DTYPES_SINCE, record.BINARY_SINCE)
+    card = dataclasses.replace(card, versions=versions, date=since)
     values = {"GFLOP/s": 100.0, "GB/s": 10.0, "Gvalues/s": 1.0, "images/s": 500.0, "%": 97.0}
     kept = []
     for m in recording.measurements:
@@ -394,6 +401,21 @@ FORWARD = {"part": "layers", "device": "cpu", "training": False}
             "nothing was measured of .*'dtypes'.*'gpu'.*'float16'.*'training'",
         ),
         (
+            {"part": "binary", "way": "float32"},
+            samples(126.0, 126.0, 126.0),
+            "comes to 126 GFLOP/s at least, above the 100",
+        ),
+        # 8,100 is 64 x 126.6: more than words of 64 explain.
+        ({"part": "binary", "way": "bits"}, samples(*[8100.0] * 3), "comes to 127 GFLOP/s at"),
+        ({"part": "binary", "way": "bits"}, without("length"), "does not say its length"),
+        ({"part": "binary"}, conditions(rows=0), "has the rows 0"),
+        ({"part": "binary"}, lambda m: [dataclasses.replace(m, unit="ms")], "is in 'ms'"),
+        (
+            {"part": "binary", "device": "gpu", "way": "bits"},
+            lambda m: [],
+            "nothing was measured of .*'binary'.*'gpu'.*'bits'",
+        ),
+        (
             {"part": "race", "layer": "conv1", "algorithm": "compiled"},
             conditions(macs=10**6),
             "counts 1,000,000 MACs, more than the layer has",
@@ -436,13 +458,38 @@ def test_a_missing_part_is_named(plausible, part):
     assert all(f"'part': '{part}'" in fault for fault in faults)
 
 
-def test_recordings_from_before_the_part_lack_the_dtypes_and_no_other(plausible):
+def test_recordings_from_before_a_part_lack_it_and_no_other(plausible):
     card = dataclasses.replace(plausible.machine, date="2026-11-24")
-    rows = tuple(m for m in plausible.measurements if m.conditions["part"] != "dtypes")
+    later = ("dtypes", "binary")
+    rows = tuple(m for m in plausible.measurements if m.conditions["part"] not in later)
     assert check_recording(Recording(card, "x", rows), NETWORK) == []
     rows = tuple(m for m in rows if m.conditions["part"] != "chain")
     (fault,) = check_recording(Recording(card, "x", rows), NETWORK)
     assert fault == "nothing was measured of {'part': 'chain'}."
+
+
+def test_bits_may_be_many_times_as_fast_as_the_peak(plausible):
+    fast = damaged(plausible, {"part": "binary", "way": "bits"}, samples(*[4000.0] * 3))
+    assert check_recording(fast, NETWORK) == []
+
+
+def test_binary_products_are_exact_where_their_conditions_say(quick, monkeypatch):
+    """Each way is run on its device, on +1 and -1 alone, and all give the same whole numbers."""
+    seen, measured = {}, record.benchmark
+
+    def watched(product, *, device, **options):
+        out = product()
+        seen.setdefault(device, []).append((array_module(out).__name__, to_cpu(out).copy()))
+        return measured(product, device=device, **options)
+
+    monkeypatch.setattr(record, "benchmark", watched)
+    with blas_threads(1), pretend_gpu():
+        measure_machine(dataclasses.replace(SMALL, parts=("binary",)), str)
+    rng = np.random.default_rng(0)
+    x, w = (rng.choice([-1, 1], (count, 70)) for count in (5, 6))
+    for device, module in (("cpu", "numpy"), ("gpu", "cupy")):
+        assert [name for name, _ in seen[device]] == [module] * 3
+        assert all(np.array_equal(out, x @ w.T) for _, out in seen[device])
 
 
 def test_float16_trains_with_master_weights_on_the_gpu(quick, monkeypatch):

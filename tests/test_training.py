@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdl_lib import arrays, checkpoints, optimizers, training
+from fastdl_lib import arrays, checkpoints, layers, training
 from fastdl_lib.datasets import data_folder, mnist
 from fastdl_lib.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
-from fastdl_lib.networks import Network, deep_convnet
+from fastdl_lib.networks import Network, binary_deep_convnet, binary_mlp, deep_convnet
 from fastdl_lib.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.threads import blas_threads
 from fastdl_lib.training import (
@@ -151,11 +151,11 @@ def set_gradients(network, gradients, convert=lambda array, like: array.astype(l
         }
 
 
-@pytest.mark.parametrize("block", [7, optimizers.BLOCK])
+@pytest.mark.parametrize("block", [7, layers.FLAT_BLOCK])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("kind", "constants", "formula"), FORMULAS)
 def test_an_optimizer_follows_its_formula(kind, constants, formula, dtype, block, monkeypatch):
-    monkeypatch.setattr(optimizers, "BLOCK", block)
+    monkeypatch.setattr(layers, "FLAT_BLOCK", block)
     network, optimizer = toy().astype(dtype), kind(*constants)
     held = network.parameters
     before = {name: array.astype(np.float64) for name, array in held.items()}
@@ -184,7 +184,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_how_a_weight_lies_in_memory_changes_nothing(kind, layout, monkeypatch):
-    monkeypatch.setattr(optimizers, "BLOCK", 50)
+    monkeypatch.setattr(layers, "FLAT_BLOCK", 50)
     plain, other = toy(), toy()
     relay_weight, relay_gradient = LAYOUTS[layout]
     for layer in other.layers.values():
@@ -202,12 +202,12 @@ def test_how_a_weight_lies_in_memory_changes_nothing(kind, layout, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["both turned", "weights turned"])
 def test_a_turned_weight_comes_in_blocks_where_its_gradient_is_turned_too(layout, monkeypatch):
-    monkeypatch.setattr(optimizers, "BLOCK", 5)
+    monkeypatch.setattr(layers, "FLAT_BLOCK", 5)
     weight = np.arange(24.0).reshape(2, 3, 4)
     lays = [relay(weight) for relay in LAYOUTS[layout]]
     blocks = []
     with blas_threads(1):
-        optimizers._in_blocks(lambda *block: blocks.append(block), lays)
+        layers.in_flat_blocks(lambda *block: blocks.append(block), lays)
     if layout == "both turned":
         assert [len(block[0]) for block in blocks] == [5, 5, 5, 5, 4]
         assert sorted(np.concatenate([block[1] for block in blocks])) == list(range(24))
@@ -1000,6 +1000,28 @@ def test_the_command_tests_the_network_it_writes(small_mnist, tmp_path, capsys):
     assert recipe["shift"] == training.FAST_RECIPE["shift"] != training.RECIPE["shift"]
     assert (recipe["epochs"], recipe["optimizer"], recipe["momentum"]) == (1, "sgd", 0.9)
     assert made["command"].endswith("--seed 4 --out net.npz")
+
+
+@pytest.mark.parametrize(
+    ("words", "make", "size", "others"),
+    [
+        (["mlp", "--hidden", "24"], lambda: binary_mlp(hidden=24), "hidden", {"width", "dropout"}),
+        (["mlp", "--hidden", "24", "--binary", "none"],
+         lambda: binary_mlp(hidden=24, binary="none"), "hidden", {"width", "dropout"}),
+        (["binary-deep-convnet"], binary_deep_convnet, "width", {"hidden", "dropout"}),
+    ],
+)  # fmt: skip
+def test_the_command_trains_binary_networks(words, make, size, others, small_mnist, tmp_path):
+    out = tmp_path / "net.npz"
+    arguments = ["--network", *words, "--epochs", "1", "--packed", "--out", str(out)]
+    assert training.main(arguments) == 0
+    made = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    # Packed weights answer as the latent ones that were tested.
+    test = evaluate(make().load_weights(out), *small_mnist["test"])
+    assert made["test_accuracy"] == test.accuracy and made["network"] == make().name
+    recipe = made["recipe"]
+    assert recipe.keys() >= {"binary", size} and not recipe.keys() & others
+    assert recipe["learning_rate"] == training.BINARY_RECIPE["learning_rate"]
 
 
 def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys, monkeypatch):

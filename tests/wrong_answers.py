@@ -2044,4 +2044,884 @@ def quantise_int8(weight):
     return codes.reshape(weight.shape), scales, bounds
 """,
     },
+    "dots_of_bits": {
+        "counts the rubbish": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    differing = np.bitwise_count(a_bytes ^ b_bytes)
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "leaves out the last byte": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    whole = length // 8
+    differing = np.bitwise_count((a_bytes ^ b_bytes)[:, :whole])
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "whole bytes only": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    size = -(-length // 8)
+    differing = np.bitwise_count((a_bytes ^ b_bytes)[:, :size])
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "one place too many": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) <= length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "one place too few": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length - 1)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "the first bit is the lowest": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length, bitorder="little")
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "the lowest bit first": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    bits = np.unpackbits(a_bytes ^ b_bytes, axis=1, count=length, bitorder="little")
+    return length - 2 * bits.sum(axis=1, dtype=np.int64)
+""",
+        "the number that agrees": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - differing.sum(axis=1, dtype=np.int64)
+""",
+        "twice what differs, without the length": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return -2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "the wrong sign": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return 2 * differing.sum(axis=1, dtype=np.int64) - length
+""",
+        "the length in bytes": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return 8 * a_bytes.shape[1] - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "an unsigned sum": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1)
+""",
+        "a sum in eight bits": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.uint8).astype(np.int64)
+""",
+        "XNOR, and the rest of the byte agrees": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    agreeing = np.bitwise_count(~((a_bytes ^ b_bytes) & counts))
+    return 2 * agreeing.sum(axis=1, dtype=np.int64) - length
+""",
+        "AND where XOR belongs": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes & b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+        "bits as 0 and 1": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    a, b = (np.unpackbits(each, axis=1, count=length) for each in (a_bytes, b_bytes))
+    return (a * b).sum(axis=1, dtype=np.int64)
+""",
+        "all rows in one": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(dtype=np.int64)
+""",
+        "along the wrong axis": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=0, dtype=np.int64)
+""",
+        "every row with every row": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    a, b = (2 * np.unpackbits(r, axis=1, count=length).astype(int) - 1 for r in (a_bytes, b_bytes))
+    return a @ b.T
+""",
+        "a float": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.float64)
+""",
+        "works in the rows themselves": """
+def dots_of_bits(a_bytes, b_bytes, length):
+    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
+    a_bytes ^= b_bytes
+    differing = np.bitwise_count(a_bytes & counts)
+    return length - 2 * differing.sum(axis=1, dtype=np.int64)
+""",
+    },
+    "pack_for_xnor": {
+        "both filled up with zeros": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, False)
+""",
+        "both filled up with ones": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, True), words_of(b, True)
+""",
+        "the fillings exchanged": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, True), words_of(b, False)
+""",
+        "b turned around as a whole": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), ~words_of(b, False)
+""",
+        "sign(0) is -1": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x > 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "1 for what is negative": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x < 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "NumPy's sign": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(np.sign(x).astype(bool), around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "always one more word": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, 64 - x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "filled up to bytes of 8, zeros behind": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 8)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        packed = np.packbits(bits, axis=-1)
+        packed = np.pad(packed, [*around[:-1], (0, -packed.shape[-1] % 8)])
+        return packed.view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "bytes the wrong way round": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view("<u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "the lowest bit first": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "the library's order of bits": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1, bitorder="little").view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "bytes, not words": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "signed words": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.int64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "big-endian words": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8")
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "words of 32 bits": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 32)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u4").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "padding in front": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(-x.shape[-1] % 64, 0)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "pads every axis": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, -size % 64) for size in x.shape]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "along the first axis": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, -x.shape[0] % 64)] + [(0, 0)] * (x.ndim - 1)
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        packed = np.packbits(bits, axis=0)
+        return np.ascontiguousarray(packed.T).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "all rows in one": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = (0, -x.size % 64)
+        bits = np.pad(x.ravel() >= 0, around, constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "rows of two axes only": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        rows = x.reshape(-1, x.shape[-1])
+        bits = np.pad(rows >= 0, ((0, 0), (0, -x.shape[-1] % 64)), constant_values=filler)
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "float sums of powers of two": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x >= 0, around, constant_values=filler)
+        weights = 2.0 ** np.arange(63, -1, -1)
+        return (bits.reshape(*bits.shape[:-1], -1, 64) @ weights).astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+        "filled up with what becomes +1": """
+def pack_for_xnor(a, b):
+    def words_of(x, filler):
+        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
+        bits = np.pad(x, around) >= 0
+        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
+
+    return words_of(a, False), words_of(b, True)
+""",
+    },
+    "fold_threshold": {
+        "forgets the direction": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.ones(gamma.shape, np.int32)
+""",
+        "always rounds up": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.ceil(edge)
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "always rounds down": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.floor(edge)
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "rounds to nearest": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.rint(edge)
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "cuts the decimals off": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.trunc(edge)
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the edge itself is -1": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.ceil(edge) - 1, np.floor(edge) + 1)
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "forgets eps": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "eps outside the root": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * (np.sqrt(variance) + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the variance, not its root": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * (variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "divides by the root": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta / (np.sqrt(variance + eps) * divisor)
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "forgets gamma": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    edge = mean - beta * np.sqrt(variance + eps)
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the size of gamma": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / np.abs(divisor)
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the wrong sign of beta": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean + beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the wrong sign of the mean": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = -mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "forgets the mean": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = -beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "gamma 0 is never +1": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = length + 1
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "gamma 0 is always +1": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = -length
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "beta 0 counts as -1": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta > 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "gamma 0 taken for a small one": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1e-12, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    thresholds = np.clip(thresholds, -length - 1, length + 1)
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "gamma 0 divided by": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    edge = mean - beta * np.sqrt(variance + eps) / gamma
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    thresholds = np.clip(np.nan_to_num(thresholds), -length - 1, length + 1)
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "gamma 0 turns the direction": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma <= 0, -1, 1).astype(np.int32)
+""",
+        "beta against the mean where gamma is 0": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= mean, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the length itself means never": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "cut to the length": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length, length))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "no bounds": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, thresholds)
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "bounds of 16 bits": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -(2**15), 2**15))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "thresholds that stay floats": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds, np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "direction by beta": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(beta < 0, -1, 1).astype(np.int32)
+""",
+        "directions 0 and 1": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, 0, 1).astype(np.int32)
+""",
+        "thresholds between the possible sums, all rounded up": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = 2 * np.ceil(edge / 2)
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
+""",
+        "the first unit's gamma for all": """
+def fold_threshold(gamma, beta, mean, variance, eps, length):
+    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
+    divisor = np.where(gamma == 0, 1.0, gamma)
+    edge = mean - beta * np.sqrt(variance + eps) / divisor
+    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
+    always = np.where(beta >= 0, -length, length + 1)
+    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
+    return thresholds.astype(np.int32), np.full(gamma.shape, -1 if gamma[0] < 0 else 1, np.int32)
+""",
+    },
+    "binary_linear": {
+        "NumPy's sign of x": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.sign(x)
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "NumPy's sign of the weights": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.sign(weight)
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "sign(0) is -1": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x > 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight > 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "the sign bit: -0.0 is -1": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.copysign(np.float32(1), x)
+    w_signs = np.copysign(np.float32(1), weight)
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "y by the latent weights": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ weight.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "y by x itself": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "grad_x through the latent weights": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ weight) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "grad_weight by x itself": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "the true gradient": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = np.zeros_like(x)
+    grad_weight = np.zeros_like(weight)
+    return y, grad_x, grad_weight
+""",
+        "nothing is stopped": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs)
+    grad_weight = (grad_out.T @ x_signs)
+    return y, grad_x, grad_weight
+""",
+        "x is not stopped": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "the weights are not stopped": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs)
+    return y, grad_x, grad_weight
+""",
+        "stops within reach": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) > reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) > reach)
+    return y, grad_x, grad_weight
+""",
+        "stops at reach itself": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) < reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) < reach)
+    return y, grad_x, grad_weight
+""",
+        "one side only": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (x <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (weight <= reach)
+    return y, grad_x, grad_weight
+""",
+        "reach is always 1": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= 1)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= 1)
+    return y, grad_x, grad_weight
+""",
+        "clips the gradients": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = np.clip(grad_out @ w_signs, -reach, reach)
+    grad_weight = np.clip(grad_out.T @ x_signs, -reach, reach)
+    return y, grad_x, grad_weight
+""",
+        "multiplies by the clipped value": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * np.clip(x, -reach, reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "the mean of the batch": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) / np.float32(len(x)) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "the first of the batch": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out[:1].T @ x_signs[:1]) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "a float64 that slips in": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, 1.0, -1.0)
+    w_signs = np.where(weight >= 0, 1.0, -1.0)
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "y in whole numbers": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, 1, -1)
+    w_signs = np.where(weight >= 0, 1, -1)
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "grad_weight turned": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
+    grad_weight = ((x_signs.T @ grad_out) * (np.abs(weight).T <= reach))
+    return y, grad_x, grad_weight
+""",
+        "signs made in place": """
+def binary_linear(x, weight, grad_out, reach):
+    near_x, near_w = np.abs(x) <= reach, np.abs(weight) <= reach
+    for each in (x, weight):
+        each[...] = np.where(each >= 0, 1, -1)
+    return x @ weight.T, (grad_out @ weight) * near_x, (grad_out.T @ x) * near_w
+""",
+        "the mask of the signs": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out @ w_signs) * (np.abs(x_signs) <= reach)
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(w_signs) <= reach)
+    return y, grad_x, grad_weight
+""",
+        "grad_out stopped instead": """
+def binary_linear(x, weight, grad_out, reach):
+    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
+    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
+    y = x_signs @ w_signs.T
+    grad_x = (grad_out * (np.abs(grad_out) <= reach)) @ w_signs
+    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
+    return y, grad_x, grad_weight
+""",
+    },
 }
