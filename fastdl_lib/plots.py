@@ -2385,7 +2385,7 @@ def speed_ratios(groups: Mapping[str, Sequence[Measurement]], *notes: str, title
     if logarithmic:
         axes.set_xscale("log")
         _plain_log(axes.xaxis)
-        axes.set_xlim(low / 1.3 if low < 1 else 0.8, high * (high / low) ** 0.3)
+        axes.set_xlim(low / 1.3 if low < 1 else 0.8, high * (high / low) ** 0.45)
     else:
         axes.set_xlim(0, 1.35 * high)
     axes.set_xlabel("times as fast as the baseline (line at 1: the same)")
