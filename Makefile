@@ -44,16 +44,16 @@ test: $(STAMP) ## run every test, as CI does
 setup: $(STAMP) ## only make .venv and install the locked packages
 
 execute: $(STAMP) ## run the notebooks, store their outputs, clean them
-	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course execute $(ARGS)
+	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.notebooks execute $(ARGS)
 
 release: $(STAMP) ## make the students' copies: no solutions, no hidden tests
-	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course release $(ARGS)
+	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.notebooks release $(ARGS)
 
 record: $(STAMP) ## measure this machine in 8 minutes, for data/recordings/
-	@$(IN_VENV) .venv/bin/python -m fastdl_lib.record $(ARGS)
+	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.record $(ARGS)
 
 clean-notebooks: $(STAMP) ## drop what should not be committed from the notebooks
-	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course clean $(ARGS)
+	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.notebooks clean $(ARGS)
 
 lint: $(STAMP) ## check code and notebooks with ruff
 	.venv/bin/ruff check .

@@ -13,7 +13,11 @@ import dataclasses
 
 import numpy as np
 
-from fastdl_lib.cluster import (
+from fastdl_lib.measuring.evidence import Column, Provenance, Table
+from fastdl_lib.measuring.machine import machine_card
+from fastdl_lib.measuring.timing import benchmark
+from fastdl_lib.scaling.curves import Curve, error_table, published_curves
+from fastdl_lib.scaling.simulator import (
     Cluster,
     Job,
     ParameterServer,
@@ -25,10 +29,6 @@ from fastdl_lib.cluster import (
     predict,
     sweep,
 )
-from fastdl_lib.evidence import Column, Provenance, Table
-from fastdl_lib.machine import machine_card
-from fastdl_lib.scaling import Curve, error_table, published_curves
-from fastdl_lib.timing import benchmark
 
 NET = Cluster(nodes=1000, between_gb_per_s=1.25, between_latency_s=50e-6)
 JOB = Job(gradient_bytes=95e6, step_s=0.45, batch=64)

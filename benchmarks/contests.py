@@ -11,12 +11,12 @@ from fair import Pass, clocked, clocked_parts
 from peer_book import BookAdam, BookDropout, BookSGD, book_layer, book_network
 from peer_pytorch import LAYOUTS, compiled, compiler_works, torch, torch_layer, torch_network
 
-from fastdl_lib.arrays import to_cpu
-from fastdl_lib.costs import layer_costs, layer_kind
-from fastdl_lib.datasets import mnist, photos
-from fastdl_lib.layers import Conv2d, Dropout
-from fastdl_lib.networks import Network, alexnet, deep_convnet
-from fastdl_lib.optimizers import SGD, Adam
+from fastdl_lib.core.arrays import to_cpu
+from fastdl_lib.core.datasets import mnist, photos
+from fastdl_lib.measuring.costs import layer_costs, layer_kind
+from fastdl_lib.nn.layers import Conv2d, Dropout
+from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.optimizers import SGD, Adam
 
 BOOK64, BOOK32 = "book, float64", "book, float32"
 IM2COL, OURS = "fastdl, im2col", "fastdl"

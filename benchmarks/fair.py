@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.arrays import keep_freed_memory
+from fastdl_lib.core.arrays import keep_freed_memory
 
 PAUSE_S = 0.03  # between two passes, again and again until the worker threads have come to rest
 NOISE_LIMIT = 0.03  # of a pass's time that other programs may run, all CPUs together

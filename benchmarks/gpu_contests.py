@@ -22,12 +22,12 @@ from contests import (
 from fair import Pass, clocked
 from peer_pytorch import LAYOUTS, torch, torch_network
 
-from fastdl_lib.arrays import release_gpu_memory, synchronize, tf32, to_gpu
-from fastdl_lib.datasets import photos
-from fastdl_lib.gpu import cudnn_status
-from fastdl_lib.layers import softmax_cross_entropy
-from fastdl_lib.networks import Network, alexnet
-from fastdl_lib.optimizers import SGD
+from fastdl_lib.convolution.gpu import cudnn_status
+from fastdl_lib.core.arrays import release_gpu_memory, synchronize, tf32, to_gpu
+from fastdl_lib.core.datasets import photos
+from fastdl_lib.nn.layers import softmax_cross_entropy
+from fastdl_lib.nn.network import Network, alexnet
+from fastdl_lib.nn.optimizers import SGD
 
 OURS_HALF = f"{OURS}, float16"
 

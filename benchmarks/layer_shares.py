@@ -20,9 +20,10 @@ from fair import MIN_ROUNDS, Times, in_turn
 from peer_book import book_layer
 from peer_pytorch import LAYOUTS, torch, torch_layer
 
-from fastdl_lib.costs import KINDS, layer_kind
-from fastdl_lib.datasets import photos
-from fastdl_lib.evidence import (
+from fastdl_lib.core.datasets import photos
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.measuring.costs import KINDS, layer_kind
+from fastdl_lib.measuring.evidence import (
     Column,
     Measurement,
     Provenance,
@@ -30,10 +31,9 @@ from fastdl_lib.evidence import (
     Table,
     write_recording,
 )
-from fastdl_lib.machine import MachineCard, machine_card
-from fastdl_lib.networks import Network, alexnet
-from fastdl_lib.threads import blas_threads
-from fastdl_lib.timing import LayerProfile
+from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.timing import LayerProfile
+from fastdl_lib.nn.network import Network, alexnet
 
 REFERENCE = "book, float64"  # the outputs of the others are compared with its
 BASELINE = "fastdl"  # the times of the others are divided by its

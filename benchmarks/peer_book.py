@@ -9,7 +9,7 @@ loop over channels.
 
 import numpy as np
 
-from fastdl_lib.layers import (
+from fastdl_lib.nn.layers import (
     Conv2d,
     Dropout,
     Flatten,
@@ -19,7 +19,7 @@ from fastdl_lib.layers import (
     MaxPool2d,
     ReLU,
 )
-from fastdl_lib.networks import Network
+from fastdl_lib.nn.network import Network
 
 
 def im2col(x: np.ndarray, size: int, stride: int, padding: int, dtype: type) -> np.ndarray:

@@ -8,8 +8,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 
-from fastdl_lib.binary import PixelBytes
-from fastdl_lib.layers import (
+from fastdl_lib.binary.layers import PixelBytes
+from fastdl_lib.nn.layers import (
     BatchNorm,
     Conv2d,
     Dropout,
@@ -20,7 +20,7 @@ from fastdl_lib.layers import (
     MaxPool2d,
     ReLU,
 )
-from fastdl_lib.networks import Network
+from fastdl_lib.nn.network import Network
 
 try:
     import torch

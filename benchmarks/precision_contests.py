@@ -10,9 +10,9 @@ from contests import OURS, Contest, check_outputs, no_gradients
 from fair import clocked
 from peer_pytorch import int8_layer, torch, torch_layer
 
-from fastdl_lib.networks import alexnet
-from fastdl_lib.precision import FORMATS
-from fastdl_lib.stored import StoredLinear
+from fastdl_lib.nn.network import alexnet
+from fastdl_lib.precision.formats import FORMATS
+from fastdl_lib.precision.stored import StoredLinear
 
 FLOAT32, FLOAT16 = "NumPy, float32", "NumPy, to float16"
 

@@ -37,10 +37,17 @@ from gpu_contests import OURS_HALF, gpu_forward, gpu_train
 from peer_pytorch import torch
 from precision_contests import FLOAT16, add, cast, product, stored, stored_as
 
-from fastdl_lib.arrays import gpu_available, gpu_status
-from fastdl_lib.evidence import Column, Measurement, Provenance, Recording, Table, write_recording
-from fastdl_lib.machine import MachineCard, machine_card
-from fastdl_lib.threads import blas_threads, threads_in_words
+from fastdl_lib.core.arrays import gpu_available, gpu_status
+from fastdl_lib.core.threads import blas_threads, threads_in_words
+from fastdl_lib.measuring.evidence import (
+    Column,
+    Measurement,
+    Provenance,
+    Recording,
+    Table,
+    write_recording,
+)
+from fastdl_lib.measuring.machine import MachineCard, machine_card
 
 # --- sections -----------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 import hypothesis
 import pytest
 
-from fastdl_lib.arrays import gpu_status
-from fastdl_lib.machine import machine_card
-from fastdl_lib.pretend_gpu import c_compiler, pretend_gpu
+from fastdl_lib.core.arrays import gpu_status
+from fastdl_lib.core.pretend_gpu import c_compiler, pretend_gpu
+from fastdl_lib.measuring.machine import machine_card
 
 # No test here asserts a time, so none may fail for being slow either.
 hypothesis.settings.register_profile("fastdl", deadline=None, max_examples=50)

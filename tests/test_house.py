@@ -17,43 +17,43 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room imports only from rooms on the floors below it.
 FLOORS = {
-    "arrays": 1,
-    "checks": 1,
-    "datasets": 1,
-    "files": 1,
-    "threads": 1,
-    "watchdog": 1,
-    "machine": 2,
-    "pretend_gpu": 2,
-    "mpi": 2,
-    "convolution": 2,
-    "precision": 2,
-    "bits": 3,
-    "evidence": 3,
-    "gpu": 3,
-    "winograd": 3,
-    "layers": 4,
-    "stored": 5,
-    "binary": 5,
-    "networks": 6,
-    "binary_inference": 7,
-    "costs": 7,
-    "optimizers": 7,
-    "checkpoints": 8,
-    "chip": 8,
-    "cluster": 8,
-    "mixed_precision": 8,
-    "timing": 8,
-    "training": 9,
-    "speeds": 9,
-    "plots": 9,
-    "scaling": 9,
-    "rank_runs": 9,
-    "distributed": 10,
-    "explore": 10,
-    "record": 10,
-    "chip_runs": 10,
-    "course": 10,
+    "core.arrays": 1,
+    "core.checks": 1,
+    "core.datasets": 1,
+    "core.files": 1,
+    "core.threads": 1,
+    "scaling.watchdog": 1,
+    "measuring.machine": 2,
+    "core.pretend_gpu": 2,
+    "scaling.mpi": 2,
+    "convolution.im2col": 2,
+    "precision.formats": 2,
+    "binary.bits": 3,
+    "measuring.evidence": 3,
+    "convolution.gpu": 3,
+    "convolution.winograd": 3,
+    "nn.layers": 4,
+    "precision.stored": 5,
+    "binary.layers": 5,
+    "nn.network": 6,
+    "binary.inference": 7,
+    "measuring.costs": 7,
+    "nn.optimizers": 7,
+    "nn.checkpoints": 8,
+    "binary.export_c": 8,
+    "scaling.simulator": 8,
+    "precision.mixed": 8,
+    "measuring.timing": 8,
+    "nn.training": 9,
+    "measuring.speeds": 9,
+    "figures.picture": 9,
+    "scaling.curves": 9,
+    "course.ranks": 9,
+    "scaling.workers": 10,
+    "figures.explore": 10,
+    "course.record": 10,
+    "course.chip": 10,
+    "course.notebooks": 10,
 }
 
 
@@ -133,15 +133,17 @@ def rooms_imported(path: Path) -> set[str]:
             names = [f"{module}.{alias.name}" for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("fastdl_lib.")}
+        rooms |= {
+            ".".join(name.split(".")[1:3]) for name in names if name.startswith("fastdl_lib.")
+        }
     return rooms
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "fastdl_lib").glob("[!_]*.py")), ids=lambda p: p.stem
+    "path", sorted((ROOT / "fastdl_lib").glob("*/[!_]*.py")), ids=lambda p: p.stem
 )
 def test_a_room_imports_only_from_the_floors_below(path):
-    room = path.stem
+    room = f"{path.parent.name}.{path.stem}"
     assert room in FLOORS, f"give {room} a floor in FLOORS, in tests/test_house.py"
     for other in rooms_imported(path):
         assert other in FLOORS, f"{room} imports {other}, which is no room"

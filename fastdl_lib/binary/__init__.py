@@ -1,0 +1,1 @@
+"""Networks of one bit: trained, packed, folded, exported to C."""

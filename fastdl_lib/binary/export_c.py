@@ -1,0 +1,413 @@
+"""A folded binary network as one C99 file: for a chip without an operating system, or for any.
+
+The file holds all constants and code. It includes nothing but ``<stdint.h>``, takes no memory at
+run time beside its static buffers, and computes with whole numbers up to the logits. A pixel is a
+byte, 0 to 255.
+"""
+
+import ctypes
+import dataclasses
+import hashlib
+import math
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastdl_lib.binary.bits import WORD, pack
+from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
+from fastdl_lib.convolution.im2col import output_size
+from fastdl_lib.core.arrays import to_cpu
+from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.pretend_gpu import c_compiler
+from fastdl_lib.nn.network import Network
+
+__all__ = ["CFile", "CNetwork", "compile_c", "export_c"]
+
+# As the tests compile; -march=native is for speed, and the answers do not depend on it.
+C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O3")
+
+_PARTS = {
+    "popcount": """
+/* How many bits are 1. */
+#ifdef __POPCNT__
+#define popcount(word) __builtin_popcountll(word)
+#else
+static int popcount(uint64_t word)
+{
+    word -= word >> 1 & UINT64_C(0x5555555555555555);
+    word = (word & UINT64_C(0x3333333333333333)) + (word >> 2 & UINT64_C(0x3333333333333333));
+    word = (word + (word >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (int) (word * UINT64_C(0x0101010101010101) >> 56);
+}
+#endif
+""",
+    "pixel_sums": """
+/* Sums of pixels times weights of +1 and -1, by the eight bit planes of the pixels: twice what the
+   bits of the weights select, less the sum of all pixels. */
+static void pixel_sums(const uint8_t *pixels, int height, int width, int channels, int kernel_h,
+                       int kernel_w, int stride, int padding, int outputs, int words,
+                       const uint64_t *weights, int32_t *sums)
+{
+    static uint64_t planes[8][@PATCH_WORDS@];
+    int out_h = (height + 2 * padding - kernel_h) / stride + 1;
+    int out_w = (width + 2 * padding - kernel_w) / stride + 1;
+    for (int i = 0; i < out_h; ++i)
+        for (int j = 0; j < out_w; ++j) {
+            int32_t total = 0;
+            int place = 0;
+            for (int plane = 0; plane < 8; ++plane)
+                for (int k = 0; k < words; ++k) planes[plane][k] = 0;
+            for (int p = 0; p < kernel_h; ++p)
+                for (int q = 0; q < kernel_w; ++q)
+                    for (int c = 0; c < channels; ++c, ++place) {
+                        int y = i * stride + p - padding, x = j * stride + q - padding;
+                        unsigned pixel = 0;
+                        if (y >= 0 && y < height && x >= 0 && x < width)
+                            pixel = pixels[(c * height + y) * width + x];
+                        total += (int32_t) pixel;
+                        for (int plane = 0; plane < 8; ++plane)
+                            planes[plane][place / 64] |= (uint64_t) (pixel >> plane & 1)
+                                                         << place % 64;
+                    }
+            for (int o = 0; o < outputs; ++o) {
+                const uint64_t *weight = weights + (long) o * words;
+                int32_t selected = 0;
+                for (int plane = 0; plane < 8; ++plane) {
+                    int32_t ones = 0;
+                    for (int k = 0; k < words; ++k) ones += popcount(planes[plane][k] & weight[k]);
+                    selected += ones * (1 << plane);
+                }
+                *sums++ = 2 * selected - total;
+            }
+        }
+}
+""",
+    "bit_sums": """
+/* Sums of +1 and -1 times weights of +1 and -1: places that differ count -1, the others +1. A pixel
+   is some words, around the image stands the pixel "around". */
+static void bit_sums(const uint64_t *bits, int height, int width, int words, int kernel_h,
+                     int kernel_w, int stride, int padding, const uint64_t *around, int outputs,
+                     int length, const uint64_t *weights, int32_t *sums)
+{
+    int out_h = (height + 2 * padding - kernel_h) / stride + 1;
+    int out_w = (width + 2 * padding - kernel_w) / stride + 1;
+    for (int i = 0; i < out_h; ++i)
+        for (int j = 0; j < out_w; ++j) {
+            const uint64_t *weight = weights;
+            for (int o = 0; o < outputs; ++o) {
+                int32_t differing = 0;
+                for (int p = 0; p < kernel_h; ++p)
+                    for (int q = 0; q < kernel_w; ++q, weight += words) {
+                        int y = i * stride + p - padding, x = j * stride + q - padding;
+                        const uint64_t *seen = around;
+                        if (y >= 0 && y < height && x >= 0 && x < width)
+                            seen = bits + (long) (y * width + x) * words;
+                        for (int k = 0; k < words; ++k) differing += popcount(seen[k] ^ weight[k]);
+                    }
+                *sums++ = length - 2 * differing;
+            }
+        }
+}
+""",
+    "pool": """
+/* The largest sum of each window, in place: what is written lies before what is read later. */
+static void pool(int32_t *sums, int height, int width, int outputs, int kernel, int stride)
+{
+    int32_t *out = sums;
+    for (int i = 0; i + kernel <= height; i += stride)
+        for (int j = 0; j + kernel <= width; j += stride)
+            for (int o = 0; o < outputs; ++o) {
+                int32_t largest = sums[(i * width + j) * outputs + o];
+                for (int p = 0; p < kernel; ++p)
+                    for (int q = 0; q < kernel; ++q) {
+                        int32_t sum = sums[((i + p) * width + j + q) * outputs + o];
+                        if (sum > largest) largest = sum;
+                    }
+                *out++ = largest;
+            }
+}
+""",
+    "compare": """
+/* Batch normalisation and sign: a bit is 1 where a sum reaches its threshold, or, where "falling"
+   says so, where it does not. */
+static void compare(const int32_t *sums, int places, int outputs, const int32_t *thresholds,
+                    const uint64_t *falling, uint64_t *bits)
+{
+    for (int place = 0; place < places; ++place)
+        for (int first = 0; first < outputs; first += 64) {
+            uint64_t word = falling[first / 64];
+            for (int o = first; o < outputs && o < first + 64; ++o)
+                word ^= (uint64_t) (sums[o - first] >= thresholds[o]) << (o - first);
+            sums += outputs - first < 64 ? outputs - first : 64;
+            *bits++ = word;
+        }
+}
+""",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CFile:
+    """A network in C, as :func:`export_c` wrote it; all sizes in bytes, counted."""
+
+    path: Path
+    name: str
+    """What its functions' names begin with."""
+    classes: int
+    constants_bytes: int
+    """What lies in read-only memory (flash) beside the code."""
+    buffers_bytes: int
+    """What lies in memory that is written to, beside a small stack."""
+
+
+def export_c(network: Network, path: str | os.PathLike, *, name: str = "network") -> CFile:
+    """Write a binary network as one self-contained C99 file, the whole file or nothing.
+
+    The file defines, for a picture of (C, H, W) bytes::
+
+        void <name>_logits(const uint8_t *pixels, float *logits);
+        int <name>_classify(const uint8_t *pixels);
+
+    No heap, and no floating point but in the last normalisation, a product and a sum a class. Its
+    buffers are static: one thread at a time.
+
+    Args:
+        network: folded, or one that :func:`~fastdl_lib.binary.inference.fold` takes.
+        path: ends in .c.
+        name: what the functions' names begin with.
+
+    Raises:
+        ValueError: a path or name that C cannot use; a network that does not fold.
+        FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
+
+    >>> import tempfile
+    >>> from fastdl_lib.nn.network import binary_mlp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_c(binary_mlp(hidden=64), Path(folder, "digits.c")).constants_bytes
+    8632
+    """
+    path = Path(path)
+    if path.suffix != ".c":
+        raise ValueError(f"C is stored as .c, got the name {path.name!r}.")
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise ValueError(f"name must be letters, digits and _, a letter first; got {name!r}.")
+    folded = network if isinstance(network, BinaryNetwork) else fold(network)
+    stages = [_Stage(folded, *stage) for stage in enumerate(folded.layers, start=1)]
+    classes = stages[-1].layer.outputs
+    sums = max(stage.sums for stage in stages)
+    words = [max((s.words_out for s in stages[turn::2]), default=0) or 1 for turn in (0, 1)]
+    patch_words = stages[0].layer.buffers["words"].shape[1]
+    needed = {"popcount", "pixel_sums"}  # a function that is not used would be a warning
+    if len(stages) > 1:
+        needed |= {"bit_sums", "compare"}
+    if any(stage.layer.pool for stage in stages):
+        needed.add("pool")
+    parts = [part for part in _PARTS if part in needed]
+    constants = [line for stage in stages for line in stage.constants()]
+    channels, height, width = folded.input_shape
+    text = "\n".join(
+        [
+            f"/* {_in_comment(folded.name)}: pictures of {channels}x{height}x{width} bytes,",
+            f"   {classes} classes. Written by fastdl_lib.binary.export_c.export_c; C99, no heap. */",
+            "#include <stdint.h>",
+            *(_PARTS[part].replace("@PATCH_WORDS@", str(patch_words)) for part in parts),
+            *constants,
+            f"static int32_t sums[{sums}];",
+            *(
+                f"static uint64_t bits{turn}[{words[turn]}];"
+                for turn in (0, 1)
+                if len(stages) > turn + 1
+            ),
+            "",
+            f"void {name}_logits(const uint8_t *pixels, float *logits);",
+            f"int {name}_classify(const uint8_t *pixels);",
+            "",
+            f"void {name}_logits(const uint8_t *pixels, float *logits)",
+            "{",
+            *(line for turn, stage in enumerate(stages) for line in stage.calls(turn)),
+            "}",
+            "",
+            f"int {name}_classify(const uint8_t *pixels)",
+            "{",
+            f"    float logits[{classes}];",
+            "    int best = 0;",
+            f"    {name}_logits(pixels, logits);",
+            f"    for (int o = 1; o < {classes}; ++o)",
+            "        if (logits[o] > logits[best]) best = o;",
+            "    return best;",
+            "}",
+            "",
+        ]
+    )
+    with whole_file(path) as part:
+        part.write_text(text, encoding="ascii")
+    used = sum(words[turn] for turn in (0, 1) if len(stages) > turn + 1)
+    buffers = 4 * sums + 8 * used + 8 * 8 * patch_words
+    around = sum(stage.around_words for stage in stages)
+    return CFile(path, name, classes, folded.bytes + 8 * around, buffers)
+
+
+def _in_comment(text: str) -> str:
+    return re.sub(r"[^ -~]|[*/\\]", "_", text)
+
+
+class _Stage:
+    """One layer of a folded network, and what stands in C for it."""
+
+    def __init__(self, network: BinaryNetwork, number: int, name: str) -> None:
+        self.layer: BitLayer = network.layers[name]
+        # Two names may be the same in C, or none of C's; with the number they are.
+        self.name = f"layer{number}_" + re.sub(r"\W", "_", name, flags=re.ASCII)
+        # One that takes a flat row sees an image of one pixel.
+        shape = network.input_shape_of(name)
+        self.input_shape = shape if len(shape) == 3 else (*shape, 1, 1)
+        self.places = [
+            output_size(size, kernel, self.layer.stride, self.layer.padding)
+            for size, kernel in zip(self.input_shape[1:], self.layer.kernel, strict=True)
+        ]
+        pooled = network.shapes[name][1:] or (1, 1)
+        self.pooled = math.prod(pooled)
+
+    @property
+    def sums(self) -> int:
+        return math.prod(self.places) * self.layer.outputs
+
+    @property
+    def words_out(self) -> int:
+        return self.pooled * -(-self.layer.outputs // WORD) if self.layer.ends_in_sign else 0
+
+    @property
+    def around_words(self) -> int:
+        layer = self.layer
+        return -(-layer.channels // WORD) if layer.padding and not layer.takes_pixels else 0
+
+    def constants(self) -> Iterator[str]:
+        for kind, array in self.layer.buffers.items():
+            yield from _constant(f"{self.name}_{kind}", to_cpu(array))
+        if self.around_words:
+            around = np.full((1, self.layer.channels), self.layer.padding_value)
+            yield from _constant(f"{self.name}_around", pack(around))
+
+    def calls(self, turn: int) -> Iterator[str]:
+        """Lines of C that compute this stage, the one of that number."""
+        layer, name = self.layer, self.name
+        channels, height, width = self.input_shape
+        kernel = f"{layer.kernel[0]}, {layer.kernel[1]}, {layer.stride}, {layer.padding}"
+        if layer.takes_pixels:
+            words = layer.buffers["words"].shape[1]
+            yield (
+                f"    pixel_sums(pixels, {height}, {width}, {channels}, {kernel}, "
+                f"{layer.outputs}, {words}, {name}_words, sums);"
+            )
+        else:
+            around = f"{name}_around" if self.around_words else "0"
+            yield (
+                f"    bit_sums(bits{(turn - 1) % 2}, {height}, {width}, {-(-channels // WORD)}, "
+                f"{kernel}, {around}, {layer.outputs}, {layer.length}, {name}_words, sums);"
+            )
+        if layer.pool is not None:
+            yield (
+                f"    pool(sums, {self.places[0]}, {self.places[1]}, {layer.outputs}, "
+                f"{layer.pool.kernel}, {layer.pool.stride});"
+            )
+        if layer.ends_in_sign:
+            yield (
+                f"    compare(sums, {self.pooled}, {layer.outputs}, {name}_threshold, "
+                f"{name}_falling, bits{turn % 2});"
+            )
+            return
+        yield f"    for (int o = 0; o < {layer.outputs}; ++o) {{"
+        # Volatile: each step is rounded to float, as NumPy's, and never joined with the next one.
+        yield "        volatile float value = (float) sums[o];"
+        for kind, sign in (("scale", "*"), ("factor", "*"), ("shift", "+")):
+            if kind in layer.buffers:
+                yield f"        value = value {sign} {name}_{kind}[o];"
+        yield "        logits[o] = value;"
+        yield "    }"
+
+
+def _constant(name: str, array: np.ndarray) -> Iterator[str]:
+    kinds = {"uint64": "uint64_t", "int32": "int32_t", "float32": "float"}
+    yield f"static const {kinds[array.dtype.name]} {name}[{array.size}] = {{"
+    values = array.reshape(-1).tolist()
+    if array.dtype == np.uint64:
+        words = [f"UINT64_C(0x{value:x})" for value in values]
+    elif array.dtype == np.float32:
+        words = [f"{value.hex()}f" for value in values]
+    else:
+        words = [str(value) for value in values]
+    for start in range(0, len(words), 8):
+        yield f"    {', '.join(words[start : start + 8])},"
+    yield "};"
+
+
+class CNetwork:
+    """A compiled C network: answers for pictures. Made by :func:`compile_c`."""
+
+    def __init__(self, file: CFile, library: Path) -> None:
+        self.file, self.library = file, library
+        loaded = ctypes.CDLL(str(library))
+        self._logits = getattr(loaded, f"{file.name}_logits")
+        self._classify = getattr(loaded, f"{file.name}_classify")
+        self._logits.restype, self._classify.restype = None, ctypes.c_int
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """(N, classes), float32, for images (N, C, H, W), uint8.
+
+        Raises:
+            TypeError: images of another dtype.
+        """
+        out = np.empty((len(images), self.file.classes), np.float32)
+        for place, row in zip(_addresses(images), out, strict=True):
+            self._logits(place, ctypes.c_void_p(row.ctypes.data))
+        return out
+
+    def predict_classes(self, images: np.ndarray) -> np.ndarray:
+        """(N,), int64, for images (N, C, H, W), uint8.
+
+        Raises:
+            TypeError: images of another dtype.
+        """
+        return np.array([self._classify(place) for place in _addresses(images)], np.int64)
+
+
+def _addresses(images: np.ndarray) -> list[ctypes.c_void_p]:
+    if images.dtype != np.uint8:
+        raise TypeError(
+            f"a C network takes pixels as uint8, 0 to 255, got {images.dtype}; "
+            "use np.rint(255 * x).astype(np.uint8)."
+        )
+    if not images.flags.c_contiguous:
+        raise ValueError("a C network takes contiguous images: use np.ascontiguousarray(x).")
+    start = images.ctypes.data
+    return [ctypes.c_void_p(start + place * images[0].nbytes) for place in range(len(images))]
+
+
+def compile_c(file: CFile, flags: Sequence[str] = ("-march=native",)) -> CNetwork:
+    """Compile a C network with this machine's compiler, beside its file, and load it.
+
+    Warnings are errors. ``flags`` are added to :data:`C_FLAGS`.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it refuses the file.
+    """
+    compiler = c_compiler()
+    if compiler is None:
+        raise RuntimeError(
+            "there is no C compiler here: install one (Debian and Ubuntu: sudo apt install gcc)."
+        )
+    # A library that is loaded already would be taken again for another of the same name.
+    made_of = hashlib.sha256(file.path.read_bytes() + repr(flags).encode()).hexdigest()[:8]
+    library = file.path.with_name(f"{file.path.stem}-{made_of}.so")
+    told = subprocess.run(
+        [compiler, *C_FLAGS, *flags, "-shared", "-fPIC", "-o", library, file.path],
+        capture_output=True,
+        text=True,
+    )
+    if told.returncode:
+        raise RuntimeError(f"{compiler} does not take {file.path.name}:\n{told.stderr[-2000:]}")
+    return CNetwork(file, library)

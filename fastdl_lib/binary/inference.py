@@ -1,0 +1,324 @@
+"""A trained binary network as whole numbers: signs packed to words, and one threshold an output.
+
+Between two products stand batch normalisation and sign: a straight line and a comparison with 0. As
+a product of signs is a whole number, the two are one comparison with a whole number, the
+*threshold*. :func:`fold` finds it by asking the layers themselves, so that not even their rounding
+makes a difference: the answers are the float network's, bit for bit.
+"""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.binary.bits import WORD, pack, unpack, xnor_product
+from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
+from fastdl_lib.convolution.im2col import output_size, tap_views
+from fastdl_lib.core.arrays import array_module
+from fastdl_lib.nn.layers import BatchNorm, Dropout, Flatten, Layer, MaxPool2d
+from fastdl_lib.nn.network import Network
+
+__all__ = ["FIRST_LAYERS", "BinaryNetwork", "BitLayer", "fold"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+FIRST_LAYERS = {
+    "planes": "eight bit planes of the pixels, one binary product each",
+    "float": "one float32 product of the pixels with the signs",
+}
+"""How a folded network's first layer computes; both are exact."""
+
+# Below it every whole number is a float32.
+_EXACT = 2**24
+_PLANES = 8
+
+
+class BitLayer(Layer):
+    """A product with binary weights and all that follows up to the next sign, as :func:`fold`
+    makes it.
+
+    It takes images (N, C, H, W) as float32 from 0 to 1, or what another one gives: words of
+    bits, (N, H, W, words), the channels of a pixel packed together. It gives such words, or, as
+    the last one, logits (N, classes), float32. Its arrays stand in ``buffers``:
+
+    * ``words``: the signs of the weights, a row an output;
+    * ``threshold``: (outputs,) int32; a sum of at least that gives +1,
+    * ``falling``: words with a bit for every output where it gives -1 instead (normalisation
+      with a negative weight);
+    * in the last one, ``scale``, ``factor`` and ``shift`` for its logits, where there are such.
+    """
+
+    def __init__(
+        self,
+        layer: BinaryLinear | BinaryConv2d,
+        input_shape: tuple[int, ...],
+        *,
+        takes_pixels: bool,
+        pool: MaxPool2d | None,
+        norm: BatchNorm | None,
+        ends_in_sign: bool,
+    ) -> None:
+        super().__init__()
+        signs = sign(layer.parameters["weight"])
+        if isinstance(layer, BinaryConv2d):
+            self.stride, self.padding = layer.stride, layer.padding
+            self.padding_value = layer.padding_value
+        else:  # a filter as large as the image
+            shape = input_shape if len(input_shape) == 3 else (*input_shape, 1, 1)
+            signs = signs.reshape(len(signs), *shape)
+            self.stride, self.padding, self.padding_value = 1, 0, 0.0
+        self.outputs, self.channels = signs.shape[:2]
+        self.kernel = signs.shape[2:]
+        self.length = math.prod(signs.shape[1:])
+        """Terms of a sum."""
+        self.takes_pixels, self.pool, self.ends_in_sign = takes_pixels, pool, ends_in_sign
+        self.way = "planes"
+        """Of :data:`FIRST_LAYERS`, where it takes pixels."""
+        self._flat = not isinstance(layer, BinaryConv2d)
+        if self.padding:
+            allowed = (0.0,) if takes_pixels else (-1.0, 1.0)
+            if self.padding_value not in allowed:
+                raise ValueError(
+                    f"padding_value must be {' or '.join(map(str, allowed))} in front of a layer "
+                    f"that takes {'pixels' if takes_pixels else 'signs'}, "
+                    f"got {self.padding_value}."
+                )
+        rows = signs.transpose(0, 2, 3, 1)
+        # Pixels are packed a patch at a time, signs a pixel at a time: these come packed so.
+        rows = pack(rows.reshape(len(rows), -1)) if takes_pixels else pack(rows)
+        self.buffers = {"words": rows.reshape(self.outputs, -1)}
+        if layer.scaled:
+            self.buffers["scale"] = layer.scale().reshape(-1)
+        if norm is not None:
+            factor, shift = norm.scale_and_shift()
+            self.buffers |= {"factor": factor, "shift": shift}
+        if ends_in_sign:
+            self._find_thresholds()
+
+    @property
+    def largest(self) -> int:
+        """No sum is larger, or below minus that."""
+        return self.length * (255 if self.takes_pixels else 1)
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self._flat:
+            return (self.outputs,)
+        sizes = [
+            output_size(size, kernel, self.stride, self.padding)
+            for size, kernel in zip(input_shape[1:], self.kernel, strict=True)
+        ]
+        shape = (self.outputs, *sizes)
+        return shape if self.pool is None else self.pool.output_shape(shape)
+
+    def _line(self, sums: Array) -> Array:
+        """What the float layers make of sums (..., outputs) in front of the sign, in their order
+        of operations."""
+        values = sums.astype(np.float32)
+        if "scale" in self.buffers:
+            values *= self.buffers["scale"]
+        if "factor" in self.buffers:
+            values = values * self.buffers["factor"]
+            values += self.buffers["shift"]
+        return values
+
+    def _find_thresholds(self) -> None:
+        """Find, for all outputs at once, where the sign changes: halve the range until it is one.
+
+        The line rises or falls, and so does its rounding to float32: there is one such place.
+        """
+        xp = array_module(self.buffers["words"])
+        low = xp.full(self.outputs, -self.largest, np.int64)
+        high = xp.full(self.outputs, self.largest, np.int64)
+        at_low, at_high = self._line(low) >= 0, self._line(high) >= 0
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            changed = (self._line(middle) >= 0) != at_low
+            high, low = xp.where(changed, middle, high), xp.where(changed, low, middle)
+        # Where nothing changes, every sum is at least the threshold.
+        constant = at_low == at_high
+        threshold = xp.where(constant, -self.largest, high).astype(np.int32)
+        falling = xp.where(constant, ~at_high, at_low)
+        self.buffers["threshold"] = threshold
+        self.buffers["falling"] = pack(xp.where(falling, 1, -1))
+        for name in ("scale", "factor", "shift"):
+            self.buffers.pop(name, None)
+
+    # --- running ----------------------------------------------------------------------------
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        if training:
+            raise ValueError("a folded network does not learn: train the network it was made from.")
+        sums = self._pixel_sums(x) if self.takes_pixels else self._bit_sums(x)
+        if self.pool is not None:
+            sums = self._pooled(sums)
+        if not self.ends_in_sign:
+            return self._line(sums.reshape(len(sums), -1))
+        bits = pack_bits(sums >= self.buffers["threshold"])
+        bits ^= self.buffers["falling"]
+        return bits
+
+    def _patches(self, x: Array, around: Any) -> tuple[Array, tuple[int, int, int]]:
+        """(N, H, W, C) as rows, one for every place of the filter, and the places (N, OH, OW)."""
+        xp = array_module(x)
+        if self.padding:
+            batch, height, width, channels = x.shape
+            edge = self.padding
+            framed = xp.empty((batch, height + 2 * edge, width + 2 * edge, channels), x.dtype)
+            framed[...] = around
+            framed[:, edge : edge + height, edge : edge + width] = x
+            x = framed
+        if x.shape[1:3] == self.kernel:
+            return x.reshape(len(x), -1), (len(x), 1, 1)
+        views = [
+            view.transpose(0, 2, 3, 1)
+            for _, _, view in tap_views(x.transpose(0, 3, 1, 2), self.kernel, self.stride)
+        ]
+        places = views[0].shape[:3]
+        return xp.concatenate(views, axis=-1).reshape(math.prod(places), -1), places
+
+    def _pixel_sums(self, x: Array) -> Array:
+        xp = array_module(x)
+        pixels = xp.rint(x * 255)
+        if not (pixels.min() >= 0 and pixels.max() <= 255):
+            raise ValueError(
+                f"images must lie in 0..1, got {float(x.min()):.3g}..{float(x.max()):.3g}."
+            )
+        pixels = pixels.transpose(0, 2, 3, 1)
+        if self.way == "float":
+            patches, places = self._patches(pixels, 0)
+            signs = unpack(self.buffers["words"], self.length)
+            sums = (patches @ signs.T).astype(np.int32)
+        else:
+            patches, places = self._patches(pixels.astype(np.uint8), 0)
+            planes = xp.stack([patches & (1 << plane) for plane in range(_PLANES)])
+            words = pack_bits(planes != 0).reshape(_PLANES * len(patches), -1)
+            products = xnor_product(words, self.buffers["words"], self.length)
+            products = products.reshape(_PLANES, len(patches), self.outputs)
+            # A bit b is (value + 1) / 2 of its value -1 or +1; the ones make 255 times the sum of
+            # the weights, which a plane of ones gives.
+            ones = xp.zeros((1, words.shape[1]), np.uint64)
+            ones[...] = pack_bits(xp.ones((1, self.length), bool))
+            sums = products[-1]
+            for plane in reversed(products[:-1]):
+                sums <<= 1
+                sums += plane
+            sums += 255 * xnor_product(ones, self.buffers["words"], self.length)
+            sums >>= 1
+        return sums.reshape(*places, self.outputs)
+
+    def _bit_sums(self, x: Array) -> Array:
+        if x.ndim == 2:
+            x = x[:, None, None]
+        around = 0
+        if self.padding_value > 0:
+            around = pack(array_module(x).ones((1, self.channels), np.float32))
+        patches, places = self._patches(x, around)
+        filled = WORD * patches.shape[1]
+        # What fills words up agrees in both and counts +1 each.
+        sums = xnor_product(patches, self.buffers["words"], filled)
+        sums -= filled - self.length
+        return sums.reshape(*places, self.outputs)
+
+    def _pooled(self, sums: Array) -> Array:
+        """The largest sum of each window, (N, OH, OW, outputs)."""
+        xp, largest = array_module(sums), None
+        kernel = (self.pool.kernel, self.pool.kernel)
+        for _, _, view in tap_views(sums.transpose(0, 3, 1, 2), kernel, self.pool.stride):
+            largest = view if largest is None else xp.maximum(largest, view)
+        return largest.transpose(0, 2, 3, 1)
+
+
+def pack_bits(bits: Array) -> Array:
+    """Pack True and False, (..., length), as :func:`~fastdl_lib.binary.bits.pack` packs +1 and -1."""
+    return pack(bits.view(np.int8) - np.int8(1))
+
+
+class BinaryNetwork(Network):
+    """A folded network: :class:`BitLayer` after :class:`BitLayer`; made by :func:`fold`."""
+
+    @property
+    def first_layer(self) -> str:
+        """How the first layer computes, a key of :data:`FIRST_LAYERS`; may be set."""
+        return next(iter(self.layers.values())).way
+
+    @first_layer.setter
+    def first_layer(self, way: str) -> None:
+        if way not in FIRST_LAYERS:
+            raise ValueError(f"first_layer must be one of {list(FIRST_LAYERS)}, got {way!r}.")
+        next(iter(self.layers.values())).way = way
+
+    @property
+    def bytes(self) -> int:
+        """Of all its constants in memory: words, thresholds, and those of the logits."""
+        return sum(array.nbytes for array in self.buffers.values())
+
+
+def fold(network: Network) -> BinaryNetwork:
+    """Turn a trained binary network into words and thresholds, with the same answers exactly.
+
+    Args:
+        network: a :class:`~fastdl_lib.binary.layers.PixelBytes` first, then products with binary weights,
+            each followed by a pool, a batch normalisation and a :class:`~fastdl_lib.binary.layers.Sign`
+            in this order; pool and normalisation may be missing, and behind the last product
+            there is no sign. Flatten may stand anywhere, Dropout is left out. It keeps its weights.
+
+    Returns:
+        A network that takes the same images and gives the same logits, bit for bit.
+
+    Raises:
+        ValueError: another order of layers, or sums that float32 does not hold exactly.
+
+    Source: thresholds for normalisation and sign are those of Umuroglu et al., "FINN: a framework
+    for fast, scalable binarized neural network inference", FPGA 2017.
+
+    >>> from fastdl_lib.nn.network import binary_mlp
+    >>> network, images = binary_mlp(hidden=64), np.zeros((2, 1, 28, 28), np.float32)
+    >>> folded = fold(network)
+    >>> folded.bytes, bool((folded.forward(images) == network.forward(images)).all())
+    (8632, True)
+    """
+    waiting = [(n, layer) for n, layer in network.layers.items() if not isinstance(layer, Dropout)]
+    if not isinstance(waiting[0][1], PixelBytes):
+        raise ValueError(
+            f"{network.name} must begin with PixelBytes: sums of other values are not exact."
+        )
+    shape, stages, previous = network.input_shape, [], None
+    waiting.pop(0)
+    while waiting:
+        name, layer = waiting.pop(0)
+        if isinstance(layer, Flatten):
+            previous = shape
+            continue
+        if not isinstance(layer, (BinaryLinear, BinaryConv2d)):
+            raise ValueError(
+                f"{network.name}, layer {name}: fold() takes products with binary weights, each "
+                "followed by MaxPool2d, BatchNorm and Sign in this order; here stands "
+                f"{type(layer).__name__}."
+            )
+        found: dict[type, Layer] = {}
+        for kind in (MaxPool2d, BatchNorm, Sign):
+            if waiting and isinstance(waiting[0][1], kind):
+                found[kind] = waiting.pop(0)[1]
+        stage = BitLayer(
+            layer,
+            previous or shape,
+            takes_pixels=not stages,
+            pool=copy.copy(found.get(MaxPool2d)),
+            norm=found.get(BatchNorm),
+            ends_in_sign=Sign in found,
+        )
+        if stage.largest >= _EXACT:
+            raise ValueError(
+                f"{network.name}, layer {name}: sums reach {stage.largest:,}, and float32 is exact "
+                f"below {_EXACT:,} only."
+            )
+        if Sign not in found and waiting:
+            raise ValueError(
+                f"{network.name}, layer {name}: a Sign must follow, all but the last product."
+            )
+        shape, previous = stage.output_shape(shape), None
+        stages.append((name, stage))
+    if not stages or stages[-1][1].ends_in_sign:
+        raise ValueError(f"{network.name} must end in a product, with BatchNorm or without.")
+    return BinaryNetwork(f"{network.name}, folded", stages, network.input_shape)

@@ -1,0 +1,302 @@
+"""Layers whose weights or values are one bit, +1 or -1, and how they learn all the same.
+
+The sign's gradient is zero almost everywhere, so nothing would learn. In its place the gradient of
+a straight line is taken, cut off where the value is beyond -1 or +1: the straight-through
+estimator (Bengio, Leonard, Courville 2013). Each binary weight is the sign of a *latent* float
+weight, which gathers the small steps of the optimiser and stays within [-1, 1].
+
+Source: M. Courbariaux, I. Hubara, D. Soudry, R. El-Yaniv, Y. Bengio, "Binarized neural networks:
+training neural networks with weights and activations constrained to +1 or -1", 2016,
+arXiv:1602.02830.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.convolution.im2col import conv2d_im2col_backward
+from fastdl_lib.core.arrays import array_module
+from fastdl_lib.nn.layers import (
+    CONV_ALGORITHMS,
+    CONV_BACKWARD,
+    Conv2d,
+    Layer,
+    Linear,
+    check_batch,
+    check_float,
+    in_flat_blocks,
+)
+
+__all__ = ["BinaryConv2d", "BinaryLinear", "PixelBytes", "Sign", "sign"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def sign(x: Array) -> Array:
+    """Return +1 where ``x`` is 0 or more, -1 elsewhere: two values only, unlike NumPy's.
+
+    Args:
+        x: any shape, any float dtype.
+
+    Returns:
+        A new array of x's shape, dtype and order in memory.
+
+    >>> sign(np.array([-0.3, 0.0, 2.0])).tolist()
+    [-1.0, 1.0, 1.0]
+    """
+    xp = array_module(x)
+    out = xp.empty_like(x)
+
+    def work(values: Array, signs: Array) -> None:
+        xp.multiply(values < 0, xp.asarray(-2, x.dtype), out=signs)
+        signs += 1
+
+    in_flat_blocks(work, [x, out])
+    return out
+
+
+class Sign(Layer):
+    """The sign of each value; backwards the gradient passes where the value is within [-1, 1].
+
+    That is the gradient of hard tanh, clip(x, -1, 1), instead of the sign's own, which is 0.
+    Any shape, any float dtype.
+
+    Args:
+        straight_through: False gives the sign's true gradient, 0: what lies before learns nothing.
+
+    Raises:
+        TypeError: x of another dtype.
+        ValueError: x is empty.
+
+    Source: Courbariaux et al. 2016, section 1.3.
+
+    >>> layer = Sign()
+    >>> layer.forward(np.array([[-3.0, -0.5, 0.0, 0.5]]), training=True).tolist()
+    [[-1.0, -1.0, 1.0, 1.0]]
+    >>> layer.backward(np.ones((1, 4))).tolist()
+    [[0.0, 1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, *, straight_through: bool = True) -> None:
+        super().__init__()
+        self.straight_through = straight_through
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        check_batch(self, x, None, "(N, ...)")
+        out = sign(x)
+        self._keep(training, out, x)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        (x,) = self._recall(grad_out)
+        xp = array_module(x, grad_out)
+        if not self.straight_through:
+            return xp.zeros_like(grad_out)
+        grad_x = xp.empty_like(x)
+
+        def work(values: Array, grad: Array, passed: Array) -> None:
+            xp.multiply(grad, abs(values) <= 1, out=passed)
+
+        in_flat_blocks(work, [x, grad_out, grad_x])
+        return grad_x
+
+
+class PixelBytes(Layer):
+    """From images of 0 to 1 to the whole numbers 0 to 255 that they were stored as.
+
+    Sums of whole numbers are exact in float32, in any order, below 2 ** 24: with this layer in
+    front, a binary network's first layer is exact as well. Its scale changes nothing in front of a
+    :class:`~fastdl_lib.nn.layers.BatchNorm`. Any shape, any float dtype.
+
+    Raises:
+        TypeError: x of another dtype.
+        ValueError: x is empty.
+
+    >>> PixelBytes().forward(np.array([[0.0, 0.5, 1.0]], np.float32)).tolist()
+    [[0.0, 128.0, 255.0]]
+    """
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        check_batch(self, x, None, "(N, ...)")
+        out = x * 255
+        array_module(x).rint(out, out=out)
+        self._keep(training, out)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        self._recall(grad_out)
+        return 255 * grad_out if self.needs_grad_x else None
+
+
+class _BinaryWeights(Layer):
+    """What the two layers with binary weights share."""
+
+    scaled = False
+
+    def binary_weight(self) -> Array:
+        """The weights at work: the sign of the latent ones, times the scale where there is one."""
+        signs = sign(self.parameters["weight"])
+        if self.scaled:
+            signs *= self.scale()
+        return signs
+
+    def scale(self) -> Array:
+        """Mean size of the latent weights, one an output, shaped to multiply the weights."""
+        weight = self.parameters["weight"]
+        axes = tuple(range(1, weight.ndim))
+        # In float64, so that the mean of weights of one size is exactly that size.
+        return abs(weight).mean(axis=axes, keepdims=True, dtype=np.float64).astype(weight.dtype)
+
+    def after_step(self) -> None:
+        """Clip the latent weights to [-1, 1]: beyond, they could only delay a change of sign."""
+        weight = self.parameters["weight"]
+        xp = array_module(weight)
+        in_flat_blocks(lambda values: xp.clip(values, -1, 1, out=values), [weight])
+
+    def _by_latent(self, grad_binary: Array) -> Array:
+        """From the gradient by the binary weights to the one by the latent weights."""
+        if not self.scaled:
+            return grad_binary
+        # Of alpha * sign(w): alpha straight through the sign, and what alpha itself changes.
+        signs = sign(self.parameters["weight"])
+        axes = tuple(range(1, signs.ndim))
+        through_alpha = signs * (grad_binary * signs).mean(axis=axes, keepdims=True)
+        return self.scale() * grad_binary + through_alpha
+
+
+class BinaryLinear(_BinaryWeights, Linear):
+    """A fully connected layer of binary weights, without a bias: ``x @ sign(weight).T``.
+
+    Behind a layer whose values are +1 and -1 this is a binarized network's product; behind one with
+    float values it is BinaryConnect's (Courbariaux, Bengio, David, NIPS 2015). The gradient passes
+    straight through the sign to the latent weight, which an optimiser's step leaves in [-1, 1].
+    Input (N, in), output (N, out).
+
+    Args:
+        in_features, out_features: the numbers of values.
+        scaled: multiply each output by the mean size of its latent weights, as in Rastegari et al.,
+            "XNOR-Net", ECCV 2016, section 3.1; alpha there.
+        rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
+
+    Raises:
+        TypeError: rng is no generator, or x has another dtype than the weights.
+        ValueError: a number of features below 1; x of another shape.
+
+    >>> layer = BinaryLinear(9, 2, rng=np.random.default_rng(0))
+    >>> layer.forward(np.ones((1, 9), np.float32)).tolist()
+    [[-3.0, -1.0]]
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, scaled: bool = False, rng: np.random.Generator
+    ) -> None:
+        super().__init__(in_features, out_features, rng=rng)
+        del self.parameters["bias"]
+        self.scaled = scaled
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        self._check_input(x)
+        signs = sign(self.parameters["weight"])
+        out = self._product(x, signs)
+        if self.scaled:
+            out *= self.scale().reshape(-1)
+        self._keep(training, out, x, signs)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        x, signs = self._recall(grad_out)
+        weight = self.binary_weight() if self.scaled else signs
+        grad_x, grad_binary = self._product_backward(grad_out, x, weight)
+        self.gradients = {"weight": self._by_latent(grad_binary)}
+        return grad_x
+
+
+class BinaryConv2d(_BinaryWeights, Conv2d):
+    """Convolution with square filters of binary weights, without a bias.
+
+    As :class:`~fastdl_lib.nn.layers.Conv2d`, with the signs of its latent weights; see
+    :class:`BinaryLinear`. Padding of 0 would be a third value beside +1 and -1: ``padding_value``
+    is -1 by default, which is what a picture's background is.
+
+    Args:
+        in_channels, out_channels, kernel, stride, padding: as of Conv2d; without groups.
+        padding_value: what stands around the image; 0.0 in front of a layer of whole numbers.
+        scaled: as of :class:`BinaryLinear`.
+        algorithm: a key of ``CONV_ALGORITHMS`` or "auto", which takes one with exact sums: not
+            Winograd's.
+        rng: where the seeded random weights come from.
+
+    Input (N, C, H, W), output (N, K, OH, OW).
+
+    Raises:
+        TypeError, ValueError: as Conv2d.
+
+    >>> layer = BinaryConv2d(1, 2, 3, padding=1, rng=np.random.default_rng(0))
+    >>> layer.forward(np.ones((1, 1, 28, 28), np.float32)).shape
+    (1, 2, 28, 28)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        padding_value: float = -1.0,
+        scaled: bool = False,
+        algorithm: str = "auto",
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=padding,
+            algorithm=algorithm,
+            rng=rng,
+        )
+        del self.parameters["bias"]
+        self.padding_value, self.scaled = float(padding_value), scaled
+
+    def algorithm_for(self, x: Array) -> str:
+        if self.algorithm != "auto":
+            return self.algorithm
+        return "blocked" if array_module(x) is np else "gpu"
+
+    def padded(self, x: Array) -> Array:
+        """``x`` with ``padding_value`` around every image; itself where there is no padding."""
+        if not self.padding:
+            return x
+        edge = (self.padding, self.padding)
+        return array_module(x).pad(
+            x, ((0, 0), (0, 0), edge, edge), constant_values=self.padding_value
+        )
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_batch(self, x, 4, "(N, C, H, W)")
+        self.output_shape(x.shape[1:])
+        algorithm = self.algorithm_for(x)
+        x, signs = self.padded(x), sign(self.parameters["weight"])
+        out = CONV_ALGORITHMS[algorithm](x, signs, stride=self.stride)
+        if self.scaled:
+            out *= self.scale().reshape(1, -1, 1, 1)
+        self._keep(training, out, x, signs, algorithm)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        x, signs, algorithm = self._recall(grad_out)
+        weight = self.binary_weight() if self.scaled else signs
+        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
+        grad_x, grad_binary, _ = backward(
+            grad_out, x, weight, stride=self.stride, need_grad_x=self.needs_grad_x
+        )
+        self.gradients = {"weight": self._by_latent(grad_binary)}
+        if grad_x is None or not self.padding:
+            return grad_x
+        inside = slice(self.padding, -self.padding)
+        return grad_x[:, :, inside, inside]

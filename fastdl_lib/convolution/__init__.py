@@ -1,0 +1,1 @@
+"""Convolution, one algorithm a file."""

@@ -1,0 +1,466 @@
+"""Winograd's convolution: fewer multiplications, paid with additions and a little precision.
+
+F(m, r) computes m neighbouring outputs of a filter with r taps from t = m + r - 1 inputs with t
+multiplications instead of m * r. In two dimensions a tile of t x t pixels gives m x m outputs,
+
+    Y = A^T [(G w G^T) * (B^T x B)] A,
+
+and since ``*`` is elementwise, the sum over the channels is one matrix product for each of the
+t * t places of a tile: again large products, but with fewer multiplications in all.
+
+Sources: Winograd, *Arithmetic Complexity of Computations*, SIAM 1980; Lavin, Gray, "Fast
+algorithms for convolutional neural networks", CVPR 2016, arXiv:1509.09308.
+"""
+
+import functools
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from fastdl_lib.convolution.im2col import (
+    CACHE_BYTES,
+    Array,
+    channels_last,
+    check_conv_shapes,
+    check_grad_out,
+    check_on_cpu,
+    padded_channels_last,
+    refuse_float16,
+)
+from fastdl_lib.core.checks import check_whole_number
+from fastdl_lib.core.threads import blocks, in_parallel, sum_in_order
+
+__all__ = [
+    "Transforms",
+    "best_tile",
+    "conv2d_winograd",
+    "conv2d_winograd_backward",
+    "saves_work",
+    "transform_matrices",
+]
+
+# Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
+# rounding errors, small; halves and doubles are exact in floating point.
+_POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-2", "2", "-1/2")]
+_BLOCK_BYTES = 2**22  # tiles and products of a block of images; about a core's L2 and L3 cache
+
+LARGEST_TILE = len(_POINTS) + 1
+"""Pixels on a tile's side, m + r - 1; larger tiles lose too many digits in float32."""
+
+
+class Transforms(NamedTuple):
+    """The three matrices of F(m, r), with t = m + r - 1, as float64; read-only."""
+
+    input: np.ndarray
+    """B^T, (t, t)."""
+    filter: np.ndarray
+    """G, (t, r)."""
+    output: np.ndarray
+    """A^T, (m, t)."""
+
+
+def transform_matrices(outputs: int, taps: int) -> Transforms:
+    """Make the matrices of F(outputs, taps) by Toom and Cook's method.
+
+    Read the inputs as a polynomial, evaluate it at t - 1 points and at infinity, multiply point by
+    point, interpolate. The divisions of the interpolation are moved into the filter's matrix.
+
+    Raises:
+        TypeError, ValueError: not whole numbers from 1 up, or more than 8 pixels a tile.
+
+    >>> transform_matrices(2, 3).output.tolist()
+    [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, 1.0]]
+    """
+    check_whole_number("outputs", outputs, 1)
+    check_whole_number("taps", taps, 1)
+    tile = outputs + taps - 1
+    if tile > LARGEST_TILE:
+        raise ValueError(
+            f"F({outputs}, {taps}) needs tiles of {tile} pixels; beyond {LARGEST_TILE} float32 "
+            f"loses too many digits. Use at most {LARGEST_TILE + 1 - taps} outputs, or im2col."
+        )
+    return _transform_matrices(int(outputs), int(taps))
+
+
+@functools.cache
+def _transform_matrices(outputs: int, taps: int) -> Transforms:
+    tile = outputs + taps - 1
+    points = _POINTS[: tile - 1]
+    rows, scales = [], []
+    for point in points:
+        others = [other for other in points if other != point]
+        scale = math.prod(point - other for other in others)
+        # A sign belongs on both sides or on neither: so that F(2, 3) is the one of the paper.
+        sign = -1 if scale < 0 else 1
+        rows.append([sign * value for value in [*_coefficients(others), Fraction(0)]])
+        scales.append(sign * scale)
+    rows.append(_coefficients(points))  # the point at infinity
+
+    def powers(count: int) -> np.ndarray:
+        finite = [[point**k for k in range(count)] for point in points]
+        at_infinity = [Fraction(k == count - 1) for k in range(count)]
+        return np.array([*finite, at_infinity], dtype=float)
+
+    filters = powers(taps) / np.array([*scales, 1], dtype=float)[:, None]
+    made = Transforms(np.array(rows, dtype=float), filters, powers(outputs).T)
+    for matrix in made:
+        matrix.setflags(write=False)  # one copy serves all
+    return made
+
+
+def _coefficients(roots: list[Fraction]) -> list[Fraction]:
+    """The polynomial with these roots, lowest power first, leading coefficient 1."""
+    result = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *result], [*result, Fraction(0)]
+        result = [a - root * b for a, b in zip(shifted, scaled, strict=True)]
+    return result
+
+
+def _macs(outputs: int, out_size: int, taps: int, in_channels: int, out_channels: int) -> float:
+    """The MACs of F(outputs, taps) for a square image: the products and the two transforms."""
+    tile, tiles = outputs + taps - 1, -(-out_size // outputs)
+    products = tile**2 * in_channels * out_channels
+    into = 2 * tile**3 * in_channels
+    out_of = (tile**2 * outputs + tile * outputs**2) * out_channels
+    return tiles**2 * (products + into + out_of)
+
+
+def best_tile(out_size: int, taps: int, in_channels: int, out_channels: int) -> int:
+    """Return the m of F(m, taps) that does with the fewest MACs, transforms counted in.
+
+    A large tile saves multiplications, until its transforms and the part of the last tile that
+    hangs over the edge eat the gain.
+
+    Args:
+        out_size: outputs along one axis.
+        in_channels, out_channels: of one group.
+
+    Raises:
+        ValueError: more than 8 taps.
+
+    >>> best_tile(13, taps=3, in_channels=256, out_channels=384)  # three tiles of 5 for 13 pixels
+    5
+    """
+    if taps > LARGEST_TILE:
+        raise ValueError(
+            f"Winograd's tiles take filters of up to {LARGEST_TILE} taps (after the stride is "
+            f"taken out), got {taps}: use im2col or blocked."
+        )
+    return min(
+        range(1, LARGEST_TILE + 2 - taps),
+        key=lambda m: _macs(m, out_size, taps, in_channels, out_channels),
+    )
+
+
+def saves_work(
+    images: int, out_size: int, kernel: int, stride: int, in_channels: int, out_channels: int
+) -> bool:
+    """True where Winograd's way takes fewer MACs than the direct one and pays in practice.
+
+    It does not for few channels, where the transforms outweigh the products, nor for fewer than
+    four images, which do not pay for the transformed filters.
+
+    >>> saves_work(16, 13, 3, 1, 256, 384), saves_work(16, 28, 3, 1, 1, 16)
+    (True, False)
+    """
+    taps, channels = -(-kernel // stride), in_channels * stride**2
+    if images < 4 or taps > LARGEST_TILE:
+        return False
+    m = best_tile(out_size, taps, channels, out_channels)
+    direct = out_size**2 * kernel**2 * in_channels * out_channels
+    return _macs(m, out_size, taps, channels, out_channels) < direct
+
+
+class _Plan(NamedTuple):
+    """The sizes of one convolution cut into tiles; pairs are (vertical, horizontal)."""
+
+    transforms: tuple[Transforms, Transforms]
+    """In the dtype of x."""
+    outputs: tuple[int, int]
+    """m: outputs a tile."""
+    tile: tuple[int, int]
+    """t: pixels a tile, of s x s image pixels each where the stride is s."""
+    grid: tuple[int, int]
+    """How many tiles cover the output."""
+    stride: int
+    padding: int
+    groups: int
+
+
+def _plan(
+    x: np.ndarray,
+    weight: np.ndarray,
+    out_size: tuple[int, int],
+    stride: int,
+    padding: int,
+    groups: int,
+    outputs: int | None,
+) -> _Plan:
+    taps = [-(-size // stride) for size in weight.shape[2:]]
+    channels = weight.shape[1] * stride**2
+    if outputs is None:
+        chosen = [
+            best_tile(size, r, channels, len(weight) // groups)
+            for size, r in zip(out_size, taps, strict=True)
+        ]
+    else:
+        chosen = [outputs, outputs]
+    pairs = list(zip(chosen, taps, strict=True))
+    transforms = [
+        Transforms(*(matrix.astype(x.dtype) for matrix in transform_matrices(m, r)))
+        for m, r in pairs
+    ]
+    return _Plan(
+        tuple(transforms),
+        tuple(chosen),
+        tuple(m + r - 1 for m, r in pairs),
+        tuple(-(-size // m) for size, m in zip(out_size, chosen, strict=True)),
+        stride,
+        padding,
+        groups,
+    )
+
+
+def _transform(
+    matrices: tuple[np.ndarray, np.ndarray], values: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Apply one matrix to axis 0 and one to axis 1 of ``values`` (a, b, ...)."""
+    vertical, horizontal = matrices
+    rows, columns, *rest = values.shape
+    half = vertical @ values.reshape(rows, -1)
+    half = half.reshape(len(vertical), columns, -1)
+    if out is not None:
+        out = out.reshape(len(vertical), len(horizontal), -1)
+    return np.matmul(horizontal, half, out=out).reshape(len(vertical), len(horizontal), *rest)
+
+
+def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Apply two matrices to the first two axes of (a, b, groups, channels, filters).
+
+    Shared out by channels, a few at a time so that they stay in the cache. No product here may
+    wake the BLAS's own threads: they would spin on for a while and take the cores from ours.
+    """
+    vertical, horizontal = matrices
+    out = np.empty((len(vertical), len(horizontal), *values.shape[2:]), values.dtype)
+
+    def work(channels: slice) -> None:
+        for group in range(values.shape[2]):
+            out[:, :, group, channels] = _transform(matrices, values[:, :, group, channels])
+
+    a_channel = out[:, :, 0, 0].nbytes
+    in_parallel(work, values.shape[3], block=max(1, CACHE_BYTES // a_channel))
+    return out
+
+
+def _filter_tiles(plan: _Plan, weight: np.ndarray) -> np.ndarray:
+    """Transform the filters: (t, t, groups, s * s * C / groups, K / groups).
+
+    A stride of s is taken out first: s x s pixels count as one pixel with s * s times the
+    channels, and the filter is filled up with zeros to whole ones of them.
+    """
+    filters, channels, filter_h, filter_w = weight.shape
+    s, groups, taps = plan.stride, plan.groups, [len(t.filter[0]) for t in plan.transforms]
+    whole = weight.transpose(2, 3, 1, 0)
+    if s > 1:
+        whole = np.zeros((taps[0] * s, taps[1] * s, channels, filters), weight.dtype)
+        whole[:filter_h, :filter_w] = weight.transpose(2, 3, 1, 0)
+    whole = whole.reshape(taps[0], s, taps[1], s, channels, groups, filters // groups)
+    whole = whole.transpose(0, 2, 5, 1, 3, 4, 6).reshape(*taps, groups, s * s * channels, -1)
+    return _transform_filters([t.filter for t in plan.transforms], whole)
+
+
+def _filter_tiles_back(plan: _Plan, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The adjoint of :func:`_filter_tiles`: from the gradient by the tiles to that by weight."""
+    filters, channels, filter_h, filter_w = shape
+    s, groups = plan.stride, plan.groups
+    whole = _transform_filters([t.filter.T for t in plan.transforms], tiles)
+    whole = whole.reshape(*whole.shape[:2], groups, s, s, channels, filters // groups)
+    whole = whole.transpose(2, 6, 0, 3, 1, 4, 5).reshape(
+        filters, s * whole.shape[0], s * whole.shape[1], channels
+    )
+    return whole[:, :filter_h, :filter_w].transpose(0, 3, 1, 2)
+
+
+def _image_tiles(plan: _Plan, x: np.ndarray) -> np.ndarray:
+    """Cut images into overlapping tiles and transform them.
+
+    Returns (t, t, groups, tiles, s * s * C / groups), the tiles of all images in a row.
+    """
+    images, channels = x.shape[:2]
+    s, groups = plan.stride, plan.groups
+    (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
+    height, width = s * (rows * m_h + tile_h - m_h), s * (columns * m_w + tile_w - m_w)
+    padded = padded_channels_last(x, plan.padding, height, width)
+    image, row, column, one = padded.strides
+    group_channels = channels // groups
+    windows = as_strided(
+        padded,
+        (tile_h, tile_w, images, rows, columns, groups, s, s, group_channels),
+        (
+            *(s * row, s * column, image, s * m_h * row, s * m_w * column),
+            *(group_channels * one, row, column, one),
+        ),
+        writeable=False,
+    )
+    tiles = _transform([t.input for t in plan.transforms], np.ascontiguousarray(windows))
+    tiles = tiles.reshape(tile_h, tile_w, images * rows * columns, groups, -1)
+    return tiles.transpose(0, 1, 3, 2, 4)
+
+
+def _images_a_block(plan: _Plan, filter_tiles: np.ndarray, images: int, passes: int) -> int:
+    """How many images to work on at a time.
+
+    As many as keep their tiles in the cache; more where the filters are large, since every block
+    goes ``passes`` times through all of them: then as many as have half as much to move.
+    """
+    channels, filters = filter_tiles.shape[3:]
+    values = math.prod(plan.tile) * math.prod(plan.grid) * plan.groups * (channels + filters)
+    target = max(_BLOCK_BYTES, passes * filter_tiles.nbytes // 2)
+    return max(1, min(images, target // (values * filter_tiles.itemsize)))
+
+
+def conv2d_winograd(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    outputs: int | None = None,
+) -> np.ndarray:
+    """Convolve by Winograd's minimal filtering. CPU only.
+
+    Shapes as in the module's head of ``convolution``; the result is channels last in memory. In
+    float32 it differs from the exact result by a few 1e-6 of the largest value, so that what is
+    exactly zero elsewhere may come out a little above or below it. What is not a number reaches
+    the whole of its tiles.
+
+    Args:
+        outputs: m, how many outputs a tile has along an axis; by default :func:`best_tile` of
+            each axis.
+
+    Raises:
+        TypeError, ValueError: as :func:`fastdl_lib.convolution.im2col.check_conv_shapes`; TypeError for
+            an array on the GPU and for float16; ValueError for tiles of more than 8 pixels.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> conv2d_winograd(x, w, padding=1).shape
+    (2, 4, 8, 8)
+    """
+    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
+    out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
+    check_on_cpu("conv2d_winograd", x)
+    refuse_float16("conv2d_winograd", x)  # too coarse for the transforms
+    plan = _plan(x, weight, out_size, stride, padding, groups, outputs)
+    filter_tiles = _filter_tiles(plan, weight)
+    (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
+    # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
+    out = channels_last((len(x), len(weight), rows * m_h, columns * m_w), x.dtype)
+    block = _images_a_block(plan, filter_tiles, len(x), passes=1)
+
+    def work(images: slice) -> None:
+        image_tiles = _image_tiles(plan, x[images])
+        products = np.empty((*plan.tile, image_tiles.shape[3], len(weight)), x.dtype)
+        # Groups side by side, so that the channels of an output lie together.
+        by_group = products.reshape(*products.shape[:3], groups, -1).transpose(0, 1, 3, 2, 4)
+        np.matmul(image_tiles, filter_tiles, out=by_group)
+        made = _transform([t.output for t in plan.transforms], products)
+        made = made.reshape(m_h, m_w, -1, rows, columns, len(weight)).transpose(2, 3, 0, 4, 1, 5)
+        result = out[images].transpose(0, 2, 3, 1).reshape(made.shape)
+        np.add(made, 0 if bias is None else bias, out=result)
+
+    in_parallel(work, len(x), block=block)
+    return out[:, :, : out_size[0], : out_size[1]]
+
+
+def conv2d_winograd_backward(
+    grad_out: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    need_grad_x: bool = True,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Return the gradients of :func:`conv2d_winograd` with respect to x, weight and bias.
+
+    The products' gradients are matrix products of the same size; each transform is applied the
+    other way round. Arguments and result as
+    :func:`fastdl_lib.convolution.im2col.conv2d_im2col_backward`.
+
+    Raises:
+        TypeError, ValueError: as there, and for tiles of more than 8 pixels.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> [g.shape for g in conv2d_winograd_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    shapes = check_conv_shapes(x, weight, None, stride, padding, groups)
+    out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
+    check_on_cpu("conv2d_winograd_backward", x)
+    refuse_float16("conv2d_winograd_backward", x)
+    check_grad_out(grad_out, x, (len(x), len(weight), *out_size))
+    plan = _plan(x, weight, out_size, stride, padding, groups, None)
+    filter_tiles = _filter_tiles(plan, weight)
+    # Read for grad_x; read and written for the gradient by the filters.
+    block = _images_a_block(plan, filter_tiles, len(x), passes=3)
+    grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
+    sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def work(part: slice) -> None:
+        total = 0
+        for images in blocks(part, block):
+            grad_products = _output_tiles_back(plan, grad_out[images])
+            image_tiles = _image_tiles(plan, x[images])
+            total = total + image_tiles.swapaxes(3, 4) @ grad_products
+            if need_grad_x:
+                grad_image_tiles = grad_products @ filter_tiles.swapaxes(3, 4)
+                grad_x[images] = _image_tiles_back(plan, grad_image_tiles, x[images].shape)
+        sums[part.start] = total, grad_out[part].sum(axis=(0, 2, 3))
+
+    in_parallel(work, len(x))
+    grad_tiles, grad_bias = sum_in_order(sums)
+    return grad_x, _filter_tiles_back(plan, grad_tiles, weight.shape), grad_bias
+
+
+def _output_tiles_back(plan: _Plan, grad_out: np.ndarray) -> np.ndarray:
+    """From the gradient by the output to that by the products: (t, t, groups, tiles, K/groups)."""
+    images, filters = grad_out.shape[:2]
+    (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
+    # Outputs past the edge of the last tiles were never used: their gradient is zero.
+    padded = padded_channels_last(grad_out, 0, rows * m_h, columns * m_w)
+    tiles = padded.reshape(images, rows, m_h, columns, m_w, filters).transpose(2, 4, 0, 1, 3, 5)
+    tiles = _transform([t.output.T for t in plan.transforms], np.ascontiguousarray(tiles))
+    tiles = tiles.reshape(*plan.tile, images * rows * columns, plan.groups, -1)
+    return tiles.transpose(0, 1, 3, 2, 4)
+
+
+def _image_tiles_back(plan: _Plan, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The adjoint of :func:`_image_tiles`: tiles overlap, so that their gradients add up."""
+    images, channels, height, width = shape
+    s, p, groups = plan.stride, plan.padding, plan.groups
+    (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
+    # As in _image_tiles: the groups' channels of a pixel side by side.
+    tiles = np.ascontiguousarray(tiles.transpose(0, 1, 3, 2, 4))
+    tiles = _transform([t.input.T for t in plan.transforms], tiles)
+    tiles = tiles.reshape(
+        tile_h, tile_w, images, rows, columns, groups, s, s, channels // groups
+    ).transpose(0, 1, 2, 3, 6, 4, 7, 5, 8)
+    # (images, block rows, s, block columns, s, groups, channels): image pixels in their order.
+    padded = np.zeros(
+        (images, rows * m_h + tile_h - m_h, s, columns * m_w + tile_w - m_w, s, *tiles.shape[7:]),
+        tiles.dtype,
+    )
+    for i, j in np.ndindex(tile_h, tile_w):
+        padded[:, i : i + rows * m_h : m_h, :, j : j + columns * m_w : m_w] += tiles[i, j]
+    padded = padded.reshape(images, s * padded.shape[1], s * padded.shape[3], channels)
+    grad = np.zeros((images, height, width, channels), tiles.dtype)
+    inside = padded[:, p : p + height, p : p + width]
+    grad[:, : inside.shape[1], : inside.shape[2]] = inside
+    return grad.transpose(0, 3, 1, 2)

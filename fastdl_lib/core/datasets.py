@@ -1,0 +1,274 @@
+"""The real images of the course: MNIST and two photos.
+
+The files lie in ``data/`` (their sources and licences: ``data/README.md``). Each is checked
+against its SHA-256 before use, so that a damaged file cannot pass for a result.
+"""
+
+import gzip
+import hashlib
+import logging
+import operator
+import os
+import tempfile
+import textwrap
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pooch
+from PIL import Image
+
+__all__ = ["data_folder", "mnist", "photos"]
+
+# Tried in this order. The database's first home, yann.lecun.com/exdb/mnist, has been empty since
+# 2025.
+MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://raw.githubusercontent.com/fgnt/mnist/master/",
+)
+
+# Of the .gz file, to check a download with.
+_GZ_SHA256 = {
+    "train-images-idx3-ubyte.gz": (
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+    ),
+}
+
+# Of the decompressed bytes: a copy that somebody compressed anew is as good.
+_RAW_SHA256 = {
+    "train-images-idx3-ubyte.gz": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+    ),
+}
+
+_PHOTO_SHA256 = {
+    "chelsea_227.png": "9e423a2fd37727bbe030ffc53fe0151f63b5aa0f6dbde6e6bd4292a714480b81",
+    "coffee_227.png": "bc714cd96ca7e0b530911da986b30118d0ee37380926b42e2a233fb3e41e399a",
+}
+
+_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+_TIMEOUT_S = 15
+
+
+def data_folder() -> Path:
+    """Return the folder that holds the course's data.
+
+    It is the folder named by the environment variable ``FASTDL_DATA`` where that is set, else
+    ``data/`` of the checkout that this package was installed from.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+
+    >>> data_folder().is_dir()
+    True
+    """
+    named = os.environ.get("FASTDL_DATA")
+    if named:
+        folder = Path(named).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"the environment variable FASTDL_DATA names {named!r}, which is no folder; copy "
+                "the checkout's data/ folder there, or unset the variable."
+            )
+        return folder
+    folder = Path(__file__).resolve().parents[2] / "data"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no data folder: FASTDL_DATA is not set, and there is no {folder}; work in a clone "
+            "of the course (pip install -e .), or set FASTDL_DATA to its data/ folder."
+        )
+    return folder
+
+
+def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels of the MNIST database of handwritten digits.
+
+    A file that is missing from ``data/mnist`` is downloaded first.
+
+    Args:
+        split: ``"train"`` (n = 60,000) or ``"test"`` (n = 10,000).
+
+    Returns:
+        The images, float32 of shape (n, 1, 28, 28), from 0 (paper) to 1 (ink), and the digits
+        they show, int64 of shape (n,).
+
+    Raises:
+        ValueError: another split, or a file whose content is not the official one.
+        FileNotFoundError: a file is missing and no mirror gave it.
+        PermissionError: a file is missing and ``data/mnist`` cannot be written to.
+
+    Source: Y. LeCun, C. Cortes, C. J. C. Burges, *The MNIST database of handwritten digits*.
+
+    >>> images, labels = mnist("test")
+    >>> images.shape, labels.shape
+    ((10000, 1, 28, 28), (10000,))
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", got {split!r}.')
+    prefix, count = _SPLITS[split]
+    pixels = _read_idx(f"{prefix}-images-idx3-ubyte.gz", (count, 28, 28))
+    digits = _read_idx(f"{prefix}-labels-idx1-ubyte.gz", (count,))
+    images = pixels.reshape(count, 1, 28, 28).astype(np.float32)
+    images /= 255
+    return images, digits.astype(np.int64)
+
+
+def photos(count: int = 2) -> np.ndarray:
+    """Return a batch of photos at AlexNet's input size: a cat and a cup of coffee, in turn.
+
+    Args:
+        count: photos in the batch, 1 or more.
+
+    Returns:
+        float32 of shape (count, 3, 227, 227), red, green and blue, from 0 to 1.
+
+    Raises:
+        TypeError: ``count`` is no integer.
+        ValueError: ``count`` is below 1, or a photo's file is damaged.
+        FileNotFoundError: a photo's file is missing.
+
+    Source: Chelsea (S. van der Walt) and Coffee (R. Michetti), both CC0, from scikit-image.
+
+    >>> photos(5).shape
+    (5, 3, 227, 227)
+    """
+    try:
+        size = operator.index(count)
+    except TypeError:
+        raise TypeError(
+            f"count must be an integer such as 2, got {type(count).__name__} {count!r}."
+        ) from None
+    if size < 1:
+        raise ValueError(f"count must be 1 or more, got {size}.")
+    both = np.stack([_read_photo(name) for name in _PHOTO_SHA256])
+    return both[np.arange(size) % len(both)]
+
+
+def _read_photo(name: str) -> np.ndarray:
+    """Return one photo as float32 of shape (3, 227, 227)."""
+    path = data_folder() / "photos" / name
+    fix = f"git checkout -- data/photos/{name}"
+    if not path.is_file():
+        raise FileNotFoundError(f"the photo photos/{name} is missing; bring it back: {fix}")
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    if got != _PHOTO_SHA256[name]:
+        raise ValueError(
+            f"the photo photos/{name} is damaged: expected SHA-256 {_PHOTO_SHA256[name]}, got "
+            f"{got}; bring it back: {fix}"
+        )
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255
+
+
+def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the checked content of one file in ``data/mnist``, uint8 of ``shape``."""
+    path = data_folder() / "mnist" / name
+    if not path.exists():
+        _download(name, path.parent)
+    fix = (
+        f"delete it and call again to download it, or bring it back: git checkout -- "
+        f"data/mnist/{name}"
+    )
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"mnist/{name} is damaged: expected a whole gzip file, got {path.stat().st_size:,} "
+            f"bytes that do not decompress ({error}); {fix}"
+        ) from error
+    got = hashlib.sha256(raw).hexdigest()
+    if got != _RAW_SHA256[name]:
+        raise ValueError(
+            f"mnist/{name} is not the official file: expected decompressed bytes of SHA-256 "
+            f"{_RAW_SHA256[name]}, got {len(raw):,} bytes of {got}; {fix}"
+        )
+    return _parse_idx(raw, name, shape)
+
+
+def _parse_idx(raw: bytes, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array in ``raw``, the idx format's bytes: a header, then uint8 values.
+
+    The header is two zero bytes, the type code 8 (uint8), the number of dimensions, and each
+    dimension as a big-endian 32-bit integer.
+    """
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    if not raw.startswith(header):
+        raise ValueError(
+            f"mnist/{name}: expected the idx header {header.hex()} (uint8, shape {shape}), got "
+            f"{raw[: len(header)].hex()}."
+        )
+    values = np.frombuffer(raw, dtype=np.uint8, offset=len(header))
+    if values.size != np.prod(shape):
+        raise ValueError(
+            f"mnist/{name}: expected {np.prod(shape):,} values after the header, got "
+            f"{values.size:,}."
+        )
+    return values.reshape(shape)
+
+
+def _download(name: str, folder: Path) -> None:
+    """Fetch one MNIST file into ``folder`` from the first mirror that has it.
+
+    pooch writes to a temporary file of its own, checks it and moves it into place: an
+    interrupted download leaves nothing under the final name, and two at once do no harm.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # a read-only disk gives no PermissionError
+        raise PermissionError(
+            f"mnist/{name} is missing and cannot be downloaded, because the folder mnist in the "
+            f"data folder cannot be written to ({error.strerror}); make it writable, or set the "
+            "environment variable FASTDL_DATA to a copy of the data folder that is."
+        ) from error
+
+    # pooch's log line would put this machine's path into a notebook.
+    pooch.get_logger().setLevel(logging.WARNING)
+    failures = []
+    for mirror in MNIST_MIRRORS:
+        downloader = pooch.HTTPDownloader(progressbar=True, timeout=_TIMEOUT_S)
+        try:
+            saved = pooch.retrieve(
+                mirror + name,
+                known_hash=f"sha256:{_GZ_SHA256[name]}",
+                fname=name,
+                path=folder,
+                downloader=downloader,
+            )
+        except ValueError:
+            failures.append(f"  {mirror}: sent something else (wrong SHA-256)")
+        except OSError as error:  # requests' errors are OSErrors, too
+            cause = str(error).rpartition("Caused by ")[2]
+            reason = textwrap.shorten(f"{type(error).__name__}: {cause}", 160)
+            failures.append(f"  {mirror}: {reason}")
+        else:
+            # pooch's temporary files are private; in a shared folder others read it as well.
+            os.chmod(saved, 0o644)
+            return
+    raise FileNotFoundError(
+        f"mnist/{name} is missing and could not be downloaded (no network?):\n"
+        + "\n".join(failures)
+        + "\nConnect to a network and call again, or bring the file back: git checkout -- "
+        f"data/mnist/{name}"
+    )

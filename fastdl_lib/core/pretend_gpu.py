@@ -1,0 +1,376 @@
+"""A strict stand-in for CuPy, over NumPy: code tried "as if on a GPU" on any machine.
+
+Its arrays refuse what CuPy's refuse, in CuPy's words: they never become NumPy arrays by
+themselves and never meet one in an operation. What it cannot show is speed. In one point it is
+stricter: CuPy passes ``np.exp(x)`` on to its own ``exp`` where it has a function of that name,
+the stand-in asks for ``xp.exp(x)``, so that nothing rests on which names CuPy happens to have.
+Kernels of our own run as well: their very text goes through the C compiler of this machine.
+
+What works here and not on a GPU is a hole in the tests; those marked ``gpu`` run the real one.
+"""
+
+import contextlib
+import ctypes
+import functools
+import operator
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.core.arrays import gpu_status
+
+__all__ = ["c_compiler", "pretend_gpu"]
+
+_MEMORY_BYTES = 8 * 2**30
+# How often arrays crossed the bus, single numbers were fetched, and the GPU was waited for.
+_counts: dict[str, int] = {}
+
+
+@contextlib.contextmanager
+def pretend_gpu() -> Iterator[ModuleType]:
+    """Put the stand-in in the place of CuPy for a block.
+
+    Inside, ``gpu_available()`` is True, ``to_gpu()`` makes arrays of the stand-in, ``import cupy``
+    finds it, and everything runs on the CPU. Afterwards all is as before, a real CuPy included;
+    bring results back with ``to_cpu()`` before the block ends.
+
+    Yields:
+        The module in CuPy's place. Its ``counts`` say how often arrays were copied ``to_gpu`` and
+        ``to_cpu``, how often single ``numbers`` were fetched (``float(x)``), and how often the
+        GPU was waited for (``synchronize``).
+
+    >>> from fastdl_lib.core.arrays import array_module, to_cpu, to_gpu
+    >>> with pretend_gpu() as cupy:
+    ...     x = to_gpu(np.ones((2, 3), np.float32))
+    ...     doubled = to_cpu(2 * x)
+    ...     counts = cupy.counts
+    >>> doubled.shape, counts
+    ((2, 3), {'to_gpu': 1, 'to_cpu': 1, 'numbers': 0, 'synchronize': 0})
+    """
+    global _counts
+    before, counts_before = sys.modules.get("cupy"), _counts
+    gpu_status.cache_clear()
+    _counts = dict.fromkeys(("to_gpu", "to_cpu", "numbers", "synchronize"), 0)
+    sys.modules["cupy"] = _stand_in
+    try:
+        gpu_status()  # its proof is no transfer of the caller's
+        _counts.update(dict.fromkeys(_counts, 0))
+        _stand_in.counts = _counts
+        yield _stand_in
+    finally:
+        if before is None:
+            sys.modules.pop("cupy", None)
+        else:
+            sys.modules["cupy"] = before
+        _counts = _stand_in.counts = counts_before
+        gpu_status.cache_clear()
+
+
+def _raw(value: Any) -> Any:
+    """The NumPy array inside ours, and plain numbers as they are."""
+    if isinstance(value, ndarray):
+        return value._array
+    if isinstance(value, tuple):
+        return tuple(_raw(part) for part in value)
+    if isinstance(value, (np.ndarray, list)):
+        raise TypeError(f"Unsupported type {type(value)}")
+    return value
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments, **options):
+        raw_options = {name: _raw(value) for name, value in options.items()}
+        result = function(*(_raw(value) for value in arguments), **raw_options)
+        for given in (*arguments, *options.values()):
+            if isinstance(given, ndarray) and result is given._array:
+                return given  # worked in place
+        if isinstance(result, tuple):
+            return tuple(ndarray(part) for part in result)
+        return ndarray(result) if isinstance(result, (np.ndarray, np.generic)) else result
+
+    return call
+
+
+def _joining(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Such as concatenate: the first argument is a list of arrays."""
+    return lambda arrays, *rest, **options: _wrapped(function)(tuple(arrays), *rest, **options)
+
+
+def _matmul(a: Any, b: Any, out: Any = None) -> Any:
+    """Products of float16 add up in float32 and are rounded once, as cuBLAS does it for CuPy."""
+    if a.dtype != np.float16 or b.dtype != np.float16:
+        return np.matmul(a, b, out=out)
+    product = np.matmul(a.astype(np.float32), b.astype(np.float32))
+    if out is None:
+        return product.astype(np.float16)
+    out[...] = product
+    return out
+
+
+def _fetching(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self, *arguments):
+        _counts["numbers"] += 1
+        return function(self._array, *arguments)
+
+    return call
+
+
+class ndarray:  # CuPy's name
+    __hash__ = None
+
+    def __init__(self, array):
+        # Like CuPy's sums, NumPy's scalars become arrays without axes.
+        self._array = np.asarray(array)
+
+    def __array__(self, *_, **__):
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        if method == "__call__" and any(isinstance(value, np.generic) for value in inputs):
+            return _wrapped(ufunc)(*inputs, **options)  # a number of NumPy's is no array
+        for value in (*inputs, *options.get("out", ())):
+            _raw(value)  # refuses
+        raise TypeError(_PASSED_ON.format(name=ufunc.__name__))
+
+    def __array_function__(self, function, types, arguments, options):
+        for value in arguments:
+            _raw(value)  # refuses
+        raise TypeError(_PASSED_ON.format(name=function.__name__))
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+    def get(self):
+        _counts["to_cpu"] += 1
+        return self._array.copy()
+
+    def __repr__(self):
+        return repr(self.get())
+
+    def __str__(self):
+        return str(self.get())
+
+    def __getitem__(self, key):
+        return ndarray(self._array[_raw(key)])
+
+    def __setitem__(self, key, value):
+        self._array[_raw(key)] = _raw(value)
+
+    def __iter__(self):
+        return (ndarray(part) for part in self._array)
+
+    def __len__(self):
+        return len(self._array)
+
+
+_PASSED_ON = (
+    "Unsupported type: np.{name}() got an array on the GPU. CuPy passes some of NumPy's functions "
+    "on and this stand-in none: use xp.{name}() with xp = array_module(x)."
+)
+
+ndarray.__module__ = "cupy"
+for _name in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"):
+    setattr(ndarray, _name, property(operator.attrgetter(f"_array.{_name}")))
+ndarray.T = property(lambda self: ndarray(self._array.T))
+ndarray.__matmul__ = _wrapped(_matmul)  # no __imatmul__, as CuPy
+ndarray.__rmatmul__ = lambda self, other: _wrapped(_matmul)(other, self)
+_METHODS = (
+    "astype view reshape ravel transpose swapaxes squeeze copy sum prod max min mean std var "
+    "argmax argmin any all cumsum clip dot fill __neg__ __invert__ __abs__"
+)
+_BINARY = "add sub mul truediv floordiv mod pow and or xor lshift rshift lt le gt ge eq ne"
+for _name in _METHODS.split():
+    setattr(ndarray, _name, _wrapped(getattr(np.ndarray, _name)))
+for _name in ("item", "tolist", "__int__", "__float__", "__bool__"):
+    setattr(ndarray, _name, _fetching(getattr(np.ndarray, _name)))
+for _name in _BINARY.split():
+    for _special in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
+        if hasattr(np.ndarray, _special):
+            setattr(ndarray, _special, _wrapped(getattr(np.ndarray, _special)))
+
+
+def _asarray(array: Any, dtype: Any = None) -> ndarray:
+    """The one way in."""
+    if isinstance(array, ndarray):
+        return array if dtype is None else array.astype(dtype, copy=False)
+    _counts["to_gpu"] += 1
+    return ndarray(np.array(array, dtype, order="C"))
+
+
+def _waited() -> None:
+    _counts["synchronize"] += 1
+
+
+def _packbits(bits: ndarray, *, bitorder: str) -> ndarray:
+    """CuPy's knows no axis."""
+    return ndarray(np.packbits(_raw(bits), bitorder=bitorder))
+
+
+def _unpackbits(packed: ndarray, *, bitorder: str) -> ndarray:
+    return ndarray(np.unpackbits(_raw(packed), bitorder=bitorder))
+
+
+class _Generator:
+    def __init__(self, seed):
+        self._generator = np.random.default_rng(seed)
+
+    def random(self, size=None, dtype=np.float64):
+        return ndarray(self._generator.random(size, dtype=dtype))
+
+
+def c_compiler() -> str | None:
+    """The C compiler that runs kernels on the pretend GPU, None where there is none.
+
+    >>> c_compiler() is None or "c" in c_compiler()
+    True
+    """
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+_C_TYPES = {
+    "float16": "_Float16",
+    "float32": "float",
+    "float64": "double",
+    "int32": "int",
+    "uint64": "unsigned long long",
+}
+_C_LOOP = """
+#include <stddef.h>
+#define __popcll __builtin_popcountll
+typedef _Float16 float16;
+typedef {dtype} T;
+#define {out} fastdl_out[i]
+void run({inputs}, T *fastdl_out, ptrdiff_t size) {{
+    for (ptrdiff_t i = 0; i < size; ++i) {{ {operation}; }}
+}}
+"""
+
+
+class _ElementwiseKernel:
+    """CuPy's, for what the course needs: raw arrays and ``int32`` in, one array out; T is its
+    dtype, other types have their names."""
+
+    def __init__(self, in_params, out_params, operation, name):
+        self._inputs = [tuple(one.split()) for one in in_params.split(",")]
+        (self._out,) = (one.split()[1] for one in out_params.split(","))
+        self._operation, self.name = operation, name
+
+    def __call__(self, *arguments):
+        *given, out = arguments
+        if len(given) != len(self._inputs):
+            raise TypeError(f"Wrong number of arguments for '{self.name}'")
+        c_inputs, values = [], []
+        for (*kind, name), value in zip(self._inputs, given, strict=True):
+            if kind[0] == "raw":
+                wanted = out.dtype if kind[1] == "T" else np.dtype(kind[1])
+                if not isinstance(value, ndarray) or value.dtype != wanted:
+                    raise TypeError(f"Type is mismatched. {name}: {value!r}, not {wanted}")
+                if not value.flags.c_contiguous:
+                    raise TypeError(
+                        f"The stand-in runs kernels on contiguous arrays; {name} is not."
+                    )
+                c_inputs.append(f"const {_C_TYPES[wanted.name]} *{name}")
+                values.append(ctypes.c_void_p(value._array.ctypes.data))
+            else:
+                c_inputs.append(f"int {name}")
+                values.append(ctypes.c_int(value))
+        code = _C_LOOP.format(
+            dtype=_C_TYPES[out.dtype.name],
+            out=self._out,
+            inputs=", ".join(c_inputs),
+            operation=self._operation,
+        )
+        made = np.empty(out.shape, out.dtype)
+        _compiled(code)(*values, ctypes.c_void_p(made.ctypes.data), ctypes.c_ssize_t(made.size))
+        out._array[...] = made
+        return out
+
+
+@functools.cache
+def _compiled(code: str) -> Callable[..., None]:
+    compiler = c_compiler()
+    if compiler is None:
+        raise RuntimeError(
+            "the pretend GPU runs kernels through a C compiler and finds none: install one "
+            "(Debian and Ubuntu: sudo apt install gcc), or use Conv2d(..., algorithm='im2col')."
+        )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        source, library = Path(folder, "kernel.c"), Path(folder, "kernel.so")
+        source.write_text(code, encoding="utf-8")
+        told = subprocess.run(
+            [compiler, "-O2", "-shared", "-fPIC", "-o", library, source],
+            capture_output=True,
+            text=True,
+        )
+        if told.returncode:
+            raise RuntimeError(f"{compiler} does not take the kernel:\n{told.stderr}\n{code}")
+        run = ctypes.CDLL(str(library)).run
+    run.restype = None
+    return run
+
+
+_FUNCTIONS = """
+    empty empty_like zeros zeros_like ones ones_like full full_like arange linspace eye
+    ascontiguousarray copyto broadcast_to reshape transpose moveaxis swapaxes expand_dims squeeze
+    ravel pad roll flip where take_along_axis sort argsort nonzero clip round
+    add subtract multiply divide true_divide power mod negative maximum minimum dot
+    tensordot einsum outer abs absolute sign square sqrt exp expm1 log log2 log10 log1p sin cos tanh
+    floor ceil rint isfinite isnan isinf equal not_equal greater greater_equal less less_equal
+    logical_and logical_or logical_not sum prod mean std var max min amax amin argmax argmin any all
+    count_nonzero cumsum bincount
+"""
+_DTYPES = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool_"
+
+_compute_types = {np.dtype(kind): 1 for kind in (np.float16, np.float32, np.float64)}
+
+_stand_in = ModuleType("cupy", "The stand-in of fastdl_lib.core.pretend_gpu.")
+vars(_stand_in).update(
+    {name: _wrapped(getattr(np, name)) for name in _FUNCTIONS.split()}
+    | {name: _joining(getattr(np, name)) for name in ("concatenate", "stack", "vstack", "hstack")}
+    | {name: getattr(np, name) for name in ("pi", "e", "inf", "nan", "newaxis", *_DTYPES.split())},
+    __version__="14.0.0 (stand-in)",
+    counts=_counts,
+    ndarray=ndarray,
+    matmul=_wrapped(_matmul),
+    packbits=_packbits,
+    unpackbits=_unpackbits,
+    asarray=_asarray,
+    array=lambda array, dtype=None: _asarray(array, dtype).copy(),
+    asnumpy=lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array),
+    ElementwiseKernel=_ElementwiseKernel,
+    random=SimpleNamespace(default_rng=_Generator),
+    get_default_memory_pool=lambda: SimpleNamespace(
+        free_bytes=lambda: 0, free_all_blocks=lambda: None
+    ),
+    from_dlpack=lambda tensor: ndarray(np.from_dlpack(tensor)),
+    _core=SimpleNamespace(
+        get_compute_type=lambda dtype: _compute_types[np.dtype(dtype)],
+        set_compute_type=lambda dtype, kind: _compute_types.update({np.dtype(dtype): kind}),
+        _routines_linalg=SimpleNamespace(COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7),
+    ),
+    cuda=SimpleNamespace(
+        is_available=lambda: True,
+        Device=lambda number: SimpleNamespace(use=lambda: None),
+        runtime=SimpleNamespace(
+            getDeviceCount=lambda: 1,
+            getDeviceProperties=lambda device: {"name": b"Stand-in GPU"},
+            runtimeGetVersion=lambda: 13010,
+            driverGetVersion=lambda: 13020,
+            memGetInfo=lambda: (_MEMORY_BYTES, _MEMORY_BYTES),
+        ),
+        get_current_stream=lambda: SimpleNamespace(synchronize=_waited),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The commands: execute, check and release notebooks; record a machine."""

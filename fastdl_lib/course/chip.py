@@ -1,0 +1,145 @@
+"""The C files of the shipped binary networks, on this machine: sizes, answers and speed, recorded.
+
+``python -m fastdl_lib.course.chip`` writes ``data/recordings/chip.json``, which chapter 06 shows
+where there is no C compiler. Which network a number belongs to stands in its ``conditions``.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fastdl_lib.binary.export_c import C_FLAGS, compile_c, export_c
+from fastdl_lib.binary.inference import fold
+from fastdl_lib.core.datasets import data_folder, mnist
+from fastdl_lib.core.pretend_gpu import c_compiler
+from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, write_recording
+from fastdl_lib.measuring.machine import machine_card
+from fastdl_lib.measuring.timing import benchmark
+from fastdl_lib.nn.network import Network, binary_mlp
+from fastdl_lib.nn.training import predict_classes
+
+__all__ = ["CHIPS", "chip_run"]
+
+CHIPS: Mapping[str, tuple[str, int]] = {
+    "digits2048": ("binary_mlp.npz", 2048),
+    "digits512": ("binary_mlp_small.npz", 512),
+}
+"""Name of a C file: the file of its weights in ``data/weights``, and the values of a layer."""
+
+_FLAGS = ("-march=native",)
+_CLOCKED = 1000  # images of a sample
+_BUDGET_S = 3.0
+
+
+def chip_run(
+    name: str, network: Network, images: np.ndarray, labels: np.ndarray
+) -> list[Measurement]:
+    """Export a network to C, compile it, and compare all its answers with Python's.
+
+    Args:
+        name: of the C file, and ``conditions["network"]`` of each result.
+        network: what :func:`~fastdl_lib.binary.inference.fold` takes.
+        images: (N, C, H, W), float32, 0 to 1.
+        labels: (N,), int64.
+
+    Returns:
+        By ``conditions["what"]``: ``"constants"``, ``"buffers"`` and ``"rest"`` (bytes; the last is
+        the compiled library without its constants: code and headers), ``"equal"`` (answers that are
+        Python's), ``"right"`` (%), and ``"speed"`` (images/s, one thread).
+
+    Raises:
+        RuntimeError: there is no C compiler, it refuses the file, or an answer is another one.
+    """
+    folded, card = fold(network), machine_card()
+    pixels = np.rint(255 * images).astype(np.uint8)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file = export_c(folded, Path(folder, f"{name}.c"))
+        chip = compile_c(file, _FLAGS)
+        answers, expected = chip.predict_classes(pixels), predict_classes(folded, images)
+        equal = int((answers == expected).sum())
+        if equal < len(images):
+            raise RuntimeError(f"{name}: only {equal:,} of {len(images):,} answers are Python's.")
+        few = pixels[:_CLOCKED]
+        time_ms = benchmark(chip.predict_classes, few, budget_s=_BUDGET_S, threads=1, machine=card)
+        speed = time_ms.convert(lambda ms: round(1e3 * len(few) / ms, 1), "images/s")
+        rest = chip.library.stat().st_size - file.constants_bytes
+    counted = {
+        "constants": ("bytes", file.constants_bytes, {}),
+        "buffers": ("bytes", file.buffers_bytes, {}),
+        "rest": ("bytes", rest, {}),
+        "equal": ("answers", equal, {"images": len(images)}),
+        "right": ("%", 100 * float((answers == labels).mean()), {"images": len(images)}),
+    }
+    built = {"network": name, "flags": " ".join((*C_FLAGS, *_FLAGS))}
+    found = [
+        Measurement(
+            f"{name}, {what}",
+            unit,
+            (value,),
+            Provenance.MEASURED,
+            machine=card,
+            conditions={**built, "what": what, **more},
+        )
+        for what, (unit, value, more) in counted.items()
+    ]
+    clocked = {**built, "what": "speed", "images": len(few), **speed.conditions}
+    found.append(dataclasses.replace(speed, name=f"{name}, speed", conditions=clocked))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run both networks' C files and write the recording."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdl_lib.course.chip",
+        description="Compile the binary networks' C files, run the test images, and record it.",
+    )
+    default = data_folder() / "recordings" / "chip.json"
+    parser.add_argument("--out", type=Path, default=default, help="the file")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="of the 10,000 test images (default: all)"
+    )
+    options = parser.parse_args(arguments)
+    if not 1 <= options.images <= 10_000:
+        parser.error(f"--images is from 1 to 10,000, got {options.images}.")
+    # Before anything is run: what is missing.
+    if c_compiler() is None:
+        return _refuse("there is no C compiler here: install one (Debian: sudo apt install gcc).")
+    weights = data_folder() / "weights"
+    for file, hidden in CHIPS.values():
+        if not (weights / file).exists():
+            return _refuse(
+                f"data/weights/{file} is missing. Train it: python -m fastdl_lib.nn.training "
+                f"--network mlp --hidden {hidden} --packed --out data/weights/{file}"
+            )
+    images, labels = (array[: options.images] for array in mnist("test"))
+    found: list[Measurement] = []
+    try:
+        for name, (file, hidden) in CHIPS.items():
+            network = binary_mlp(hidden=hidden).load_weights(weights / file)
+            found += chip_run(name, network, images, labels)
+            for m in found:
+                if m.conditions["network"] == name:
+                    value = m.value() if len(m.samples) > 1 else f"{m.median:,.8g}"
+                    print(f"{m.name}: {value} {m.unit}", flush=True)
+        command = "python -m fastdl_lib.course.chip"
+        if options.images < 10_000:
+            command += f" --images {options.images}"
+        write_recording(options.out, Recording(found[0].machine, command, tuple(found)))
+    except (RuntimeError, ValueError, OSError) as error:
+        return _refuse(str(error))
+    print(f"{len(found)} measurements written to {options.out.name}")
+    return 0
+
+
+def _refuse(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Every figure of the course, and the sliders."""

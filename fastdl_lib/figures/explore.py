@@ -1,0 +1,146 @@
+"""What a learner moves: guesses made before a measurement, and figures with sliders.
+
+Both work in three places. In a running JupyterLab they are live; on a static page (GitHub, HTML)
+and in a headless run the same output shows as a picture or as text.
+"""
+
+import base64
+import html
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from fastdl_lib.figures.picture import Picture, guess_and_truth
+from fastdl_lib.measuring.evidence import Measurement
+
+__all__ = ["Prediction", "explore", "predict"]
+
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class Prediction:
+    """A guess, committed before the measurement; made by :func:`predict`."""
+
+    def __init__(self, question: str, value: float, unit: str, low: float, high: float) -> None:
+        self.question, self.unit = question, unit
+        self._slider = widgets.FloatSlider(
+            value=value,
+            min=low,
+            max=high,
+            step=(high - low) / 100,
+            readout_format=".4g",
+            continuous_update=False,
+            layout=widgets.Layout(width="420px"),
+        )
+
+    @property
+    def value(self) -> float:
+        """The guess as it stands: the number given to :func:`predict`, or the slider's."""
+        return self._slider.value
+
+    def compare(self, measured: Measurement, *published: Measurement) -> Picture:
+        """Show guess, own measurement and published values side by side; the guess is now fixed.
+
+        Raises:
+            ValueError: a number has another unit than the guess.
+        """
+        for measurement in (measured, *published):
+            if measurement.unit != self.unit:
+                raise ValueError(
+                    f"the guess is in {self.unit}, but {measurement.name!r} is in "
+                    f"{measurement.unit}; convert it first."
+                )
+        self._slider.disabled = True
+        return guess_and_truth(self.question, self.unit, self.value, measured, published)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict:
+        heading = widgets.HTML(f"<b>{self.question}</b>: your guess, in {self.unit}")
+        text = (
+            f"{self.question}: guess {self.value:g} {self.unit} (edit the number above and run the "
+            "cell again, or run it in JupyterLab and move the slider)"
+        )
+        return {**widgets.VBox([heading, self._slider])._repr_mimebundle_(), "text/plain": text}
+
+
+def predict(question: str, guess: float, *, unit: str, low: float, high: float) -> Prediction:
+    """Commit a guess before measuring. It is a plain number; in JupyterLab a slider may change it.
+
+    Args:
+        question: what is guessed, such as ``"convolution's share of the time"``.
+        guess: the number to start from.
+        unit: of the guess, such as ``"%"``.
+        low, high: the range of the slider.
+
+    Raises:
+        TypeError: the guess is not a number.
+        ValueError: the guess lies outside the range.
+
+    >>> predict("share of convolution", 50, unit="%", low=0, high=100).value
+    50.0
+    """
+    if not isinstance(guess, (int, float)) or isinstance(guess, bool):
+        raise TypeError(f"a guess is a number, got {guess!r}.")
+    if not low <= guess <= high:
+        raise ValueError(f"a guess must lie between {low} and {high} {unit}, got {guess}.")
+    return Prediction(question, float(guess), unit, float(low), float(high))
+
+
+def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> widgets.VBox:
+    """Show ``draw(**values)`` with one control for each of ``choices``.
+
+    The output holds three forms of itself: the live figure, the first picture as PNG for static
+    pages, and its text alternative. Numbers get a slider, anything else a drop-down list; each
+    starts at its first value. A single number gets a field to type another one into.
+
+    Args:
+        draw: takes one keyword argument for each choice and returns a Picture.
+        choices: the values to pick from, in order; or the number to start from.
+
+    Returns:
+        The box of controls and image, so that a test can move a control.
+
+    Raises:
+        ValueError: no choices, or one without values.
+    """
+    listed = [values for values in choices.values() if not isinstance(values, Real)]
+    if not choices or not all(len(values) for values in listed):
+        raise ValueError("explore() needs at least one choice, each with at least one value.")
+    controls = {name: _control(name, values) for name, values in choices.items()}
+
+    def picture() -> Picture:
+        return draw(**{name: control.value for name, control in controls.items()})
+
+    first = picture()
+    image = widgets.HTML(_image_tag(first))
+
+    def redraw(_: Any) -> None:
+        image.value = _image_tag(picture())
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    box = widgets.VBox([*controls.values(), image])
+    data, metadata = first.mimebundle()
+    data[_WIDGET_VIEW] = box._repr_mimebundle_()[_WIDGET_VIEW]
+    data["text/plain"] = f"Interactive figure (run the notebook to move it). {first.alt}"
+    display(data, metadata=metadata, raw=True)
+    return box
+
+
+def _control(name: str, values: Sequence[Any] | float) -> widgets.Widget:
+    if isinstance(values, Real):
+        return widgets.FloatText(value=float(values), description=name.replace("_", " "))
+    common = {"options": list(values), "value": values[0], "description": name.replace("_", " ")}
+    if all(isinstance(value, (int, float)) for value in values):
+        return widgets.SelectionSlider(**common, continuous_update=False)
+    return widgets.Dropdown(**common)
+
+
+def _image_tag(picture: Picture) -> str:
+    """The picture as HTML: unlike an Image widget it carries the alternative text."""
+    return (
+        f'<img alt="{html.escape(picture.alt)}" width="{picture.width_px}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture.png).decode()}">'
+    )

@@ -1,0 +1,1 @@
+"""The machine card, clocks, measurements with their provenance, costs counted beforehand."""

@@ -1,0 +1,303 @@
+"""What a network must do, counted before anything runs: parameters, MACs, bytes, roofline time.
+
+A MAC is one multiplication and one addition, 2 FLOP. The bytes are the least that must cross the
+memory bus: each layer reads its input and its weights once and writes its output once. Copies that
+an algorithm adds, such as im2col's patches, are not in them; that is one reason why a measured
+time is longer than the roofline's.
+
+How many bytes a value takes is for the caller to say: 4 in float32, 2 in float16, 1 in int8. The
+weights and the activations take the same; the scales of a format such as int8 are not counted.
+"""
+
+import dataclasses
+import itertools
+import math
+
+from fastdl_lib.core.checks import check_number
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
+from fastdl_lib.nn.layers import Conv2d, Layer, Linear, LocalResponseNorm, MaxPool2d, ReLU
+from fastdl_lib.nn.network import Network
+from fastdl_lib.precision.stored import StoredLinear
+
+__all__ = [
+    "KINDS",
+    "Ceilings",
+    "LayerCost",
+    "cost_table",
+    "layer_costs",
+    "layer_kind",
+    "memory_bytes",
+    "training_days",
+]
+
+KINDS = ("conv", "fc", "pool", "norm", "relu", "other")
+"""The kinds of layers that shares are summed over, in the order they are drawn."""
+
+_KIND_OF = {
+    Conv2d: "conv",
+    Linear: "fc",
+    StoredLinear: "fc",
+    MaxPool2d: "pool",
+    LocalResponseNorm: "norm",
+    ReLU: "relu",
+}
+
+
+def layer_kind(layer: Layer) -> str:
+    """Return which of :data:`KINDS` a layer belongs to.
+
+    >>> layer_kind(ReLU())
+    'relu'
+    """
+    return next((kind for kls, kind in _KIND_OF.items() if isinstance(layer, kls)), "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """The two speed limits of a machine, as chapter 00 measures them."""
+
+    gemm_gflops: Measurement
+    """The fastest large float32 matrix product, GFLOP/s."""
+    copy_gb_per_s: Measurement
+    """Bytes read plus bytes written by a large copy, GB/s."""
+
+    @property
+    def ridge(self) -> float:
+        """FLOP per byte above which the product, not the memory, is the limit."""
+        return self.gemm_gflops.median / self.copy_gb_per_s.median
+
+    def attainable_gflops(self, intensity: float) -> float:
+        """The roof: the most GFLOP/s that code with ``intensity`` FLOP per byte can reach.
+
+        Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
+        """
+        return min(self.gemm_gflops.median, intensity * self.copy_gb_per_s.median)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs for one batch, counted."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    """Of one image, without the batch axis."""
+    parameters: int
+    macs: int
+    bytes: int
+
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte that must move; 0 for layers without MACs."""
+        return 2 * self.macs / self.bytes if self.bytes else 0.0
+
+    def roofline_ms(self, ceilings: Ceilings) -> float:
+        """The least time the machine needs, ms: the longer of computing and moving."""
+        compute_ms = 2 * self.macs / ceilings.gemm_gflops.median * 1e-6
+        memory_ms = self.bytes / ceilings.copy_gb_per_s.median * 1e-6
+        return max(compute_ms, memory_ms)
+
+
+def _learnt_shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's weights and bias, in whatever format they are kept."""
+    if isinstance(layer, StoredLinear):
+        return {"weight": layer.weight.shape, "bias": layer.bias.shape}
+    return {name: array.shape for name, array in layer.parameters.items()}
+
+
+def _whole_bytes(values: int, bytes_per_value: float) -> int:
+    """The bytes of so many values; bits that do not fill the last byte take all of it."""
+    check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
+    return math.ceil(values * bytes_per_value)
+
+
+def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4) -> list[LayerCost]:
+    """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
+
+    Flatten moves nothing, and Dropout does nothing outside training: both count 0.
+
+    Args:
+        bytes_per_value: of what is stored, weights and activations: 4 for float32, 0.125 for one
+            bit. Each layer's bytes are rounded up to whole ones.
+
+    Raises:
+        TypeError: ``bytes_per_value`` is no number.
+        ValueError: ``batch`` is not a whole number from 1 up, ``bytes_per_value`` is not above 0.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
+    123552
+    >>> [layer_costs(deep_convnet(), bytes_per_value=size)[0].bytes for size in (4, 2)]
+    [53952, 26976]
+    """
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise ValueError(f"batch must be a whole number from 1 up, got {batch!r}.")
+    costs = []
+    input_shape = network.input_shape
+    for name, layer in network.layers.items():
+        output_shape = network.shapes[name]
+        learnt = _learnt_shapes(layer)
+        parameters = sum(map(math.prod, learnt.values()))
+        macs = moved = 0
+        if isinstance(layer, (Conv2d, Linear, StoredLinear)):
+            # Each output value takes one MAC for every weight of its filter (or row).
+            macs = batch * math.prod(output_shape) * math.prod(learnt["weight"][1:])
+        if layer_kind(layer) != "other":
+            values = batch * (math.prod(input_shape) + math.prod(output_shape)) + parameters
+            moved = _whole_bytes(values, bytes_per_value)
+        costs.append(LayerCost(name, layer_kind(layer), output_shape, parameters, macs, moved))
+        input_shape = output_shape
+    return costs
+
+
+def cost_table(
+    network: Network,
+    batch: int = 1,
+    ceilings: Ceilings | None = None,
+    *,
+    bytes_per_value: float = 4,
+) -> Table:
+    """The counts of :func:`layer_costs` as a table, with shares; roofline times if given ceilings.
+
+    The roofline is that of storage alone: ``bytes_per_value`` changes what must move, while the
+    products run at the ceilings' speed whatever is stored.
+
+    >>> from fastdl_lib.nn.network import alexnet
+    >>> cost_table(alexnet()).rows[-1]["macs"]
+    724406816
+    """
+    costs = layer_costs(network, batch, bytes_per_value=bytes_per_value)
+    all_parameters = sum(cost.parameters for cost in costs)
+    all_macs = sum(cost.macs for cost in costs)
+    rows = []
+    for cost in costs:
+        if not cost.bytes:
+            continue
+        rows.append(
+            {
+                "layer": cost.name,
+                "output": cost.output_shape,
+                "parameters": cost.parameters,
+                "parameters_pct": 100 * cost.parameters / all_parameters,
+                "macs": cost.macs,
+                "macs_pct": 100 * cost.macs / all_macs,
+                "megabytes": cost.bytes / 1e6,
+                "intensity": cost.intensity,
+                "roofline_ms": cost.roofline_ms(ceilings) if ceilings else None,
+            }
+        )
+    rows.append(
+        {
+            "layer": "all",
+            "output": "",
+            "parameters": all_parameters,
+            "parameters_pct": 100.0,
+            "macs": all_macs,
+            "macs_pct": 100.0,
+            "megabytes": sum(cost.bytes for cost in costs) / 1e6,
+            "intensity": None,
+            "roofline_ms": sum(c.roofline_ms(ceilings) for c in costs) if ceilings else None,
+        }
+    )
+    counted = Provenance.COMPUTED
+    columns = [
+        Column("layer"),
+        Column("output"),
+        Column("parameters", provenance=counted),
+        Column("parameters_pct", "of all parameters", "%", counted),
+        Column("macs", "MACs", provenance=counted),
+        Column("macs_pct", "of all MACs", "%", counted),
+        Column("megabytes", "moved at least", "MB", counted),
+        Column("intensity", "intensity", "FLOP/byte", counted),
+    ]
+    if ceilings:
+        columns.append(Column("roofline_ms", "roofline time", "ms", counted))
+    images = "1 image" if batch == 1 else f"{batch} images"
+    stored = "" if bytes_per_value == 4 else f", {bytes_per_value:g} bytes a value"
+    caption = f"{network.name}, forward pass of {images}{stored} (computed)"
+    return Table(tuple(columns), tuple(rows), caption)
+
+
+def memory_bytes(
+    network: Network, batch: int, *, training: bool = False, bytes_per_value: float = 4
+) -> int:
+    """Count the memory that ``batch`` images need, weights included; rounded up to whole bytes.
+
+    Forwards: the weights, and the input and output of the layer where both are largest together.
+    In a training step: the weights, their gradients and the optimiser's memory (momentum), a second
+    gradient of the largest weight, which is computed while the old one is still there, and the
+    output of every layer, as if each kept its own. What an algorithm lays out besides, such as
+    patches, is not counted.
+
+    Args:
+        bytes_per_value: of all that is stored, 4 for float32. Mixed precision keeps float32 copies
+            besides, which this does not count.
+
+    Raises:
+        TypeError: ``bytes_per_value`` is no number.
+        ValueError: ``batch`` is not a whole number from 0 up, ``bytes_per_value`` is not above 0.
+
+    >>> from fastdl_lib.nn.network import alexnet
+    >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
+    (243860896, 890933740)
+    >>> memory_bytes(alexnet(), 0, bytes_per_value=2)
+    121930448
+    """
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0:
+        raise ValueError(f"batch must be a whole number from 0 up, got {batch!r}.")
+    sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
+    weights = [
+        math.prod(shape)
+        for layer in network.layers.values()
+        for shape in _learnt_shapes(layer).values()
+    ]
+    if not training:
+        values = sum(weights) + batch * max(map(sum, itertools.pairwise(sizes)))
+    else:
+        values = 3 * sum(weights) + max(weights, default=0) + batch * sum(sizes)
+    return _whole_bytes(values, bytes_per_value)
+
+
+def training_days(
+    images_per_s: Measurement, *, epochs: float = 90, images: int = 1_281_167
+) -> Measurement:
+    """The days a training takes at the speed ``images_per_s``, *computed*; its spread survives.
+
+    Args:
+        images_per_s: training images a second, forward and backward; of whatever provenance,
+            which the result's ``source`` and its condition ``speed_is`` name.
+        epochs: passes over the images; 90 as for AlexNet (Krizhevsky et al. 2012).
+        images: in one pass; ILSVRC-2012's training set by default.
+
+    Raises:
+        ValueError: a speed, a number of passes or of images that is not above 0, or a unit other
+            than ``"images/s"``.
+
+    >>> titan = Measurement(
+    ...     "Caffe on a Titan", "images/s", (195,), Provenance.PUBLISHED, source="Caffe"
+    ... )
+    >>> print(training_days(titan))
+    6.84 days (computed)
+    """
+    if images_per_s.unit != "images/s":
+        raise ValueError(
+            f"training_days() takes images/s, got {images_per_s.name!r} in {images_per_s.unit}."
+        )
+    for name, value in (("epochs", epochs), ("images", images)):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value!r}.")
+    if min(images_per_s.samples) <= 0:
+        raise ValueError(f"{images_per_s.name!r} holds a speed of {min(images_per_s.samples)}.")
+    days = images_per_s.convert(lambda speed: epochs * images / speed / 86_400, "days")
+    return dataclasses.replace(
+        days,
+        provenance=Provenance.COMPUTED,
+        source=f"from {images_per_s.value()} images/s, {images_per_s.label}",
+        conditions={
+            **images_per_s.conditions,
+            "epochs": epochs,
+            "images": images,
+            "images_per_s": images_per_s.median,
+            "speed_is": str(images_per_s.provenance),
+        },
+    )

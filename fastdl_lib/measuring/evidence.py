@@ -1,0 +1,594 @@
+"""Numbers that say where they come from: measurements, recordings, published tables.
+
+Every number of the course carries one of five labels (:class:`Provenance`). A measurement keeps
+all its samples, so that its spread is never lost, and the machine card that explains it.
+"""
+
+import dataclasses
+import enum
+import html
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.core.datasets import data_folder
+from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.threads import threads_in_words
+from fastdl_lib.measuring.machine import MachineCard
+
+__all__ = [
+    "Column",
+    "Measurement",
+    "Provenance",
+    "PublishedTable",
+    "Recording",
+    "Table",
+    "Verdict",
+    "claim_table",
+    "device_in_words",
+    "machine_recordings",
+    "published",
+    "read_recording",
+    "write_recording",
+]
+
+RECORDING_SCHEMA = "fastdl-recording/1"
+PUBLISHED_SCHEMA = "fastdl-published/1"
+
+
+class Provenance(enum.StrEnum):
+    """Where a number comes from. Every table, caption and legend shows it."""
+
+    MEASURED = "measured here"
+    RECORDED = "recorded"
+    SIMULATED = "simulated"
+    COMPUTED = "computed"
+    PUBLISHED = "published"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A number with its unit, its samples and its provenance.
+
+    Args:
+        name: what was measured, such as ``"conv1 forward"``.
+        unit: such as ``"ms"``, ``"GFLOP/s"``, ``"%"``.
+        samples: one or more finite numbers, in the order they were taken.
+        provenance: one of :class:`Provenance`.
+        machine: the card of the machine; needed for measured and recorded numbers.
+        source: where a simulated, computed, published or recorded number comes from; needed there.
+        conditions: what else decides the number, such as ``{"batch": 16, "threads": 2}``.
+
+    Raises:
+        ValueError: no sample, a sample that is not finite, or a label without its evidence.
+
+    >>> m = Measurement("MACs", "million", (724.4,), Provenance.COMPUTED, source="costs.py")
+    >>> print(m)
+    724 million (computed)
+    """
+
+    name: str
+    unit: str
+    samples: tuple[float, ...]
+    provenance: Provenance
+    machine: MachineCard | None = None
+    source: str = ""
+    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", tuple(float(sample) for sample in self.samples))
+        object.__setattr__(self, "provenance", Provenance(self.provenance))
+        if not self.samples:
+            raise ValueError(f"{self.name!r} has no samples; a measurement needs at least one.")
+        bad = [sample for sample in self.samples if not math.isfinite(sample)]
+        if bad:
+            raise ValueError(f"{self.name!r} holds {bad[0]}; every sample must be finite.")
+        if self.provenance in (Provenance.MEASURED, Provenance.RECORDED):
+            if self.machine is None:
+                raise ValueError(
+                    f"{self.name!r} is {self.provenance}, so it needs a machine card: "
+                    "pass machine=machine_card()."
+                )
+        elif not self.source:
+            raise ValueError(
+                f"{self.name!r} is {self.provenance}, so it needs a source: "
+                "pass source='paper and table', or how it was computed."
+            )
+
+    @property
+    def median(self) -> float:
+        """The middle sample: one slow run does not move it."""
+        return float(np.median(self.samples))
+
+    @property
+    def low(self) -> float:
+        """The lower quartile: a quarter of the samples lie below."""
+        return float(np.percentile(self.samples, 25))
+
+    @property
+    def high(self) -> float:
+        """The upper quartile: a quarter of the samples lie above."""
+        return float(np.percentile(self.samples, 75))
+
+    @property
+    def label(self) -> str:
+        """The provenance in words, with the machine or source where the reader needs it."""
+        if self.provenance is Provenance.RECORDED:
+            gpu = "" if self.machine.gpu.startswith("none") else f" with {self.machine.gpu}"
+            return f"recorded on {self.machine.cpu}{gpu}, {self.machine.date}"
+        return str(self.provenance)
+
+    def convert(self, rule: Callable[[float], float], unit: str, name: str = "") -> "Measurement":
+        """Apply ``rule`` to every sample, such as milliseconds to GFLOP/s; the spread survives."""
+        samples = tuple(rule(sample) for sample in self.samples)
+        return dataclasses.replace(self, name=name or self.name, unit=unit, samples=samples)
+
+    def value(self) -> str:
+        """Median and, where there are several samples, quartiles; without unit or label."""
+        text = format_number(self.median)
+        if len(self.samples) > 1:
+            text += f" ({format_number(self.low)}-{format_number(self.high)})"
+        return text
+
+    def __str__(self) -> str:
+        count = f", {len(self.samples)} samples" if len(self.samples) > 1 else ""
+        where = device_in_words(self.conditions)
+        if where and self.conditions.get("threads", 1) > 1:
+            where = f"up to {where}"
+        return f"{self.value()} {self.unit} ({self.label}{count}{where and f', {where}'})"
+
+    def to_dict(self) -> dict:
+        """A plain dictionary for JSON, without the machine card (the recording holds it once)."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "samples": list(self.samples),
+            "provenance": self.provenance.name.lower(),
+            "source": self.source,
+            "conditions": dict(self.conditions),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict, machine: MachineCard | None) -> "Measurement":
+        """Build a measurement from :meth:`to_dict`'s output.
+
+        What was measured on the machine that wrote it is *recorded* for whoever reads it.
+
+        Raises:
+            ValueError: a field is missing, unknown or of the wrong kind.
+        """
+        kinds = {
+            "name": str,
+            "unit": str,
+            "samples": list,
+            "provenance": str,
+            "source": str,
+            "conditions": dict,
+        }
+        _check_fields(fields, kinds, "a measurement")
+        name = fields["name"]
+        if not all(
+            isinstance(s, (int, float)) and not isinstance(s, bool) for s in fields["samples"]
+        ):
+            raise ValueError(f"measurement {name!r}: samples must be numbers.")
+        known = [p.name.lower() for p in Provenance]
+        if fields["provenance"] not in known:
+            raise ValueError(
+                f"measurement {name!r}: provenance {fields['provenance']!r} is none of {known}."
+            )
+        provenance = Provenance[fields["provenance"].upper()]
+        if provenance is Provenance.MEASURED:
+            provenance = Provenance.RECORDED
+        return cls(**{**fields, "provenance": provenance, "machine": machine})
+
+
+def device_in_words(conditions: Mapping[str, Any]) -> str:
+    """What a measurement's conditions say of where it ran: the GPU, or the CPU's BLAS threads.
+
+    Empty where they say neither.
+
+    >>> device_in_words({"device": "gpu"}), device_in_words({"device": "cpu", "threads": 2})
+    ('on the GPU', '2 threads')
+    """
+    if conditions.get("device") == "gpu":
+        return "on the GPU"
+    threads = conditions.get("threads")
+    return "" if threads is None else threads_in_words(threads)
+
+
+def format_number(value: float) -> str:
+    """Three significant digits, plainly: 0.123, 12.3, 1,230.
+
+    >>> [format_number(v) for v in (0.01234, 12.34, 1234.5, 0)]
+    ['0.0123', '12.3', '1,230', '0']
+    """
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    rounded = round(value, digits)
+    if 1e-4 <= abs(rounded) < 1e15:
+        return f"{rounded:,.{max(0, digits)}f}"
+    return f"{rounded:.2e}"
+
+
+def _check_fields(fields: Any, kinds: Mapping[str, Any], what: str) -> None:
+    """Refuse anything but a dictionary with exactly these keys and kinds of values."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{what} is a JSON object, got {type(fields).__name__}.")
+    missing, unknown = kinds.keys() - fields.keys(), fields.keys() - kinds.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"{what}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}."
+        )
+    for name, kind in kinds.items():
+        if not isinstance(fields[name], kind):
+            raise ValueError(
+                f"{what}: field {name!r} has the wrong type, {type(fields[name]).__name__}."
+            )
+
+
+# --- recordings ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What one machine measured in one run."""
+
+    machine: MachineCard
+    command: str
+    """What was typed to make it."""
+    measurements: tuple[Measurement, ...]
+
+    def __getitem__(self, name: str) -> Measurement:
+        for measurement in self.measurements:
+            if measurement.name == name:
+                return measurement
+        raise KeyError(f"no measurement {name!r}; there are {[m.name for m in self.measurements]}.")
+
+    def select(self, **conditions: Any) -> tuple[Measurement, ...]:
+        """The measurements whose conditions equal these, in order.
+
+        Raises:
+            ValueError: there is none; the message says which condition fails and what there is.
+
+        >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
+        >>> len(recording.select(layer="conv1", batch=16))
+        5
+        """
+        found = self.measurements
+        for place, (key, wanted) in enumerate(conditions.items()):
+            left = tuple(m for m in found if key in m.conditions and m.conditions[key] == wanted)
+            if not left:
+                given = dict(list(conditions.items())[:place])
+                there = {repr(m.conditions[key]): None for m in found if key in m.conditions}
+                raise ValueError(
+                    f"no measurement of {self.machine.summary} has {key}={wanted!r}"
+                    f"{f' where {given}' if given else ''}; "
+                    + (f"there is {key} {', '.join(there)}." if there else f"none says its {key}.")
+                )
+            found = left
+        return found
+
+    def has(self, **conditions: Any) -> bool:
+        """Whether :meth:`select` finds a measurement with these conditions."""
+        return any(
+            all(key in m.conditions and m.conditions[key] == conditions[key] for key in conditions)
+            for m in self.measurements
+        )
+
+
+def write_recording(path: str | os.PathLike, recording: Recording) -> None:
+    """Write ``recording`` as JSON: the whole file, or nothing.
+
+    Raises:
+        FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
+    """
+    head = {
+        "schema": RECORDING_SCHEMA,
+        "machine": recording.machine.to_dict(),
+        "command": recording.command,
+    }
+    # One measurement a line: half the size of indented JSON, and a change shows where it is.
+    lines = [json.dumps(m.to_dict(), allow_nan=False) for m in recording.measurements]
+    text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    text += ',\n "measurements": [\n  ' + ",\n  ".join(lines) + "\n ]\n}"
+    with whole_file(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def read_recording(path: str | os.PathLike) -> Recording:
+    """Read a recording; its measurements come back labelled *recorded*.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another schema version, or misses a field.
+
+    >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
+    >>> recording.measurements[0].provenance.value
+    'recorded'
+    """
+    path = Path(path)
+    fields = _read_json(path, RECORDING_SCHEMA)
+    try:
+        _check_fields(
+            fields,
+            {"schema": str, "machine": dict, "command": str, "measurements": list},
+            "a recording",
+        )
+        machine = MachineCard.from_dict(fields["machine"])
+        measurements = tuple(Measurement.from_dict(m, machine) for m in fields["measurements"])
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path.name} is not a valid recording: {error} Record it anew, or restore the file."
+        ) from None
+    return Recording(machine, fields["command"], measurements)
+
+
+def machine_recordings() -> dict[str, Recording]:
+    """Every machine's whole run in ``data/recordings/``, by the file's name without its ending.
+
+    ``python -m fastdl_lib.course.record`` makes them.
+
+    Raises:
+        ValueError: a file is damaged; see :func:`read_recording`.
+
+    >>> all(name.startswith("machine_") for name in machine_recordings())
+    True
+    """
+    folder = data_folder() / "recordings"
+    return {path.stem: read_recording(path) for path in sorted(folder.glob("machine_*.json"))}
+
+
+def _read_json(path: Path, schema: str) -> dict:
+    """Read a JSON file whose ``schema`` field must be ``schema``."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {path.name} in {path.parent.name}/; "
+            f"it holds {sorted(p.name for p in path.parent.glob('*.json'))}."
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path.name} is damaged ({error}); restore it, for example with git checkout."
+        ) from None
+    found = fields.get("schema") if isinstance(fields, dict) else None
+    if found != schema:
+        raise ValueError(
+            f"{path.name} has the schema {found!r}, this version of fastdl reads {schema!r}; "
+            "update fastdl, or make the file anew."
+        )
+    return fields
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a :class:`Table`: its key, heading, unit and where its numbers come from."""
+
+    key: str
+    heading: str = ""
+    unit: str = ""
+    provenance: Provenance | None = None
+
+    @property
+    def title(self) -> str:
+        """Heading, unit and provenance, as shown."""
+        title = self.heading or self.key
+        if self.unit:
+            title += f", {self.unit}"
+        return title
+
+    @property
+    def note(self) -> str:
+        """The provenance in words, shown below the title."""
+        return str(self.provenance) if self.provenance else ""
+
+    def show(self, value: Any) -> str:
+        """A cell's value as text; percentages have one decimal, other numbers three digits."""
+        if value is None:
+            return "-"
+        if isinstance(value, Measurement):
+            return value.value()
+        if isinstance(value, (float, np.floating)):
+            return f"{value:.1f}" if self.unit == "%" else format_number(float(value))
+        if isinstance(value, (int, np.integer)):
+            return f"{value:,}"
+        if isinstance(value, (list, tuple)):
+            return "x".join(str(part) for part in value)
+        return str(value)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Table:
+    """Rows that show themselves in a notebook and as text, provenance in the header.
+
+    >>> print(Table((Column("n", unit="images"),), ({"n": 2},), "A caption"))
+    A caption
+    n, images
+            2
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    caption: str
+
+    def __str__(self) -> str:
+        header = [column.title for column in self.columns]
+        notes = [column.note for column in self.columns]
+        body = [[c.show(row[c.key]) for c in self.columns] for row in self.rows]
+        lines = [header, notes, *body] if any(notes) else [header, *body]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        numeric = self._numeric()
+        return "\n".join(
+            [self.caption]
+            + [
+                "  ".join(
+                    cell.rjust(width) if right else cell.ljust(width)
+                    for cell, width, right in zip(line, widths, numeric, strict=True)
+                ).rstrip()
+                for line in lines
+            ]
+        )
+
+    __repr__ = __str__  # what a notebook shows where it cannot show HTML
+
+    def _repr_html_(self) -> str:
+        aligns = ["right" if right else "left" for right in self._numeric()]
+        head = "".join(
+            f"<th style='text-align:{align}'>{html.escape(column.title)}"
+            + (f"<br><i style='font-weight:normal'>{column.note}</i>" if column.note else "")
+            + "</th>"
+            for column, align in zip(self.columns, aligns, strict=True)
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<td style='text-align:{align}'>{html.escape(c.show(row[c.key]))}</td>"
+                for c, align in zip(self.columns, aligns, strict=True)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        return (
+            f"<table><caption style='text-align:left'>{html.escape(self.caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def _numeric(self) -> list[bool]:
+        return [
+            any(isinstance(row[c.key], (int, float, np.number, Measurement)) for row in self.rows)
+            for c in self.columns
+        ]
+
+
+class Verdict(enum.StrEnum):
+    """What a learner's own run says of a claim."""
+
+    CONFIRMED = "confirmed"
+    CORRECTED = "corrected"
+    QUALIFIED = "qualified"
+
+
+def claim_table(*rows: tuple[str, str, str, str]) -> Table:
+    """A chapter's closing table: (claim, what your run says, verdict, evidence).
+
+    Raises:
+        ValueError: a verdict is not one of :class:`Verdict`.
+
+    >>> len(claim_table(("a", "b", "confirmed", "c")).rows)
+    1
+    """
+    keys = ("claim", "your run says", "verdict", "evidence")
+    return Table(
+        columns=tuple(Column(key) for key in keys),
+        rows=tuple(
+            dict(zip(keys, (claim, says, str(Verdict(verdict)), evidence), strict=True))
+            for claim, says, verdict, evidence in rows
+        ),
+        caption="The chapter's claims and their verdicts",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedTable:
+    """Numbers somebody else published, with the source and how they were read."""
+
+    name: str
+    title: str
+    source: str
+    url: str
+    item: str
+    how_read: str
+    caveats: tuple[str, ...]
+    tags: Mapping[str, str]
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def select(self, **where: Any) -> list[Mapping[str, Any]]:
+        """The rows whose columns equal ``where``, in order.
+
+        Raises:
+            KeyError: a column does not exist.
+            ValueError: no row matches.
+        """
+        known = [column.key for column in self.columns] + ["tag"]
+        for key in where:
+            if key not in known:
+                raise KeyError(f"{self.name} has no column {key!r}; it has {known}.")
+        rows = [row for row in self.rows if all(row[k] == v for k, v in where.items())]
+        if not rows:
+            raise ValueError(f"{self.name} has no row with {where}.")
+        return rows
+
+    def table(self, **where: Any) -> Table:
+        """The selected rows as a :class:`Table` labelled *published*."""
+        return Table(
+            columns=(*self.columns, Column("tag")),
+            rows=tuple(self.select(**where)),
+            caption=f"{self.title} (published: {self.source}, {self.item})",
+        )
+
+
+def published(name: str) -> PublishedTable:
+    """Read ``data/published/<name>.json``.
+
+    Raises:
+        FileNotFoundError: there is no such table; the message lists those there are.
+        ValueError: the file is damaged, of another schema version, or breaks the format.
+
+    >>> published("alexnet_shapes").rows[0]["layer"]
+    'conv1'
+    """
+    path = data_folder() / "published" / f"{name}.json"
+    fields = _read_json(path, PUBLISHED_SCHEMA)
+    try:
+        return _published_from(fields)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not a valid published table: {error}") from None
+
+
+def _published_from(fields: dict) -> PublishedTable:
+    kinds = {
+        "schema": str,
+        "name": str,
+        "title": str,
+        "source": str,
+        "url": str,
+        "item": str,
+        "how_read": str,
+        "caveats": list,
+        "tags": dict,
+        "columns": list,
+        "rows": list,
+    }
+    _check_fields(fields, kinds, "a published table")
+    columns = []
+    for column in fields["columns"]:
+        _check_fields(
+            column, {"name": str, "unit": (str, type(None)), "description": str}, "a column"
+        )
+        provenance = Provenance.PUBLISHED if column["unit"] else None
+        columns.append(Column(column["name"], unit=column["unit"] or "", provenance=provenance))
+    keys = {column.key for column in columns} | {"tag"}
+    for number, row in enumerate(fields["rows"], start=1):
+        if not isinstance(row, dict) or row.keys() != keys:
+            raise ValueError(f"row {number} must have exactly the columns {sorted(keys)}.")
+        if row["tag"] not in list(fields["tags"]):
+            raise ValueError(f"row {number} has the tag {row['tag']!r}, which 'tags' lacks.")
+    rest = {
+        key: fields[key] for key in ("name", "title", "source", "url", "item", "how_read", "tags")
+    }
+    return PublishedTable(
+        **rest,
+        caveats=tuple(fields["caveats"]),
+        columns=tuple(columns),
+        rows=tuple(fields["rows"]),
+    )

@@ -1,0 +1,206 @@
+"""The machine card: what a measurement ran on."""
+
+import dataclasses
+import datetime
+import html
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from fastdl_lib.core.arrays import gpu_status
+from fastdl_lib.core.threads import blas_libraries, blas_threads_now, threads_in_words
+
+__all__ = ["MachineCard", "machine_card"]
+
+_LIBRARIES = ("numpy", "matplotlib", "jupyterlab", "fastdl")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MachineCard:
+    """What decides a measured time, and nothing that names a person or a computer."""
+
+    cpu: str
+    cores: int
+    """Cores this process may use (affinity and container limits counted in)."""
+    memory_gib: float
+    """Memory this process may use, GiB."""
+    blas: str
+    """Library, version and the kernel set it picked for this CPU."""
+    blas_threads: int
+    """0 where the BLAS does not tell, as Apple's Accelerate."""
+    gpu: str
+    system: str
+    python: str
+    versions: dict[str, str]
+    date: str
+    """Local date, YYYY-MM-DD."""
+
+    @property
+    def summary(self) -> str:
+        """One line for captions: CPU, cores, BLAS and its threads, GPU if any, NumPy, date."""
+        gpu = "" if self.gpu.startswith("none") else f", {self.gpu}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return (
+            f"{self.cpu}, {cores}, {self.blas} on {threads_in_words(self.blas_threads)}"
+            f"{gpu}, NumPy {self.versions.get('numpy', '?')}, {self.date}"
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The card as (heading, value) pairs, in reading order."""
+        return [
+            ("CPU", self.cpu),
+            ("Cores usable", str(self.cores)),
+            ("Memory usable", f"{self.memory_gib:.1f} GiB"),
+            ("BLAS", f"{self.blas}, {threads_in_words(self.blas_threads)}"),
+            ("GPU", self.gpu),
+            ("System", self.system),
+            ("Python", self.python),
+            ("Libraries", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
+            ("Date", self.date),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{heading:14} {value}" for heading, value in self.rows())
+
+    __repr__ = __str__  # what a notebook shows where it cannot show HTML
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><th style='text-align:left'>{heading}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for heading, value in self.rows()
+        )
+        return (
+            "<table><caption style='text-align:left'><b>Machine card</b> (measured here)"
+            f"</caption><tbody>{body}</tbody></table>"
+        )
+
+    def to_dict(self) -> dict:
+        """A plain dictionary for JSON; :meth:`from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "MachineCard":
+        """Build a card from :meth:`to_dict`'s output.
+
+        Raises:
+            ValueError: a field is missing, unknown, or of another type.
+        """
+        if not isinstance(fields, dict):
+            raise ValueError(f"a machine card is a JSON object, got {type(fields).__name__}.")
+        expected = {
+            field.name: (int, float) if field.type is float else field.type
+            for field in dataclasses.fields(cls)
+        }
+        expected["versions"] = dict
+        missing, unknown = expected.keys() - fields.keys(), fields.keys() - expected.keys()
+        if missing or unknown:
+            raise ValueError(
+                f"machine card: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}."
+            )
+        for name, kind in expected.items():
+            if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+                raise ValueError(
+                    f"machine card: field {name!r} has the value {fields[name]!r}, "
+                    "which is not of the expected type."
+                )
+        return cls(**fields)
+
+
+def _cpu_model() -> str:
+    """The CPU's marketing name; each system keeps it elsewhere."""
+    name = ""
+    if sys.platform.startswith("linux"):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+        name = match.group(1) if match else ""
+    elif sys.platform == "darwin":
+        query = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    elif sys.platform == "win32":
+        import winreg
+
+        key = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as handle:
+            name = str(winreg.QueryValueEx(handle, "ProcessorNameString")[0])
+    name = re.sub(r"\((R|TM|tm)\)", "", name)
+    name = re.sub(r"\s+", " ", name).strip()
+    return name or f"{platform.machine()} processor"
+
+
+def _cgroup_limit(file: str) -> list[str]:
+    """The words of a container limit file, empty outside a container or without a limit."""
+    path = Path("/sys/fs/cgroup") / file
+    words = path.read_text().split() if path.is_file() else []
+    return [] if not words or words[0] == "max" else words
+
+
+def _cores() -> int:
+    """Cores this process may use: a container's quota can lie under what the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = _cgroup_limit("cpu.max")
+    if len(quota) == 2:
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
+
+
+def _memory_gib() -> float:
+    total = psutil.virtual_memory().total
+    limit = _cgroup_limit("memory.max")
+    if limit:
+        total = min(total, int(limit[0]))
+    return round(total / 2**30, 1)
+
+
+def _blas_name() -> str:
+    names = {
+        " ".join(
+            str(part)
+            for part in (
+                {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}.get(
+                    info["internal_api"], info["internal_api"]
+                ),
+                info.get("version") or "",
+                f"({info['architecture']})" if info.get("architecture") else "",
+            )
+            if part
+        )
+        for info in blas_libraries().info()
+    }
+    if names:
+        return " and ".join(sorted(names))
+    # What NumPy was built with; Accelerate is the one that threadpoolctl cannot see.
+    built_with = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    return built_with.capitalize()
+
+
+def machine_card() -> MachineCard:
+    """Describe this machine: no host name, no user name, no path.
+
+    >>> machine_card().cores >= 1
+    True
+    """
+    gpu = gpu_status()
+    return MachineCard(
+        cpu=_cpu_model(),
+        cores=_cores(),
+        memory_gib=_memory_gib(),
+        blas=_blas_name(),
+        blas_threads=blas_threads_now(),
+        # A failed kernel's message may hold a path.
+        gpu=gpu.name if gpu.available else "none. " + re.sub(r"\S*[/\\]\S*", "...", gpu.reason),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={name: metadata.version(name) for name in _LIBRARIES} | gpu.versions,
+        date=datetime.date.today().isoformat(),
+    )

@@ -1,0 +1,196 @@
+"""How fast a layer or a network is on the CPU or the GPU: measured, recorded or published.
+
+The same call runs on both sides: what is given is moved to the device before the clock and back
+afterwards, so that no copy over the bus is measured with it.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.core.arrays import release_gpu_memory, to_cpu, to_gpu
+from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, published
+from fastdl_lib.measuring.timing import benchmark
+from fastdl_lib.nn.layers import Conv2d, Layer
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.optimizers import SGD
+
+__all__ = [
+    "forward_ms",
+    "published_training_speeds",
+    "recorded_training_speeds",
+    "training_speed",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+@contextlib.contextmanager
+def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
+    """Put ``model`` on a device with a way to convolve for a block, and both back afterwards."""
+    layers = list(model.layers.values()) if isinstance(model, Network) else [model]
+    convolutions = [layer for layer in layers if isinstance(layer, Conv2d)]
+    before = [layer.algorithm for layer in convolutions]
+    moved = device == "gpu"
+
+    def move(rule: Any) -> None:
+        for layer in layers:
+            layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
+            layer.buffers = {name: rule(array) for name, array in layer.buffers.items()}
+            layer.gradients = {}
+
+    try:
+        if moved:
+            move(to_gpu)
+        for layer in convolutions:
+            layer.algorithm = algorithm  # lays the weights out as it reads them
+        yield
+    finally:
+        if moved:
+            move(to_cpu)
+            release_gpu_memory()
+        for layer, name in zip(convolutions, before, strict=True):
+            layer.algorithm = name
+
+
+def forward_ms(
+    model: Layer | Network,
+    x: np.ndarray,
+    *,
+    algorithm: str = "auto",
+    device: str = "cpu",
+    expected: np.ndarray | None = None,
+    tolerance: float = 1e-3,
+    **options: Any,
+) -> Measurement:
+    """Check what a layer or network makes of ``x``, then time it, in milliseconds.
+
+    Args:
+        x: (N, C, H, W) on the CPU; it is moved to the device before the clock starts.
+        algorithm: how the convolutions are computed, see ``CONV_ALGORITHMS``.
+        device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
+        expected: the right answer for the first images of ``x``.
+        tolerance: the largest error, as a part of the largest value of ``expected``.
+        options: what :func:`fastdl_lib.measuring.timing.benchmark` takes, such as ``threads``.
+
+    Raises:
+        ArithmeticError: the answer is another one; nothing is timed then.
+        RuntimeError: the device is "gpu" and there is none.
+        ValueError, TypeError: x does not fit, or an algorithm that does not exist there.
+
+    >>> from fastdl_lib.nn.layers import ReLU
+    >>> forward_ms(ReLU(), np.ones((1, 2, 3, 3), np.float32), budget_s=0.001).unit
+    'ms'
+    """
+    with _on(device, model, algorithm):
+        there = to_gpu(x) if device == "gpu" else x
+        if expected is not None:
+            answer = to_cpu(model.forward(there[: len(expected)]))
+            error = float(np.abs(answer - expected).max() / np.abs(expected).max())
+            if not error <= tolerance:
+                raise ArithmeticError(
+                    f"{algorithm!r} on the {device} is off by {error:.0e} of the largest value, "
+                    f"allowed is {tolerance:.0e}; a wrong answer is not timed."
+                )
+        return benchmark(model.forward, there, device=device, **options)
+
+
+def training_speed(
+    network: Network,
+    x: np.ndarray,
+    labels: np.ndarray,
+    *,
+    algorithm: str = "auto",
+    device: str = "cpu",
+    name: str = "",
+    **options: Any,
+) -> Measurement:
+    """Time whole training steps, forward, backward and update, in images a second.
+
+    The learning rate is so small that the weights stay practically what they are.
+
+    Args:
+        x, labels: (N, C, H, W) and (N,) on the CPU; moved to the device before the clock starts.
+        algorithm: how the convolutions are computed.
+        device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
+        options: what :func:`fastdl_lib.measuring.timing.benchmark` takes, such as ``budget_s``.
+
+    Raises:
+        RuntimeError: the device is "gpu" and there is none.
+        ValueError, TypeError: x or the labels do not fit.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> x, labels = np.zeros((2, 1, 28, 28), np.float32), np.arange(2)
+    >>> training_speed(deep_convnet(), x, labels, budget_s=0.001).unit
+    'images/s'
+    """
+    optimizer = SGD(1e-6, momentum=0.9)
+    with _on(device, network, algorithm):
+        if device == "gpu":
+            x, labels = to_gpu(x), to_gpu(labels)
+
+        def step() -> None:
+            network.loss_and_gradients(x, labels)
+            optimizer.step(network)
+
+        time_ms = benchmark(step, device=device, name=name or network.name, **options)
+        # As much memory again as the weights, and nobody asks for them.
+        optimizer.state.clear()
+        for layer in network.layers.values():
+            layer.gradients = {}
+    return _images_per_s(time_ms, len(x), time_ms.name)
+
+
+def _images_per_s(time_ms: Measurement, batch: int, name: str) -> Measurement:
+    speed = time_ms.convert(lambda ms: 1e3 * batch / ms, "images/s", name)
+    return dataclasses.replace(speed, conditions={**speed.conditions, "batch": batch})
+
+
+def recorded_training_speeds(
+    recording: Recording, device: str, *, network: str = "AlexNet"
+) -> dict[int, Measurement]:
+    """The training speeds of a machine's recording: batch size to images/s.
+
+    Where a batch was recorded in several ways (algorithms, threads), the fastest in float32 is
+    taken. Empty where there is none.
+
+    >>> from fastdl_lib.measuring.evidence import machine_recordings
+    >>> speeds = [recorded_training_speeds(run, "cpu") for run in machine_recordings().values()]
+    >>> all(speed.unit == "images/s" for by_batch in speeds for speed in by_batch.values())
+    True
+    """
+    asked = {"part": "pass", "direction": "training", "dtype": "float32", "device": device}
+    if not recording.has(network=network, **asked):
+        return {}
+    fastest: dict[int, Measurement] = {}
+    for run in recording.select(network=network, **asked):
+        batch = run.conditions["batch"]
+        where = run.machine.gpu if device == "gpu" else run.machine.cpu
+        speed = _images_per_s(run, batch, f"{where}, batch {batch}")
+        if batch not in fastest or speed.median > fastest[batch].median:
+            fastest[batch] = speed
+    return fastest
+
+
+def published_training_speeds() -> dict[str, Measurement]:
+    """What others published of training AlexNet: the run's short name to images/s.
+
+    >>> print(published_training_speeds()["caffe_titan"])
+    195 images/s (published, on the GPU)
+    """
+    speeds = {}
+    for row in published("alexnet_training_speeds").rows:
+        several = f"{row['gpus']} x " if (row["gpus"] or 1) > 1 else ""
+        device = row["device"].partition(",")[0]
+        speeds[row["run"]] = Measurement(
+            f"{several}{device}, {row['software']}",
+            "images/s",
+            (row["images_per_s"] or 1e3 * row["images"] / row["time_ms"],),
+            Provenance.PUBLISHED,
+            source=row["origin"],
+            conditions={"device": row["kind"].lower(), "batch": row["batch"]},
+        )
+    return speeds

@@ -1,0 +1,136 @@
+"""A training run in a file: stored whole after every epoch, taken up exactly where it stopped."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.core.arrays import array_module, beside, to_cpu
+from fastdl_lib.core.files import whole_file
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.optimizers import Optimizer
+
+__all__ = ["Checkpoint", "digest"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+CHECKPOINT_SCHEMA = "fastdl-checkpoint/1"
+
+
+class Checkpoint:
+    """A run in one ``.npz`` file: weights, the optimiser's memory, the epochs so far, settings."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        settings: dict[str, Any],
+        network: Network,
+        optimizer: Optimizer,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix != ".npz":
+            raise ValueError(f"a checkpoint is stored as .npz, got the name {self.path.name!r}.")
+        self.settings, self.network, self.optimizer = settings, network, optimizer
+        self.start = self._weights_digest()
+
+    def _weights_digest(self) -> str:
+        return digest(self._weights().values())
+
+    def _weights(self) -> dict[str, Array]:
+        return self.network.parameters | self.network.buffers
+
+    def begin(self) -> list[dict]:
+        """Take up the stored run and return its epochs; begin a new one where there is none."""
+        if self.path.exists():
+            record, arrays = self._read()
+            # A run without a finished epoch has nothing to lose.
+            if record["epochs"]:
+                self._check_same_run(record, arrays)
+                self.start = record["start"]
+                return self._restore(record, arrays)
+        # Written before the first epoch, so that a full disk shows now and not after it.
+        self.write([])
+        return []
+
+    def write(self, epochs: list[dict]) -> None:
+        """Store the run as it is now: the whole file, or the old one stays."""
+        record = {
+            "schema": CHECKPOINT_SCHEMA,
+            "settings": self.settings,
+            "start": self.start,
+            "steps": self.optimizer.steps,
+            "numbers": self.optimizer.numbers,
+            "epochs": epochs,
+        }
+        arrays = {f"weight.{name}": a for name, a in self._weights().items()}
+        arrays |= {f"state.{name}": a for name, a in self.optimizer.state.items()}
+        with whole_file(self.path) as part:
+            np.savez(
+                part,
+                record=np.array(json.dumps(record, allow_nan=False)),
+                **{name: to_cpu(array) for name, array in arrays.items()},
+            )
+
+    def restore(self) -> list[dict]:
+        """Set weights and optimiser back to what is stored, and return the epochs."""
+        return self._restore(*self._read())
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            record = json.loads(str(arrays.pop("record")))
+            if record["schema"] != CHECKPOINT_SCHEMA:
+                raise ValueError(f"it has the schema {record['schema']!r}")
+        except Exception as error:  # damage in an archive raises many types
+            raise ValueError(
+                f"the checkpoint {self.path.name} is damaged ({error}); delete it to start from "
+                "the beginning, or restore it."
+            ) from None
+        return record, arrays
+
+    def _check_same_run(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        another = f"the checkpoint {self.path.name} belongs to another run: "
+        remedy = "Delete the file, or give this run a checkpoint of another name."
+        stored = record["settings"]
+        for name, value in self.settings.items():
+            was = stored.get(name)
+            if was != value and isinstance(was, dict) and isinstance(value, dict):
+                key = next(k for k in [*was, *value] if was.get(k) != value.get(k))
+                name, was, value = f"{name} {key}", was.get(key), value.get(key)
+            if was != value:
+                raise ValueError(f"{another}its {name} is {was}, this call's {value}. {remedy}")
+        # A network that was interrupted holds the stored weights, not those it began with.
+        held = digest(arrays[f"weight.{name}"] for name in self._weights())
+        if self.start not in (record["start"], held):
+            raise ValueError(
+                f"{another}it began with other weights (another seed of the network?). {remedy}"
+            )
+
+    def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[dict]:
+        weights = self._weights()
+        state = {}
+        for key, array in arrays.items():
+            kind, _, name = key.partition(".")
+            if kind == "weight":
+                weights[name][...] = beside(array, weights[name])
+            else:
+                # In the layout of its weight, which the file does not keep.
+                weight = weights[name.partition(".")[2]]
+                state[name] = array_module(weight).zeros_like(weight, dtype=array.dtype)
+                state[name][...] = beside(array, weight)
+        self.optimizer.state, self.optimizer.steps = state, record["steps"]
+        self.optimizer.numbers = record.get("numbers", {})  # older files have none
+        return record["epochs"]
+
+
+def digest(arrays: Iterable[Array]) -> str:
+    """A short name for what arrays hold, as good as the arrays to tell two runs apart."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(to_cpu(array)))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,955 @@
+"""The layers of AlexNet and of the book's DeepConvNet, forward and backward.
+
+A layer keeps the dtype and the library (NumPy or CuPy) of what it is given. Its weights live in
+``parameters``, their gradients, after :meth:`Layer.backward`, in ``gradients`` under the same
+names; what it remembers but does not learn by gradients lives in ``buffers``. With
+``training=True`` the forward pass keeps what the backward pass needs.
+"""
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.convolution.gpu import (
+    conv2d_cudnn,
+    conv2d_cudnn_backward,
+    conv2d_gpu,
+    conv2d_gpu_backward,
+)
+from fastdl_lib.convolution.im2col import (
+    CACHE_BYTES,
+    check_window,
+    conv2d_blocked,
+    conv2d_blocked_backward,
+    conv2d_compiled,
+    conv2d_im2col,
+    conv2d_im2col_backward,
+    conv2d_loops,
+    output_size,
+    tap_views,
+    wide,
+)
+from fastdl_lib.convolution.winograd import conv2d_winograd, conv2d_winograd_backward, saves_work
+from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.checks import check_number, check_whole_number
+from fastdl_lib.core.threads import in_parallel, sum_in_order
+
+__all__ = [
+    "CONV_ALGORITHMS",
+    "CONV_BACKWARD",
+    "BatchNorm",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "LocalResponseNorm",
+    "MaxPool2d",
+    "ReLU",
+    "check_batch",
+    "check_float",
+    "check_labels",
+    "in_flat_blocks",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_arrays",
+]
+
+# So many values of a few arrays stay in a core's cache.
+FLAT_BLOCK = 2**16
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+Shape = tuple[int, ...]
+
+CONV_ALGORITHMS = {
+    "loops": conv2d_loops,
+    "compiled": conv2d_compiled,
+    "im2col": conv2d_im2col,
+    "blocked": conv2d_blocked,
+    "winograd": conv2d_winograd,
+    "gpu": conv2d_gpu,
+    "cudnn": conv2d_cudnn,
+}
+"""Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them. The last
+two run on the GPU only, im2col on both, the others on the CPU only."""
+
+CONV_BACKWARD = {
+    "blocked": conv2d_blocked_backward,
+    "winograd": conv2d_winograd_backward,
+    "gpu": conv2d_gpu_backward,
+    "cudnn": conv2d_cudnn_backward,
+}
+"""The way back of those that have one of their own; that of the others is im2col's."""
+
+
+class Layer:
+    """What every layer offers; a layer without weights has empty ``parameters``."""
+
+    needs_grad_x = True
+    """False in a network's first layer: nothing asks for the gradient of the images."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Array] = {}
+        self.gradients: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self._kept: tuple[Shape, Any, tuple] | None = None
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of one output for one input, without the batch axis."""
+        return input_shape
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        """Return the layer's output for a batch ``x``, same dtype."""
+        raise NotImplementedError
+
+    def backward(self, grad_out: Array) -> Array | None:
+        """Take the gradient of the loss by the output, return the one by the input."""
+        raise NotImplementedError
+
+    def reseed(self, seed: int) -> None:
+        """Begin the layer's random draws anew from ``seed``; most layers draw nothing."""
+
+    def after_step(self) -> None:
+        """What a layer does to its weights, in place, once an optimiser has changed them."""
+
+    def _keep(self, training: bool, out: Array, *values: Any) -> None:
+        """Keep in training what backward needs; out of training let go of it."""
+        self._kept = (out.shape, out.dtype, values) if training else None
+
+    def _recall(self, grad_out: Array) -> tuple:
+        """What forward kept, once the gradient fits; it is let go, each serves once."""
+        if self._kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward() needs a forward(x, training=True) before it."
+            )
+        out_shape, out_dtype, values = self._kept
+        if grad_out.shape != out_shape:
+            raise ValueError(
+                f"{type(self).__name__}.backward() takes a gradient of the output's shape "
+                f"{out_shape}, got {grad_out.shape}."
+            )
+        if grad_out.dtype != out_dtype:
+            raise TypeError(
+                f"{type(self).__name__}.backward() takes a gradient of the output's dtype "
+                f"{out_dtype}, got {grad_out.dtype}; use grad.astype(np.{out_dtype})."
+            )
+        self._kept = None
+        return values
+
+
+def check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
+    """Refuse what is no array, another number of axes (None: any number), or empty.
+
+    Raises:
+        TypeError, ValueError: that; ``what`` names the shape to give.
+    """
+    array_module(x)
+    if axes not in (None, x.ndim) or 0 in x.shape:
+        raise ValueError(
+            f"{type(layer).__name__} takes a batch of shape {what}, no size 0; got {x.shape}."
+        )
+
+
+def check_float(layer: Layer, x: Array) -> None:
+    """Refuse another dtype than a float's.
+
+    Raises:
+        TypeError: that.
+    """
+    array_module(x)
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{type(layer).__name__} takes float16, float32 or float64, got {x.dtype}; "
+            "use x.astype(np.float32)."
+        )
+
+
+def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
+    """Normal weights of variance 2 / fan_in (He et al. 2015), float32 from the first bit on."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng must be a NumPy generator, such as np.random.default_rng(0); got {rng!r}."
+        )
+    scale = np.float32(np.sqrt(2.0 / fan_in))
+    return rng.standard_normal(shape, dtype=np.float32) * scale
+
+
+def _in_blocks(work: Callable[[slice], None], x: Array, row_bytes: int, rows: int) -> None:
+    """Call ``work`` on slices of ``range(rows)``: on the CPU in blocks that fit a core's cache,
+    shared out among threads; on the GPU on all rows at once."""
+    if array_module(x) is np:
+        block = max(1, CACHE_BYTES // row_bytes)
+        in_parallel(work, rows, block=block, least=-(-block // 8))
+    else:
+        work(slice(0, rows))
+
+
+def in_flat_blocks(change: Callable[..., None], arrays: Sequence[Array]) -> None:
+    """Call ``change`` on views of the same FLAT_BLOCK values of every array, shared out among
+    threads, so that temporaries stay in cache.
+
+    Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU, where
+    a block would be a launch more.
+
+    >>> x = np.arange(4.0)
+    >>> in_flat_blocks(lambda values, out: np.negative(values, out=out), [x, x])
+    >>> x.tolist()
+    [-0.0, -1.0, -2.0, -3.0]
+    """
+    first = arrays[0]
+    if array_module(*arrays) is not np:
+        change(*arrays)
+        return
+    # A weight may be a view of a kernel's own layout: in the order of its strides it has no gaps.
+    axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
+    turned = [array.transpose(axes) for array in arrays]
+    if not all(array.flags.c_contiguous for array in turned):
+        change(*arrays)
+        return
+    flat = [array.reshape(-1) for array in turned]
+    in_parallel(
+        lambda part: change(*(array[part] for array in flat)),
+        first.size,
+        block=FLAT_BLOCK,
+        least=FLAT_BLOCK,
+    )
+
+
+def _shared_out(work: Callable[[slice], None], x: Array, count: int) -> None:
+    """Call ``work`` on slices of ``range(count)``, one a thread; on the GPU on all at once."""
+    if array_module(x) is np:
+        in_parallel(work, count, least=64)
+    else:
+        work(slice(0, count))
+
+
+def _widened(x: Array) -> Array:
+    """x in the dtype to compute sums and powers in, itself where it has that already."""
+    return x.astype(wide(x.dtype), copy=False)
+
+
+def _like(x: Array, shape: Shape) -> Array:
+    """An empty array of x's library, dtype and order in memory (such as channels last)."""
+    return array_module(x).empty_like(x, shape=shape)
+
+
+def _pixels(x: Array) -> Array:
+    """(N, C, H, W) as rows of channels, (N * H * W, C): a view where x is channels last."""
+    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _from_pixels(pixels: Array, shape: Shape) -> Array:
+    """The way back from :func:`_pixels`, a view: channels last in memory."""
+    batch, channels, height, width = shape
+    return pixels.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
+
+
+class Conv2d(Layer):
+    """Convolution with square filters.
+
+    Args:
+        in_channels, out_channels: C and K.
+        kernel: height and width of a filter.
+        stride, padding: in pixels, the same on both axes.
+        groups: the channels are cut into this many parts that do not see each other.
+        algorithm: one of :data:`CONV_ALGORITHMS`, or ``"auto"``: Winograd's where it saves work,
+            blocked elsewhere and for float16, "gpu" on the GPU. It may be set later.
+        rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
+
+    Input (N, C, H, W), output (N, K, OH, OW).
+
+    Raises:
+        TypeError: rng is no generator, a window or groups not whole; as check_conv_shapes.
+        ValueError: sizes below 1, groups that do not divide the channels, an algorithm that does
+            not exist; as check_conv_shapes.
+
+    >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
+    >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
+    (2, 96, 55, 55)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        algorithm: str = "auto",
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__()
+        check_whole_number("in_channels", in_channels, 1)
+        check_whole_number("out_channels", out_channels, 1)
+        check_whole_number("groups", groups, 1)
+        check_window(kernel, stride, padding)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups={groups} must divide in_channels={in_channels} "
+                f"and out_channels={out_channels}."
+            )
+        self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
+        self.stride, self.padding, self.groups = stride, padding, groups
+        group_channels = in_channels // groups
+        shape = (out_channels, group_channels, kernel, kernel)
+        weight = _he_normal(rng, shape, group_channels * kernel**2)
+        self.parameters = {"weight": weight, "bias": np.zeros(out_channels, dtype=np.float32)}
+        self.algorithm = algorithm
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        channels, height, width = input_shape
+        if channels != self.in_channels:
+            raise ValueError(f"this Conv2d takes {self.in_channels} channels, got {channels}.")
+        return (
+            self.out_channels,
+            output_size(height, self.kernel, self.stride, self.padding),
+            output_size(width, self.kernel, self.stride, self.padding),
+        )
+
+    @property
+    def algorithm(self) -> str:
+        """How it computes: a key of :data:`CONV_ALGORITHMS`, or "auto". Setting it lays the weights
+        out in memory as the algorithm reads them; their shape and values stay."""
+        return self._algorithm
+
+    @algorithm.setter
+    def algorithm(self, name: str) -> None:
+        if name != "auto" and name not in CONV_ALGORITHMS:
+            raise ValueError(
+                f"algorithm must be one of {['auto', *CONV_ALGORITHMS]}, got {name!r}."
+            )
+        self._algorithm = name
+        weight = self.parameters["weight"]
+        xp = array_module(weight)
+        if name in ("auto", *CONV_BACKWARD):  # channels last, as the patches there
+            weight = xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        else:
+            weight = xp.ascontiguousarray(weight)
+        # A dictionary of its own, should a copy of the layer share the old one.
+        self.parameters = {**self.parameters, "weight": weight}
+
+    def algorithm_for(self, x: Array) -> str:
+        """The key of :data:`CONV_ALGORITHMS` that a batch ``x`` is computed by."""
+        if self.algorithm != "auto":
+            return self.algorithm
+        if array_module(x) is not np:
+            return "gpu"
+        if x.dtype == np.float16:
+            return "blocked"
+        _, out_h, out_w = self.output_shape(x.shape[1:])
+        channels, filters = self.in_channels // self.groups, self.out_channels // self.groups
+        saves = saves_work(len(x), max(out_h, out_w), self.kernel, self.stride, channels, filters)
+        return "winograd" if saves else "blocked"
+
+    @property
+    def _window(self) -> dict[str, int]:
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        check_batch(self, x, 4, "(N, C, H, W)")
+        algorithm = self.algorithm_for(x)
+        out = CONV_ALGORITHMS[algorithm](x, weight, bias, **self._window)
+        self._keep(training, out, x, algorithm)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        x, algorithm = self._recall(grad_out)
+        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
+        grad_x, grad_weight, grad_bias = backward(
+            grad_out,
+            x,
+            self.parameters["weight"],
+            **self._window,
+            need_grad_x=self.needs_grad_x,
+        )
+        self.gradients = {"weight": grad_weight, "bias": grad_bias}
+        return grad_x
+
+
+class MaxPool2d(Layer):
+    """The largest value in each window; windows overlap where stride < kernel, as in AlexNet.
+
+    Input (N, C, H, W), any float dtype, output (N, C, OH, OW). Windows that do not fit whole
+    are dropped. Where several values tie, the first in row order gets the gradient.
+
+    Raises:
+        TypeError: kernel or stride is not a whole number, or x of another dtype.
+        ValueError: kernel or stride below 1; x is not 4-D, empty or smaller than the window.
+
+    >>> MaxPool2d(3, stride=2).forward(np.zeros((2, 96, 55, 55), np.float32)).shape
+    (2, 96, 27, 27)
+    """
+
+    def __init__(self, kernel: int, *, stride: int | None = None) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, kernel if stride is None else stride
+        check_window(self.kernel, self.stride, 0)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        channels, height, width = input_shape
+        return (
+            channels,
+            output_size(height, self.kernel, self.stride),
+            output_size(width, self.kernel, self.stride),
+        )
+
+    def _largest(self, x: Array, axis: int, out: Array | None = None) -> Array:
+        """The largest of each window along one axis: 3 + 3 comparisons do the work of 3 x 3."""
+        xp = array_module(x)
+        count = output_size(x.shape[axis], self.kernel, self.stride)
+        before = (slice(None),) * axis
+        places = range(self.kernel)
+        taps = [x[(*before, slice(p, p + self.stride * count, self.stride))] for p in places]
+        taps = [tap[(*before, slice(0, count))] for tap in taps]
+        out = xp.maximum(taps[0], taps[-1], out=out)
+        for tap in taps[1:-1]:
+            xp.maximum(out, tap, out=out)
+        return out
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        check_batch(self, x, 4, "(N, C, H, W)")
+        out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
+
+        def work(images: slice) -> None:
+            self._largest(self._largest(x[images], 2), 3, out=out[images])
+
+        _in_blocks(work, x, x[0].nbytes, len(x))
+        self._keep(training, out, x, out)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        x, out = self._recall(grad_out)
+        xp = array_module(x, grad_out)
+        grad_x = _like(x, x.shape)
+        kernel = (self.kernel, self.kernel)
+
+        def work(images: slice) -> None:
+            grad_x[images] = 0
+            free = xp.ones_like(out[images], dtype=bool)
+            both = zip(
+                tap_views(x[images], kernel, self.stride),
+                tap_views(grad_x[images], kernel, self.stride),
+                strict=True,
+            )
+            for (_, _, tap), (_, _, grad_tap) in both:
+                first_largest = tap == out[images]
+                first_largest &= free
+                free ^= first_largest
+                if self.stride >= self.kernel:  # windows do not overlap
+                    xp.multiply(grad_out[images], first_largest, out=grad_tap)
+                else:
+                    grad_tap += grad_out[images] * first_largest
+
+        _in_blocks(work, x, x[0].nbytes, len(x))
+        return grad_x
+
+
+class LocalResponseNorm(Layer):
+    """Divide by a power of the energy in neighbouring channels.
+
+    out = x / (k + alpha * sum of x^2 over ``size`` neighbouring channels) ** beta
+
+    The constants are those of the paper: Krizhevsky, Sutskever, Hinton, "ImageNet classification
+    with deep convolutional neural networks", NIPS 2012, section 3.3. Caffe divides alpha by size
+    and has k = 1. Input and output (N, C, H, W); float16 is
+    computed in float32, where the squares do not overflow.
+
+    Raises:
+        TypeError: x of another dtype.
+        ValueError: size is even or below 1; x is not 4-D or is empty.
+
+    >>> LocalResponseNorm().forward(np.ones((1, 96, 2, 2), np.float32)).shape
+    (1, 96, 2, 2)
+    """
+
+    def __init__(
+        self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+    ) -> None:
+        super().__init__()
+        check_whole_number("size", size, 1)
+        if size % 2 == 0:
+            raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
+        # Plain floats: a NumPy float64 would widen a float32 batch.
+        self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
+
+    def _window_sum(self, a: Array, b: Array) -> Array:
+        """Sum the products a * b over the neighbouring channels of each channel, (pixels, C).
+
+        The channels of a pixel lie in a row with zeros on both sides, so that adding the whole
+        array to itself, a few places further on, adds neighbours and never another pixel.
+        """
+        xp, reach = array_module(a), self.size // 2
+        (pixels, channels), row = a.shape, a.shape[1] + 2 * reach
+        flat = xp.zeros(pixels * row + 2 * reach, a.dtype)
+        inside = flat[: pixels * row].reshape(pixels, row)[:, reach : reach + channels]
+        xp.multiply(a, b, out=inside)
+        # Sums over 1, 2, 4, ... neighbours, each made of the last one; some make up the size.
+        sums, width, total, taken = flat, 1, None, 0
+        while taken < self.size:
+            if self.size & width:
+                further = sums[taken : taken + pixels * row]
+                total = further if total is None else total + further
+                taken += width
+            if taken < self.size:
+                sums, width = sums[:-width] + sums[width:], 2 * width
+        return total.reshape(pixels, row)[:, :channels]
+
+    def _energy_and_divisor(self, x: Array) -> tuple[Array, Array]:
+        """k + alpha * sum of x^2, and its power beta."""
+        xp = array_module(x)
+        energy = self._window_sum(x, x)
+        # Python floats do not widen a float32 array (NumPy 2's promotion rules).
+        energy *= self.alpha
+        energy += self.k
+        if self.beta != 0.75:
+            return energy, energy**self.beta
+        divisor = xp.sqrt(energy)  # two roots take half the time of a power
+        divisor *= xp.sqrt(divisor)
+        return energy, divisor
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        check_batch(self, x, 4, "(N, C, H, W)")
+        pixels = _pixels(x)
+        out = array_module(x).empty_like(pixels)
+
+        def work(rows: slice) -> None:
+            values = _widened(pixels[rows])
+            _, divisor = self._energy_and_divisor(values)
+            array_module(x).divide(values, divisor, out=out[rows])
+
+        _in_blocks(work, x, pixels[0].nbytes, len(pixels))
+        out = _from_pixels(out, x.shape)
+        self._keep(training, out, pixels)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        (pixels,) = self._recall(grad_out)
+        grads, grad_x = _pixels(grad_out), array_module(pixels).empty_like(pixels)
+
+        def work(rows: slice) -> None:
+            x = _widened(pixels[rows])
+            # Computing these again takes less time than storing and fetching them.
+            energy, divisor = self._energy_and_divisor(x)
+            grad = grads[rows] / divisor
+            shared = self._window_sum(grad / energy, x)
+            shared *= x
+            shared *= 2 * self.alpha * self.beta
+            array_module(x).subtract(grad, shared, out=grad_x[rows])
+
+        _in_blocks(work, pixels, pixels[0].nbytes, len(pixels))
+        return _from_pixels(grad_x, grad_out.shape)
+
+
+class ReLU(Layer):
+    """Negative values become 0. Any shape, any float dtype.
+
+    Raises:
+        TypeError: x of another dtype.
+        ValueError: x is empty.
+
+    >>> ReLU().forward(np.array([[-1.0, 2.0]], np.float32)).tolist()
+    [[0.0, 2.0]]
+    """
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        check_batch(self, x, None, "(N, ...)")
+        out = _like(x, x.shape)
+
+        def work(images: slice) -> None:
+            array_module(x).maximum(x[images], 0, out=out[images])
+
+        _in_blocks(work, x, x[0].nbytes, len(x))
+        self._keep(training, out, out)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        (out,) = self._recall(grad_out)
+        grad_x = _like(out, out.shape)
+
+        def work(images: slice) -> None:
+            array_module(out).multiply(grad_out[images], out[images] > 0, out=grad_x[images])
+
+        _in_blocks(work, out, out[0].nbytes, len(out))
+        return grad_x
+
+
+class Flatten(Layer):
+    """From (N, C, H, W) to (N, C * H * W), without a copy.
+
+    >>> Flatten().forward(np.zeros((2, 256, 6, 6), np.float32)).shape
+    (2, 9216)
+    """
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (int(np.prod(input_shape)),)
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_batch(self, x, 4, "(N, C, H, W)")
+        out = x.reshape(x.shape[0], -1)
+        self._keep(training, out, x.shape)
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        (input_shape,) = self._recall(grad_out)
+        return grad_out.reshape(input_shape)
+
+
+class Linear(Layer):
+    """A fully connected layer: ``x @ weight.T + bias``. Input (N, in), output (N, out).
+
+    Raises:
+        TypeError: rng is no generator such as ``np.random.default_rng(0)``, or x has another dtype
+            than the weights.
+        ValueError: a number of features below 1; x of another shape.
+
+    >>> layer = Linear(9216, 4096, rng=np.random.default_rng(0))
+    >>> layer.forward(np.zeros((2, 9216), np.float32)).shape
+    (2, 4096)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator) -> None:
+        super().__init__()
+        check_whole_number("in_features", in_features, 1)
+        check_whole_number("out_features", out_features, 1)
+        self.in_features, self.out_features = in_features, out_features
+        self.parameters = {
+            "weight": _he_normal(rng, (out_features, in_features), in_features),
+            "bias": np.zeros(out_features, dtype=np.float32),
+        }
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if input_shape != (self.in_features,):
+            raise ValueError(
+                f"this {type(self).__name__} takes ({self.in_features},) features, "
+                f"got {input_shape}."
+            )
+        return (self.out_features,)
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        self._check_input(x)
+        out = self._product(x, weight)
+        out += bias
+        self._keep(training, out, x)
+        return out
+
+    def _check_input(self, x: Array) -> None:
+        weight = self.parameters["weight"]
+        array_module(x, weight)
+        check_batch(self, x, 2, f"(N, {self.in_features})")
+        self.output_shape(x.shape[1:])
+        if x.dtype != weight.dtype:
+            raise TypeError(
+                f"x is {x.dtype} but weight is {weight.dtype}; use x.astype(np.{weight.dtype})."
+            )
+
+    def _product(self, x: Array, weight: Array) -> Array:
+        out = array_module(x).empty((len(x), self.out_features), x.dtype)
+
+        def work(features: slice) -> None:
+            array_module(x).matmul(x, weight[features].T, out=out[:, features])
+
+        _shared_out(work, x, self.out_features)
+        return out
+
+    def backward(self, grad_out: Array) -> Array | None:
+        (x,) = self._recall(grad_out)
+        grad_x, grad_weight = self._product_backward(grad_out, x, self.parameters["weight"])
+        grad_bias = grad_out.sum(axis=0, dtype=wide(x.dtype)).astype(x.dtype, copy=False)
+        self.gradients = {"weight": grad_weight, "bias": grad_bias}
+        return grad_x
+
+    def _product_backward(
+        self, grad_out: Array, x: Array, weight: Array
+    ) -> tuple[Array | None, Array]:
+        xp = array_module(x)
+        grad_weight, grad_x = xp.empty_like(weight), xp.empty_like(x)
+
+        def work(features: slice) -> None:
+            xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
+
+        def work_x(features: slice) -> None:
+            xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
+
+        _shared_out(work, x, self.out_features)
+        if not self.needs_grad_x:
+            return None, grad_weight
+        _shared_out(work_x, x, self.in_features)
+        return grad_x, grad_weight
+
+
+class BatchNorm(Layer):
+    """Bring each feature, or channel, to mean 0 and variance 1 over the batch; scale and shift it.
+
+    out = weight * (x - mean) / sqrt(variance + eps) + bias
+
+    In training, mean and variance are the batch's own, and ``buffers`` follow them: of the old
+    value 1 - momentum stays at each step. Out of training they are those of ``buffers``. eps and
+    momentum are the values of Courbariaux et al., "Binarized neural networks", 2016 (their
+    ``Train-time/mnist.py``); the method is Ioffe's and Szegedy's, "Batch normalization", ICML 2015.
+    Input and output (N, features) or (N, C, H, W); float16 is computed in float32.
+
+    Raises:
+        TypeError: features is not whole, eps or momentum no number, or x of another dtype.
+        ValueError: features below 1, eps or momentum outside its range; x of another shape.
+
+    >>> BatchNorm(1).forward(np.array([[1.0], [3.0]]), training=True).round(3).tolist()
+    [[-1.0], [1.0]]
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-4, momentum: float = 0.1) -> None:
+        super().__init__()
+        check_whole_number("features", features, 1)
+        check_number("eps", eps, low=0, low_included=False)
+        check_number("momentum", momentum, low=0, high=1)
+        self.features, self.eps, self.momentum = features, float(eps), float(momentum)
+        self.parameters = {
+            "weight": np.ones(features, np.float32),
+            "bias": np.zeros(features, np.float32),
+        }
+        self.buffers = {
+            "mean": np.zeros(features, np.float32),
+            "variance": np.ones(features, np.float32),
+        }
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if input_shape[0] != self.features or len(input_shape) not in (1, 3):
+            raise ValueError(
+                f"this BatchNorm takes ({self.features},) features or ({self.features}, H, W) "
+                f"channels, got {input_shape}."
+            )
+        return input_shape
+
+    def scale_and_shift(self) -> tuple[Array, Array]:
+        """What the layer does out of training: ``out = x * scale + shift``, (features,) each.
+
+        >>> [array.round(3).tolist() for array in BatchNorm(1).scale_and_shift()]
+        [[1.0], [0.0]]
+        """
+        weight, bias = (_widened(self.parameters[name]) for name in ("weight", "bias"))
+        mean, variance = (_widened(self.buffers[name]) for name in ("mean", "variance"))
+        scale = weight / array_module(weight).sqrt(variance + self.eps)
+        return scale, bias - mean * scale
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        array_module(x, self.parameters["weight"])
+        check_batch(self, x, x.ndim if x.ndim in (2, 4) else 2, "(N, features) or (N, C, H, W)")
+        self.output_shape(x.shape[1:])
+        rows = x if x.ndim == 2 else _pixels(x)
+        out = array_module(x).empty_like(rows)
+        if training:
+            kept = self._normalise_batch(rows, out)
+        else:
+            kept = ()
+            scale, shift = self.scale_and_shift()
+
+            def work(part: slice) -> None:
+                values = rows[part] * scale
+                values += shift
+                out[part] = values
+
+            _in_blocks(work, rows, rows[0].nbytes, len(rows))
+        out = out if x.ndim == 2 else _from_pixels(out, x.shape)
+        self._keep(training, out, *kept)
+        return out
+
+    def _normalise_batch(self, rows: Array, out: Array) -> tuple[Array, Array]:
+        """Fill ``out``, move the buffers; return the normalised rows and 1 / deviation."""
+        mean = _sum_of_rows(rows, lambda part: _widened(rows[part])) / len(rows)
+        normal = array_module(rows).empty_like(rows, dtype=wide(rows.dtype))
+
+        def centred_squares(part: slice) -> Array:
+            normal[part] = rows[part]
+            normal[part] -= mean
+            return normal[part] * normal[part]
+
+        variance = _sum_of_rows(rows, centred_squares) / len(rows)
+        inverse = 1 / array_module(rows).sqrt(variance + self.eps)
+        weight, bias = _widened(self.parameters["weight"]), _widened(self.parameters["bias"])
+
+        def work(part: slice) -> None:
+            normal[part] *= inverse
+            values = normal[part] * weight
+            values += bias
+            out[part] = values
+
+        _in_blocks(work, rows, normal[0].nbytes, len(rows))
+        for name, seen in (("mean", mean), ("variance", variance)):
+            self.buffers[name] *= 1 - self.momentum
+            self.buffers[name] += (self.momentum * seen).astype(self.buffers[name].dtype)
+        return normal, inverse
+
+    def backward(self, grad_out: Array) -> Array:
+        normal, inverse = self._recall(grad_out)
+        xp = array_module(normal, grad_out)
+        grads = grad_out if grad_out.ndim == 2 else _pixels(grad_out)
+        grad_bias = _sum_of_rows(grads, lambda part: _widened(grads[part]))
+        grad_weight = _sum_of_rows(grads, lambda part: _widened(grads[part]) * normal[part])
+        grad_x = xp.empty_like(grads)
+        scale = _widened(self.parameters["weight"]) * inverse
+        shared, along = grad_bias / len(grads), grad_weight / len(grads)
+
+        def work(part: slice) -> None:
+            values = _widened(grads[part]) - shared
+            values -= normal[part] * along
+            values *= scale
+            grad_x[part] = values
+
+        _in_blocks(work, grads, normal[0].nbytes, len(grads))
+        dtype = grad_out.dtype
+        self.gradients = {
+            "weight": grad_weight.astype(dtype, copy=False),
+            "bias": grad_bias.astype(dtype, copy=False),
+        }
+        return grad_x if grad_out.ndim == 2 else _from_pixels(grad_x, grad_out.shape)
+
+
+def _sum_of_rows(rows: Array, values: Callable[[slice], Array]) -> Array:
+    """Add up ``values(part)``, (rows, features), over all rows; the same bits every time."""
+    sums: dict[int, tuple[Array]] = {}
+
+    def work(part: slice) -> None:
+        sums[part.start] = (values(part).sum(axis=0),)
+
+    _in_blocks(work, rows, rows[0].nbytes, len(rows))
+    return sum_in_order(sums)[0]
+
+
+class Dropout(Layer):
+    """In training, zero each value with probability ``rate`` and scale the rest by 1/(1 - rate).
+
+    Outside training it does nothing. (The book scales at test time instead; the expected values
+    of the two differ by the constant factor only.) Any shape, any float dtype.
+
+    Raises:
+        TypeError: rate is not a number, or x of another dtype.
+        ValueError: rate outside [0, 1), or x is empty.
+
+    >>> Dropout(0.5).forward(np.ones((2, 3), np.float32)).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, rate: float, *, seed: int = 0) -> None:
+        super().__init__()
+        if not isinstance(rate, Real) or isinstance(rate, bool):
+            raise TypeError(f"rate must be a number, such as 0.5; got {rate!r}.")
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must lie in [0, 1), such as 0.5; got {rate}.")
+        # NumPy's own float64 would widen a float32 batch.
+        self.rate, self.seed = float(rate), seed
+        self.shared: tuple[slice, int] | None = None
+        """Where processes share a batch: which of how many images come here. The draws are then
+        those that a single process makes for the whole batch."""
+        self._generators: dict[str, Any] = {}
+
+    def reseed(self, seed: int) -> None:
+        """Begin the random draws anew from ``seed``, whatever was drawn before.
+
+        >>> layer, x = Dropout(0.5, seed=1), np.ones((1, 100), np.float32)
+        >>> first = layer.forward(x, training=True)
+        >>> layer.reseed(1)
+        >>> bool((layer.forward(x, training=True) == first).all())
+        True
+        """
+        self.seed = seed
+        self._generators = {}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        check_float(self, x)
+        check_batch(self, x, None, "(N, ...)")
+        if not training:
+            self._keep(training, x)
+            return x
+        xp = array_module(x)
+        if xp.__name__ not in self._generators:
+            self._generators[xp.__name__] = xp.random.default_rng(self.seed)
+        here, images = self.shared or (slice(0, len(x)), len(x))
+        shape = (images, *x.shape[1:])
+        draws = self._generators[xp.__name__].random(shape, dtype=np.float32)[here]
+        mask = (draws >= self.rate).astype(x.dtype) / (1 - self.rate)
+        self._keep(training, x, mask)
+        return x * mask
+
+    def backward(self, grad_out: Array) -> Array:
+        (mask,) = self._recall(grad_out)
+        return grad_out * mask
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    """Return the mean loss and its gradient by the logits.
+
+    Args:
+        logits: (N, classes), float.
+        labels: (N,), whole numbers from 0 to classes - 1, in the same library.
+
+    Returns:
+        ``(loss, grad)``: loss in nats per image, a Python float; grad (N, classes), logits' dtype
+        (float16 is computed in float32).
+
+    Raises:
+        ValueError: shapes that do not fit, an empty batch, or a label out of range.
+        TypeError: labels that are not whole numbers.
+
+    >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
+    >>> round(loss, 4), grad.shape  # ln 10
+    (2.3026, (2, 10))
+    """
+    check_labels(logits, labels)
+    loss, grad = softmax_cross_entropy_arrays(logits, labels)
+    return float(loss), grad
+
+
+def check_labels(logits: Array, labels: Array) -> None:
+    """Refuse labels that do not belong to these logits.
+
+    Raises:
+        ValueError, TypeError: as :func:`softmax_cross_entropy`.
+    """
+    array_module(logits, labels)
+    if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            "softmax_cross_entropy takes logits (N, classes) and labels (N,), N >= 1; "
+            f"got {logits.shape} and {labels.shape}."
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
+    classes = logits.shape[1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {low}..{high}.")
+
+
+def softmax_cross_entropy_arrays(
+    logits: Array, labels: Array, scale: float = 1.0
+) -> tuple[Array, Array]:
+    """As :func:`softmax_cross_entropy`, but without a look at any value: nothing waits for a GPU.
+
+    The loss is an array without axes beside the logits, and the labels are to be checked before.
+    ``scale`` multiplies the gradient before it is rounded to the logits' dtype, so that a small one
+    does not vanish in float16; the loss stays as it is.
+
+    >>> loss, _ = softmax_cross_entropy_arrays(np.zeros((2, 10), np.float32), np.array([0, 1]))
+    >>> loss.shape
+    ()
+    """
+    xp = array_module(logits, labels)
+    shifted = _widened(logits)
+    shifted = shifted - shifted.max(axis=1, keepdims=True)
+    exponentials = xp.exp(shifted)
+    sums = exponentials.sum(axis=1, keepdims=True)
+    rows = xp.arange(len(labels))
+    loss = (xp.log(sums[:, 0]) - shifted[rows, labels]).mean()
+    grad = exponentials / sums
+    grad[rows, labels] -= 1
+    grad /= len(labels)
+    if scale != 1:
+        grad *= scale
+    return loss, grad.astype(logits.dtype, copy=False)

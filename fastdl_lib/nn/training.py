@@ -1,0 +1,833 @@
+"""Training a network with ``fit``, and its accuracy over every image.
+
+What is random in an epoch (the order of the images, their shifts, Dropout) depends on the seed and
+the epoch's number alone. A run that was interrupted therefore goes on from its last finished epoch
+to the same weights, bit for bit, as one that was not (on the same machine with as many BLAS
+threads: another number adds up in another order).
+
+The weights in ``data/weights`` are made by ``python -m fastdl_lib.nn.training``; ``--network`` chooses
+which, ``--help`` says how.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastdl_lib.convolution.im2col import wide
+from fastdl_lib.core.arrays import array_module, beside, synchronize, to_cpu
+from fastdl_lib.core.checks import check_whole_number
+from fastdl_lib.core.datasets import mnist
+from fastdl_lib.core.files import whole_file
+from fastdl_lib.measuring.evidence import Column, Provenance, Table
+from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.nn.checkpoints import Checkpoint, digest
+from fastdl_lib.nn.layers import Layer, softmax_cross_entropy_arrays
+from fastdl_lib.nn.network import (
+    BINARY_PARTS,
+    Network,
+    binary_deep_convnet,
+    binary_mlp,
+    deep_convnet,
+)
+from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, Schedule, warmup_cosine
+from fastdl_lib.precision.formats import NumberFormat
+
+__all__ = [
+    "Epoch",
+    "Evaluation",
+    "History",
+    "Workers",
+    "epoch_seed",
+    "evaluate",
+    "fit",
+    "hold_out",
+    "predict_classes",
+    "shift_images",
+    "training_pass",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+WEIGHTS_SCHEMA = "fastdl-weights/1"
+
+
+# --- the images ---------------------------------------------------------------------------------
+
+
+def shift_images(images: Array, offsets: np.ndarray) -> Array:
+    """Move each image by its own offset; zeros come in where it leaves.
+
+    Args:
+        images: (N, C, H, W).
+        offsets: (N, 2), whole pixels down and to the right, in a NumPy array.
+
+    Returns:
+        A new array of the images' shape and dtype.
+
+    Raises:
+        ValueError: shapes that do not fit, or an offset larger than the image.
+
+    >>> shift_images(np.array([[[[1, 2], [3, 4]]]]), np.array([[0, 1]])).tolist()
+    [[[[0, 1], [0, 3]]]]
+    """
+    if images.ndim != 4 or offsets.shape != (len(images), 2):
+        raise ValueError(
+            "shift_images takes images (N, C, H, W) and offsets (N, 2), "
+            f"got {images.shape} and {offsets.shape}."
+        )
+    height, width = images.shape[2:]
+    if (np.abs(offsets) > (height, width)).any():
+        raise ValueError(
+            f"an offset is larger than the image, {height}x{width}: {np.abs(offsets).max(axis=0)}."
+        )
+    out = array_module(images).zeros_like(images)
+    for i, (down, right) in enumerate(offsets.tolist()):
+        source = images[
+            i, :, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
+        ]
+        out[i, :, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = (
+            source
+        )
+    return out
+
+
+def hold_out(
+    images: Array, labels: Array, count: int, seed: int = 0
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Split a training set in two: the last ``count`` images of a seeded shuffle are held out.
+
+    Recipes are compared on what is held out, so that the test set is looked at once, at the end.
+
+    Args:
+        images, labels: (N, ...) and (N,), NumPy arrays.
+        count: how many to hold out, 1 to N - 1.
+
+    Returns:
+        ``(images, labels)`` to train with, and ``(images, labels)`` to validate with.
+
+    Raises:
+        TypeError, ValueError: count is not a whole number in its range.
+
+    >>> rest, held = hold_out(np.zeros((10, 1, 28, 28)), np.arange(10), 2)
+    >>> rest[0].shape, held[1].shape
+    ((8, 1, 28, 28), (2,))
+    """
+    check_whole_number("count", count, 1)
+    if count >= len(images):
+        raise ValueError(f"count must be below the {len(images)} images, got {count}.")
+    order = np.random.default_rng(seed).permutation(len(images))
+    rest, held = order[:-count], order[-count:]
+    return (images[rest], labels[rest]), (images[held], labels[held])
+
+
+def _batches(
+    images: Array, labels: Array, batch: int, shift: int, seed: int, share: Callable[[int], slice]
+) -> Iterator[tuple[Array, Array, int]]:
+    """Yield what comes here of an epoch's batches, and how many images the whole batch has.
+
+    Every image comes once, the last batch is smaller where it must be.
+    """
+    rng = np.random.default_rng(seed)
+    order = beside(rng.permutation(len(images)), images)
+    for start in range(0, len(order), batch):
+        whole = order[start : start + batch]
+        here = share(len(whole))
+        chosen = whole[here]
+        x = images[chosen]
+        if shift:
+            x = shift_images(x, rng.integers(-shift, shift + 1, size=(len(whole), 2))[here])
+        yield x, labels[chosen], len(whole)
+
+
+def _check_data(network: Network, images: Array, labels: Array) -> None:
+    """Refuse images that the network does not take, and labels that do not fit them."""
+    network.check_input(images)
+    array_module(images, labels)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels must have the shape ({len(images)},), one for each image; got {labels.shape}."
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
+    classes = next(reversed(network.shapes.values()))[0]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{network.name} has {classes} classes: labels must lie in 0..{classes - 1}, "
+            f"got {low}..{high}."
+        )
+
+
+# --- evaluation ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a network did on a set of images.
+
+    >>> print(Evaluation(images=400, correct=397, loss=0.031))
+    99.25 % of 400 images right, loss 0.0310 nats an image (measured here)
+    """
+
+    images: int
+    correct: int
+    loss: float
+    """Mean over the images, nats."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right, 0 to 1."""
+        return self.correct / self.images
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.accuracy:.2f} % of {self.images:,} images right, loss {self.loss:.4f} "
+            f"nats an image ({Provenance.MEASURED})"
+        )
+
+
+def predict_classes(network: Network, images: Array, batch: int = 500) -> np.ndarray:
+    """Return the class of the largest logit for every image, the first one where several tie.
+
+    Args:
+        images: (N, C, H, W), the network's dtype, on the CPU or the GPU.
+        batch: images a forward pass; it decides the memory, and of the result the last digits.
+
+    Returns:
+        (N,), int64, a NumPy array.
+
+    Raises:
+        TypeError, ValueError: images that do not fit the network, or a batch below 1.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> predict_classes(deep_convnet(), np.zeros((3, 1, 28, 28), np.float32)).shape
+    (3,)
+    """
+    check_whole_number("batch", batch, 1)
+    network.check_input(images)
+    return np.concatenate(
+        [
+            to_cpu(network.forward(images[start : start + batch]).argmax(axis=1))
+            for start in range(0, len(images), batch)
+        ]
+    )
+
+
+def _loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, int]:
+    """The loss and how many images are right, fetched together: a GPU is waited for once."""
+    right = (logits.argmax(axis=1) == labels).sum()
+    loss, right = array_module(logits).stack([loss, right.astype(loss.dtype)]).tolist()
+    return loss, int(right)
+
+
+def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -> Evaluation:
+    """Run ``network`` on all images, those of a last smaller batch included, and count.
+
+    Args:
+        images: (N, C, H, W), the network's dtype, on the CPU or the GPU.
+        labels: (N,), whole numbers from 0 to classes - 1, beside the images.
+        batch: images a forward pass; it decides the memory, and of the result the last digits.
+
+    Raises:
+        TypeError, ValueError: images or labels that do not fit, or a batch below 1.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> evaluate(deep_convnet(), np.zeros((7, 1, 28, 28), np.float32), np.arange(7), batch=2).images
+    7
+    """
+    check_whole_number("batch", batch, 1)
+    _check_data(network, images, labels)
+    correct, loss_sum = 0, 0.0
+    for start in range(0, len(images), batch):
+        part = labels[start : start + batch]
+        logits = network.forward(images[start : start + batch])
+        loss, right = _loss_and_right(softmax_cross_entropy_arrays(logits, part)[0], logits, part)
+        loss_sum += len(part) * loss
+        correct += right
+    return Evaluation(len(images), correct, loss_sum / len(images))
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def training_pass(
+    network: Network,
+    x: Array,
+    labels: Array,
+    *,
+    weight: float = 1.0,
+    after_forward: Callable[[str], None] | None = None,
+    after_backward: Callable[[str], None] | None = None,
+) -> tuple[float, int]:
+    """Run forward and backward; return the mean loss, nats, and how many images were right.
+
+    Args:
+        x, labels: a batch that fits the network.
+        weight: multiplies all gradients, such as this part's share of a batch or a loss scale.
+        after_forward, after_backward: called with a layer's name when it has run that way.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> network, x = deep_convnet(), np.zeros((2, 1, 28, 28), np.float32)
+    >>> loss, right = training_pass(network, x, np.array([3, 8]))
+    >>> network.gradients["fc2.weight"].shape
+    (10, 50)
+    """
+    logits = network.forward(x, training=True, after=after_forward)
+    loss, grad = softmax_cross_entropy_arrays(logits, labels, weight)
+    network.backward(grad, after=after_backward)
+    return _loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
+
+
+class Workers:
+    """What :func:`fit` asks of the processes that share its batches. Here there is only this one;
+    ``distributed.MpiWorkers`` are several.
+    """
+
+    rank = 0
+    """This process's number. Number 0 shows the progress and keeps the checkpoint."""
+    size = 1
+    """How many share the batches."""
+    way = ""
+    """What makes the gradients others than those of plain training, for a checkpoint."""
+
+    def begin(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        settings: dict[str, Any] | None,
+        epochs: list[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Give all of them number 0's weights, optimiser's memory and finished epochs, and return
+        these; ``settings`` must be the same everywhere."""
+        return epochs
+
+    def share(self, images: int) -> slice:
+        """Which of a batch's images come here."""
+        return slice(0, images)
+
+    def gradients(
+        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
+    ) -> tuple[float, int]:
+        """Fill ``network.gradients`` with those of the mean loss over the whole batch.
+
+        Args:
+            x, labels: what came here of the batch.
+            images: how many the whole batch has.
+            loss_scale: what multiplies the gradients, the optimiser's ``loss_scale``.
+
+        Returns:
+            The mean loss over the whole batch, nats, and how many images of it were right.
+        """
+        return training_pass(network, x, labels, weight=loss_scale)
+
+    def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
+        """Run the network on all images, shared out."""
+        return evaluate(network, images, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training images gave."""
+
+    epoch: int
+    """From 1 up."""
+    loss: float
+    """Mean over the images while they were trained on, nats; Dropout at work."""
+    accuracy: float
+    """The share that was right while they were trained on, 0 to 1; Dropout at work."""
+    validation_accuracy: float | None
+    """Of the network at the epoch's end, 0 to 1; None where there are no validation images."""
+    learning_rate: float
+    """At the epoch's last step."""
+    seconds: float = dataclasses.field(compare=False)
+    """Of training, validation and checkpoint not counted. Two equal epochs may take others."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class History:
+    """The epochs of a run, first to last; shows itself as a table."""
+
+    network: str
+    epochs: tuple[Epoch, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, all epochs together."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+    def table(self) -> Table:
+        """One row an epoch; the learning rate was chosen, the rest measured."""
+        measured = Provenance.MEASURED
+        columns = [
+            Column("epoch"),
+            Column("learning_rate", "learning rate"),
+            Column("loss", "training loss", "nats", measured),
+            Column("accuracy", "training accuracy", "%", measured),
+            Column("validation_accuracy", "validation accuracy", "%", measured),
+            Column("seconds", "training", "s", measured),
+        ]
+        if all(epoch.validation_accuracy is None for epoch in self.epochs):
+            columns = [column for column in columns if column.key != "validation_accuracy"]
+        rows = []
+        for epoch in self.epochs:
+            row = dataclasses.asdict(epoch)
+            for key in ("accuracy", "validation_accuracy"):
+                row[key] = None if row[key] is None else 100 * row[key]
+            rows.append(row)
+        caption = (
+            f"{self.network}: {self.seconds:,.1f} s of training ({measured}); loss and training "
+            "accuracy while it learned, Dropout at work"
+        )
+        return Table(tuple(columns), tuple(rows), caption)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    __repr__ = __str__  # what a notebook shows where it cannot show HTML
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def fit(
+    network: Network,
+    images: Array,
+    labels: Array,
+    *,
+    epochs: int,
+    optimizer: Optimizer,
+    batch: int = 100,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    shift: int = 0,
+    validation: tuple[Array, Array] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = True,
+    workers: Workers | None = None,
+) -> History:
+    """Train ``network``, in place, and return how each epoch went.
+
+    With ``checkpoint`` the run is stored after every epoch. The same call with the same network
+    goes on from there, to the same weights as if it had never been interrupted, and returns at once
+    when all epochs are done. An epoch that does not finish is lost whole: the network and the
+    optimiser go back to the end of the one before.
+
+    Args:
+        images: (N, C, H, W), the network's dtype, on the CPU or the GPU as its weights.
+        labels: (N,), whole numbers from 0 to classes - 1, beside the images.
+        epochs: passes over all images.
+        optimizer: such as ``SGD(0.1, momentum=0.9)`` or ``Adam()``. Its learning rate is the one
+            the schedule multiplies, and is restored at the end.
+        batch: images a step; an epoch's last step takes what is left.
+        schedule: the learning rate's factor by the share of the run that is done, 0 to 1, such as
+            ``warmup_cosine()``. A step asks for its middle. By default the factor is 1.
+        seed: decides, with the epoch's number, the order of the images, their shifts and Dropout.
+        shift: move each image by up to so many pixels up or down and left or right, anew each
+            time.
+        validation: ``(images, labels)`` to count the right ones of after every epoch.
+        checkpoint: the name of an ``.npz`` file.
+        progress: show a line with a bar for each epoch: time, loss, accuracy.
+        workers: the processes that share every batch. All make the same call; number 0 alone
+            shows progress and keeps the checkpoint.
+
+    Raises:
+        TypeError, ValueError: images, labels or numbers that do not fit; a checkpoint that is
+            damaged or belongs to another run.
+        FileNotFoundError, PermissionError: the checkpoint's folder is missing or read-only.
+        FloatingPointError: the loss is no longer a finite number.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> x, labels = np.zeros((4, 1, 28, 28), np.float32), np.array([0, 1, 2, 3])
+    >>> history = fit(deep_convnet(), x, labels, epochs=2, optimizer=Adam(), progress=False)
+    >>> [epoch.epoch for epoch in history.epochs]
+    [1, 2]
+    """
+    _check_data(network, images, labels)
+    if validation is not None:
+        _check_data(network, *validation)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be one such as Adam(), got {optimizer!r}.")
+    check_whole_number("epochs", epochs, 1)
+    check_whole_number("batch", batch, 1)
+    check_whole_number("seed", seed, 0)
+    check_whole_number("shift", shift, 0)
+    if shift >= min(images.shape[2:]):
+        raise ValueError(f"shift must be below the images' {images.shape[2:]}, got {shift}.")
+    factors = _factors(schedule)
+
+    workers = workers or Workers()
+    stored: list[dict[str, Any]] = []
+    store = settings = None
+    if checkpoint is not None or workers.size > 1:
+        settings = {
+            "network": network.name,
+            "layers": {name: _constants(layer) for name, layer in network.layers.items()},
+            "shapes": {name: list(array.shape) for name, array in network.parameters.items()},
+            "dtype": str(images.dtype),
+            "epochs": int(epochs),
+            "batch": int(batch),
+            **optimizer.settings,
+            "optimizer": optimizer.settings["optimizer"] + workers.way,
+            "schedule": factors,
+            "seed": int(seed),
+            "shift": int(shift),
+            "images": len(images),
+            "training data": digest([images, labels]),
+            "validation data": None if validation is None else digest(validation),
+        }
+    if checkpoint is not None and workers.rank == 0:
+        store = Checkpoint(checkpoint, settings, network, optimizer)
+        stored = store.begin()
+    done = [Epoch(**fields) for fields in workers.begin(network, optimizer, settings, stored)]
+    progress = progress and workers.rank == 0
+
+    base_rate = optimizer.learning_rate
+    steps = math.ceil(len(images) / batch)
+    try:
+        for number in range(len(done) + 1, epochs + 1):
+            for index, layer in enumerate(network.layers.values(), start=1):
+                layer.reseed(epoch_seed(seed, number, index))
+            chance = epoch_seed(seed, number, 0)
+            batches = _batches(images, labels, batch, shift, chance, workers.share)
+            shares = [(number - 1 + (step + 0.5) / steps) / epochs for step in range(steps)]
+            rates = [base_rate * (float(schedule(share)) if schedule else 1) for share in shares]
+            with _bar(f"epoch {number:{len(str(epochs))}}/{epochs}", steps, progress) as bar:
+                epoch = _one_epoch(network, optimizer, batches, rates, number, bar, workers)
+                if validation is not None:
+                    accuracy = workers.evaluate(network, *validation).accuracy
+                    epoch = dataclasses.replace(epoch, validation_accuracy=accuracy)
+                    text = _so_far(epoch.loss, epoch.accuracy)
+                    bar.set_postfix_str(f"{text}, validation {100 * accuracy:.2f} %", refresh=False)
+            if store is not None:
+                store.write([dataclasses.asdict(one) for one in (*done, epoch)])
+            done.append(epoch)
+    except BaseException as error:
+        kept = [] if store is None else store.restore()
+        if isinstance(error, KeyboardInterrupt) and workers.rank == 0:
+            _say_what_is_kept(len(done) + 1, len(kept), store)
+        raise
+    finally:
+        optimizer.learning_rate = base_rate
+    return History(network.name, tuple(done))
+
+
+def _one_epoch(
+    network: Network,
+    optimizer: Optimizer,
+    batches: Iterable[tuple[Array, Array, int]],
+    rates: list[float],
+    number: int,
+    bar: tqdm,
+    workers: Workers,
+) -> Epoch:
+    """Take a step with every batch; show on the bar how the epoch goes so far."""
+    seen, correct, loss_sum = 0, 0, 0.0
+    synchronize()
+    start = time.perf_counter()
+    # A run that goes astray ends in an error that says so; NumPy's warnings would come before it.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for step, ((x, labels, whole), rate) in enumerate(zip(batches, rates, strict=True), 1):
+            optimizer.learning_rate = rate
+            loss, right = workers.gradients(network, x, labels, whole, optimizer.loss_scale)
+            _check_finite("the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate)
+            optimizer.step(network)
+            seen += whole
+            loss_sum += whole * loss
+            correct += right
+            bar.set_postfix_str(_so_far(loss_sum / seen, correct / seen), refresh=False)
+            bar.update()
+        # The last step's fault would else be stored, and show in the next epoch's first loss.
+        for name, weight in network.parameters.items():
+            total = float(weight.sum(dtype=wide(weight.dtype)))
+            _check_finite(f"the sum of {name}", total, f"epoch {number}, its last step", rate)
+    synchronize()
+    seconds = time.perf_counter() - start
+    return Epoch(number, loss_sum / seen, correct / seen, None, rate, seconds)
+
+
+def _check_finite(what: str, value: float, where: str, rate: float) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"{what} became {value} in {where}: try a lower learning rate (it was {rate:.3g} "
+            "there), and see that the images are finite."
+        )
+
+
+def _so_far(loss: float, accuracy: float) -> str:
+    return f"loss {loss:.4f}, accuracy {100 * accuracy:.2f} %"
+
+
+def _factors(schedule: Schedule | None) -> list[float]:
+    """The schedule at eleven places, by which a checkpoint knows it again."""
+    factors = []
+    for tenth in range(11):
+        factor = schedule(tenth / 10) if callable(schedule) else 1.0 if schedule is None else None
+        if not isinstance(factor, Real) or not 0 <= factor < math.inf:
+            raise TypeError(
+                "schedule must take the share of the run, 0 to 1, and return a factor from 0 up, "
+                f"as warmup_cosine(), with its brackets, does; got {factor!r} from {schedule!r}."
+            )
+        factors.append(float(factor))
+    return factors
+
+
+def _constants(layer: Layer) -> dict[str, Any]:
+    """A layer's class and constants, such as a Dropout's rate; its seed is the run's affair."""
+    named = {n: v.name if isinstance(v, NumberFormat) else v for n, v in vars(layer).items()}
+    kept = {n: v for n, v in named.items() if isinstance(v, (int, float, str)) and n != "seed"}
+    return {"class": type(layer).__name__, **kept}
+
+
+def epoch_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of one source of randomness in one epoch: 0 the images, from 1 up the layers.
+
+    >>> epoch_seed(0, epoch=1, index=0) == epoch_seed(0, epoch=2, index=0)
+    False
+    """
+    sequence = np.random.SeedSequence(int(seed), spawn_key=(epoch, index))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def _bar(title: str, steps: int, progress: bool) -> tqdm:
+    """A line of text that moves in a terminal and in a notebook; a log file gets its end only."""
+    # Not tqdm.auto: its widget is empty where a notebook is not running. Not stderr: a notebook
+    # shows that as something wrong.
+    if sys.stdout.isatty():
+        interval_s = 0.1
+    elif type(sys.stdout).__module__.partition(".")[0] == "ipykernel":
+        interval_s = 1.0
+    else:
+        interval_s = math.inf
+    return tqdm(
+        total=steps,
+        desc=title,
+        file=sys.stdout,
+        disable=not progress,
+        mininterval=interval_s,
+        maxinterval=max(10.0, interval_s),
+        bar_format="{desc} |{bar:10}| {elapsed}<{remaining}{postfix}",
+    )
+
+
+def _say_what_is_kept(epoch: int, kept: int, store: "Checkpoint | None") -> None:
+    if store is None:
+        what = "nothing was stored; checkpoint='run.npz' would keep every finished epoch."
+    else:
+        what = f"{store.path.name} holds {kept} finished ones, the same call goes on from there."
+    print(f"Interrupted in epoch {epoch}: {what}", flush=True)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+# The networks to train, and their options.
+NETWORKS = {
+    "deep-convnet": lambda options: deep_convnet(options.seed),
+    "mlp": lambda options: binary_mlp(options.seed, options.hidden, binary=options.binary),
+    "binary-deep-convnet": lambda options: binary_deep_convnet(
+        options.seed, options.width, binary=options.binary
+    ),
+}
+
+# The weights in data/weights.
+RECIPE = {
+    "epochs": 12,
+    "batch": 100,
+    "optimizer": "adam",
+    "learning_rate": 3e-3,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "warmup": 0.1,
+    "shift": 2,
+    "dropout": "none",
+}
+# The binary networks, and their float twins beside them.
+BINARY_RECIPE = {
+    "epochs": 60,
+    "batch": 256,
+    "learning_rate": 5e-3,
+    "warmup": 0.05,
+    "shift": 1,
+}
+# About 99 % in the shortest time.
+FAST_RECIPE = {"epochs": 1, "learning_rate": 8e-3, "warmup": 0.3, "shift": 0}
+
+# The layers to leave out in training.
+DROPOUT = {"both": (), "hidden": ("drop2",), "none": ("drop1", "drop2")}
+
+# Of 60,000 images, 5,000 are held out for --validate.
+HELD_OUT_SHARE = 12
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a network on MNIST as the command line says; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.network != "deep-convnet":
+        parser.set_defaults(**BINARY_RECIPE)
+        options = parser.parse_args(arguments)
+    if options.fast:
+        parser.set_defaults(**FAST_RECIPE)
+        options = parser.parse_args(arguments)
+    try:
+        _train(options, arguments)
+    except KeyboardInterrupt:  # fit has said what is kept
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(options: argparse.Namespace, arguments: list[str]) -> None:
+    if options.out is not None and not options.out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.out.parent.name!r}; make it.")
+    if options.images is not None:
+        check_whole_number("--images", options.images, HELD_OUT_SHARE)
+    card = machine_card()
+    print(card.summary)
+    images, labels = (array[: options.images] for array in mnist("train"))
+    validation = None
+    if options.validate:
+        count = len(images) // HELD_OUT_SHARE
+        (images, labels), validation = hold_out(images, labels, count)
+    network = trained = NETWORKS[options.network](options)
+    left_out = DROPOUT[options.dropout]
+    if left_out and options.network == "deep-convnet":
+        trained = network.variant(network.name, **dict.fromkeys(left_out))
+    if options.optimizer == "sgd":
+        optimizer = SGD(options.learning_rate, options.momentum, options.weight_decay)
+    else:
+        optimizer = Adam(options.learning_rate)
+    history = fit(
+        trained,
+        images,
+        labels,
+        epochs=options.epochs,
+        batch=options.batch,
+        optimizer=optimizer,
+        schedule=warmup_cosine(options.warmup),
+        seed=options.seed,
+        shift=options.shift,
+        validation=validation,
+        checkpoint=options.checkpoint,
+    )
+    # Who compares recipes must not see the test set.
+    test = None if options.validate else evaluate(network, *mnist("test"))
+    print(f"Trained on {len(images):,} images in {history.seconds:,.1f} s (measured here)")
+    if test is not None:
+        print(f"Test: {test}")
+    if options.out is not None:
+        network.save_weights(options.out, packed=options.packed)
+        made = _how_made(options, arguments, card, history, len(images), validation, test)
+        with whole_file(options.out.with_suffix(".json")) as part:
+            part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"Wrote {options.out.name} and {options.out.stem}.json")
+
+
+def _how_made(
+    options: argparse.Namespace,
+    arguments: list[str],
+    card: MachineCard,
+    history: History,
+    images: int,
+    validation: tuple[Array, Array] | None,
+    test: Evaluation | None,
+) -> dict[str, Any]:
+    """What stands beside the weights, for JSON: no path of this machine."""
+    words = ["python", "-m", "fastdl_lib.nn.training", *map(_without_folders, arguments)]
+    aside = ("out", "checkpoint", "fast", "validate", "images", "packed", "network")
+    if options.network == "deep-convnet":
+        aside += ("hidden", "width", "binary")
+    else:
+        aside += ("dropout", "width" if options.network == "mlp" else "hidden")
+    if options.optimizer != "sgd":
+        aside += ("momentum", "weight_decay")
+    return {
+        "schema": WEIGHTS_SCHEMA,
+        "weights": options.out.name,
+        "sha256": hashlib.sha256(options.out.read_bytes()).hexdigest(),
+        "network": history.network,
+        "command": shlex.join(words),
+        "recipe": {name: value for name, value in vars(options).items() if name not in aside},
+        "training_images": images,
+        "training_s": round(history.seconds, 1),
+        "validation_images": 0 if validation is None else len(validation[0]),
+        "validation_accuracy": history.epochs[-1].validation_accuracy,
+        "test_images": 0 if test is None else test.images,
+        "test_accuracy": None if test is None else test.accuracy,
+        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        "machine": card.to_dict(),
+        "licence": "MIT, as the code of this project; trained on MNIST (see data/README.md)",
+    }
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line; of a path that leads out of the working folder the name only."""
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
+
+
+def _npz(text: str) -> Path:
+    if Path(text).suffix != ".npz":
+        raise argparse.ArgumentTypeError(f"the name must end in .npz, got {text!r}")
+    return Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdl_lib.nn.training",
+        description="Train a network on MNIST and say how well it reads the test set.",
+    )
+    add = parser.add_argument
+    default = " (default: %(default)s)"
+    add(
+        "--network",
+        choices=NETWORKS,
+        default="deep-convnet",
+        help="which one; the others than deep-convnet have the defaults " + f"{BINARY_RECIPE}",
+    )
+    add("--binary", choices=BINARY_PARTS, default="all", help="what is one bit" + default)
+    add("--hidden", type=int, default=2048, help="values in mlp's hidden layers" + default)
+    add("--width", type=int, default=1, help="multiplies binary-deep-convnet's filters" + default)
+    add("--packed", action="store_true", help="write binary weights as one bit each")
+    add("--fast", action="store_true", help=f"the short recipe: other defaults, {FAST_RECIPE}")
+    add("--epochs", type=int, help="passes over the training images" + default)
+    add("--batch", type=int, help="images a step" + default)
+    add("--optimizer", choices=["adam", "sgd"], help="how gradients become steps" + default)
+    add("--learning-rate", type=float, help="the highest one of the schedule" + default)
+    add("--momentum", type=float, help="of sgd" + default)
+    add("--weight-decay", type=float, help="of sgd" + default)
+    add("--warmup", type=float, help="share of the run in which the rate rises" + default)
+    add("--shift", type=int, help="move the images by up to so many pixels" + default)
+    add("--dropout", choices=DROPOUT, help="at work in training; the book has both" + default)
+    add("--seed", type=int, default=0, help="decides first weights and all chance" + default)
+    add("--images", type=int, help="train on the first so many images only (default: all)")
+    add(
+        "--validate",
+        action="store_true",
+        help="hold out a twelfth of the training images and count on it after every epoch; the "
+        "test set is not touched",
+    )
+    add("--out", type=_npz, help="write the weights here, and beside them how they were made")
+    add("--checkpoint", type=_npz, help="store the run here after every epoch, and go on from it")
+    parser.set_defaults(**RECIPE)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

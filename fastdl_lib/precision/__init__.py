@@ -1,0 +1,1 @@
+"""Numbers in few bits: formats, products, mixed precision, weights kept narrow."""

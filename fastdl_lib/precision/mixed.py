@@ -1,0 +1,584 @@
+"""A network in few bits, and training in them: master weights, loss scaling, skipped steps.
+
+In which format values are *stored*, *computed* and *accumulated* are three choices, a
+:class:`Precision`. :func:`in_precision` makes a network of them for any format: its arrays are
+float32, their values those of the format. A network whose arrays are float16 themselves,
+``network.astype(np.float16)``, needs no emulation. :class:`MixedPrecision` trains both.
+
+Source: P. Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastdl_lib.convolution.im2col import im2col, wide
+from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.checks import check_number, check_whole_number
+from fastdl_lib.core.threads import blocks
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.optimizers import Optimizer
+from fastdl_lib.precision.formats import (
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    FloatFormat,
+    NumberFormat,
+    ScaledInteger,
+    product,
+)
+
+__all__ = [
+    "DynamicLossScale",
+    "MixedPrecision",
+    "Precision",
+    "Rounding",
+    "in_precision",
+    "weight_bytes",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+Shape = tuple[int, ...]
+
+# Below it gradients do not overflow because they are scaled.
+LEAST_LOSS_SCALE = 2.0**-10
+
+# So many bytes of columns are laid out at once.
+COLUMN_BYTES = 2**25
+
+
+# --- a network in another format ----------------------------------------------------------------
+
+
+class Precision(NamedTuple):
+    """The formats in which a network's values are stored, multiplied and added up.
+
+    >>> from fastdl_lib.precision.formats import FLOAT16
+    >>> Precision(FLOAT16).accumulate.name
+    'float32'
+    """
+
+    store: NumberFormat
+    """Of weights, and of what one layer hands to the next."""
+    compute: NumberFormat = FLOAT32
+    """Of the factors and of each product."""
+    accumulate: NumberFormat = FLOAT32
+    """Of each partial sum, and of the bias."""
+
+
+def _for(format: NumberFormat, array: Array) -> NumberFormat:
+    """The format of one array: a scale for each channel is for the weights that have channels."""
+    if isinstance(format, ScaledInteger) and array.ndim < 2:
+        return ScaledInteger(format.bits)
+    return format
+
+
+class Rounding(Layer):
+    """Round what passes to a format: values on the way forward, gradients on the way back.
+
+    Stochastic rounding draws in training only; elsewhere it is to nearest, so that a network gives
+    one answer. (Ranks that share a batch all draw alike, each for its own images.) The scale of an
+    integer format is that of the whole batch. Any shape, float32 or float64.
+
+    Raises:
+        TypeError: the format is none.
+
+    >>> from fastdl_lib.precision.formats import FLOAT16
+    >>> Rounding(FLOAT16).forward(np.array([[2049, 70000]], np.float32)).tolist()
+    [[2048.0, inf]]
+    """
+
+    def __init__(self, format: NumberFormat, *, stochastic: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        _check_format("format", format)
+        self.format, self.stochastic, self.seed = format, bool(stochastic), seed
+        self._generators: dict[str, Any] = {}
+
+    def reseed(self, seed: int) -> None:
+        """Begin the random draws anew from ``seed``, whatever was drawn before."""
+        self.seed = seed
+        self._generators = {}
+
+    def _round(self, x: Array, draw: bool) -> Array:
+        if not draw:
+            return self.format.round(x)
+        xp = array_module(x)
+        if xp.__name__ not in self._generators:
+            self._generators[xp.__name__] = xp.random.default_rng(self.seed)
+        return self.format.round(x, rng=self._generators[xp.__name__])
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        out = self._round(x, self.stochastic and training)
+        self._keep(training, out)
+        return out
+
+    def backward(self, grad_out: Array | None) -> Array | None:
+        if not self.needs_grad_x:  # nor has the layer behind it made one
+            return None
+        self._recall(grad_out)
+        return self._round(grad_out, self.stochastic)
+
+
+class _Products(Layer):
+    """A Linear or Conv2d in which every product and every sum is rounded; forward only.
+
+    Each sum goes over k = 0, 1, 2, ... (channel, row and column of the filter) from zero. The
+    bias, rounded to ``accumulate``, is added last, and that sum is rounded as well.
+    """
+
+    def __init__(self, layer: Linear | Conv2d, precision: Precision) -> None:
+        super().__init__()
+        self.layer, self.parameters = layer, layer.parameters
+        self.compute, self.accumulate = precision.compute, precision.accumulate
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.layer.output_shape(input_shape)
+
+    def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return product(a, b, compute=self.compute, accumulate=self.accumulate)
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        shape = (len(x), *self.output_shape(x.shape[1:]))
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        if isinstance(self.layer, Linear):
+            out = self._product(x, weight.T)
+        else:
+            out, bias = self._convolved(x, weight, shape), bias[:, None, None]
+        # Sums of two in float64 are exact for every format that adds up here: rounded once.
+        with np.errstate(invalid="ignore"):
+            out = out + self.accumulate.round(bias).astype(np.float64)
+        return self.accumulate.round(out).astype(x.dtype)
+
+    def _convolved(self, x: Array, weight: Array, shape: Shape) -> Array:
+        conv, (_, filters, out_h, out_w) = self.layer, shape
+        matrices = weight.reshape(conv.groups, filters // conv.groups, -1)
+        out = np.empty((len(x), conv.groups, filters // conv.groups, out_h * out_w), x.dtype)
+        image_bytes = x.itemsize * conv.in_channels * conv.kernel**2 * out_h * out_w
+        for part in blocks(slice(0, len(x)), max(1, COLUMN_BYTES // image_bytes)):
+            columns = im2col(x[part], (conv.kernel, conv.kernel), conv.stride, conv.padding)
+            columns = columns.reshape(len(columns), conv.groups, -1, out_h * out_w)
+            for group, matrix in enumerate(matrices):
+                side_by_side = columns[:, group].transpose(1, 0, 2).reshape(matrix.shape[1], -1)
+                made = self._product(matrix, side_by_side)
+                made = made.reshape(len(matrix), len(columns), -1)
+                out[part, group] = made.transpose(1, 0, 2)
+        return out.reshape(shape)
+
+    def backward(self, grad_out: Array) -> Array | None:
+        raise RuntimeError(
+            f"a network that computes in {self.compute.name} and accumulates in "
+            f"{self.accumulate.name} runs forward only; to train, store in few bits and compute in "
+            "float32: in_precision(network, Precision(FLOAT16))."
+        )
+
+
+# What these put out are values that came in, or zero: nothing to round.
+_CHOOSES_VALUES = (ReLU, MaxPool2d, Flatten)
+
+
+def in_precision(
+    network: Network, precision: Precision, *, stochastic: bool = False, seed: int = 0
+) -> Network:
+    """Make a copy of a network whose values are all stored, and computed, in given formats.
+
+    The weights are rounded copies. A :class:`Rounding` stands first, ``"input stored"``, and behind
+    every layer that makes new values, such as ``"conv1 stored"``. ReLU, max-pooling and Flatten
+    make none. Dropout does, by its factor 1/(1 - rate).
+
+    The arrays are float32 and hold the format's values (float64 where both ``compute`` and
+    ``accumulate`` are). With other formats to compute or accumulate in, Conv2d and Linear add up
+    one rounded product after the other: slow, on the CPU, forward only. Of int8 per channel the
+    weights have a scale for each output channel; activations, gradients and biases one for each
+    array.
+
+    Args:
+        network: stays as it is, and shares nothing with the copy.
+        precision: such as ``Precision(FLOAT16)``.
+        stochastic: round weights, and in training what passes, stochastically.
+        seed: decides those draws; ``fit`` seeds the layers anew for each epoch.
+
+    Returns:
+        A network named such as ``"DeepConvNet in float16"``. With ``Precision(FLOAT32)`` it gives
+        the outputs of a float32 network bit for bit.
+
+    Raises:
+        TypeError: precision is none, or computes or accumulates in no floating-point format.
+        ValueError: the network has roundings already.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.precision.formats import FLOAT16
+    >>> half = in_precision(deep_convnet(), Precision(FLOAT16))
+    >>> half.name, list(half.layers)[:4]
+    ('DeepConvNet in float16', ['input stored', 'conv1', 'conv1 stored', 'relu1'])
+    """
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision must be one such as Precision(FLOAT16), got {precision!r}.")
+    for use, format in zip(precision._fields, precision, strict=True):
+        _check_format(use, format)
+        if use != "store" and not isinstance(format, FloatFormat):
+            raise TypeError(
+                f"{use} must be a floating-point format, got {format.name}; store in it, "
+                "Precision(INT8), and compute in float32, which holds its products."
+            )
+    if any(isinstance(layer, (Rounding, _Products)) for layer in network.layers.values()):
+        raise ValueError(f"{network.name} is rounded already; take the network it was made from.")
+    plain = precision.compute == precision.accumulate and precision.compute in (FLOAT32, FLOAT64)
+    dtype = np.float64 if plain and precision.compute == FLOAT64 else np.float32
+    passing = precision.store
+    if isinstance(passing, ScaledInteger):
+        passing = ScaledInteger(passing.bits)
+
+    made: list[tuple[str, Layer]] = []
+
+    def add_rounding(name: str) -> None:
+        layer_seed = _seed(seed, 1, len(made))
+        made.append((name, Rounding(passing, stochastic=stochastic, seed=layer_seed)))
+
+    rng = None
+    if stochastic:
+        weights = network.parameters.values()
+        xp = array_module(*weights) if weights else np
+        rng = xp.random.default_rng(_seed(seed, 0, 0))
+    add_rounding("input stored")
+    for name, layer in network.layers.items():
+        twin = _copy(layer, precision.store, dtype, rng)
+        if not plain and isinstance(twin, (Linear, Conv2d)):
+            twin = _Products(twin, precision)
+        made.append((name, twin))
+        if isinstance(layer, _CHOOSES_VALUES) or (isinstance(layer, Dropout) and not layer.rate):
+            continue
+        add_rounding(f"{name} stored")
+    in_format = Network(f"{network.name} in {precision.store.name}", made, network.input_shape)
+    # Nor does anything ask for the gradient of the rounded images.
+    made[1][1].needs_grad_x = False
+    return in_format
+
+
+def _copy(layer: Layer, format: NumberFormat, dtype: Any, rng: Any) -> Layer:
+    """A copy of a layer with rounded copies of its weights, in their order of memory."""
+    twin = copy.copy(layer)
+    twin.parameters, twin.gradients = {}, {}
+    twin.reseed(getattr(layer, "seed", 0))  # with draws of its own
+    for name, old in layer.parameters.items():
+        new = array_module(old).empty_like(old, dtype=dtype)
+        new[...] = _for(format, old).round(old.astype(wide(old.dtype), copy=False), rng=rng)
+        twin.parameters[name] = new
+    return twin
+
+
+def weight_bytes(network: Network, format: NumberFormat) -> int:
+    """Count the bytes that all weights take in a format, scales of integers included.
+
+    A value takes 1, 2, 4 or 8 whole bytes, a scale 4. Biases of int8 per channel share one scale.
+
+    Raises:
+        TypeError: the format is none.
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.precision.formats import FLOAT16, INT8
+    >>> weight_bytes(deep_convnet(), FLOAT16), weight_bytes(deep_convnet(), INT8)
+    (247104, 123616)
+    """
+    _check_format("format", format)
+    value_bytes = next(size for size in (1, 2, 4, 8) if format.bits <= 8 * size)
+    total = value_bytes * network.parameter_count
+    if isinstance(format, ScaledInteger):
+        for weight in network.parameters.values():
+            axis = _for(format, weight).axis
+            total += 4 * (1 if axis is None else weight.shape[axis])
+    return total
+
+
+def _check_format(name: str, format: NumberFormat) -> None:
+    if not isinstance(format, NumberFormat):
+        raise TypeError(
+            f"{name} must be a number format such as FLOAT16 or FixedPoint(8, 8), got {format!r}."
+        )
+
+
+def _seed(seed: int, *place: int) -> int:
+    """The seed of one source of randomness."""
+    sequence = np.random.SeedSequence(int(seed), spawn_key=place)
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+class DynamicLossScale:
+    """A loss scale that looks for the largest one at which gradients do not overflow.
+
+    A step whose gradients overflow makes it smaller, ``interval`` good ones in a row larger.
+
+    Args:
+        start: above 0; a power of two changes no digit of a gradient.
+        growth: factor, above 1.
+        backoff: factor, above 0 and below 1.
+        interval: steps, from 1 up.
+
+    Raises:
+        TypeError, ValueError: a number out of its range.
+
+    Source: P. Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2, names the
+    idea; the constants are those of frameworks, with a shorter interval for short runs.
+
+    >>> scale = DynamicLossScale(start=1024, interval=2)
+    >>> for overflowed in (True, False, False):
+    ...     scale.update(overflowed)
+    ...     print(scale.scale)
+    512.0
+    512.0
+    1024.0
+    """
+
+    def __init__(
+        self,
+        start: float = 2.0**15,
+        growth: float = 2.0,
+        backoff: float = 0.5,
+        interval: int = 200,
+    ) -> None:
+        check_number("start", start, low=LEAST_LOSS_SCALE)
+        check_number("growth", growth, low=1, low_included=False)
+        check_number("backoff", backoff, low=0, low_included=False, high=1)
+        check_whole_number("interval", interval, 1)
+        self.start, self.growth, self.backoff = float(start), float(growth), float(backoff)
+        self.interval = int(interval)
+        self.scale = self.start
+        """The scale now."""
+        self.good_steps = 0
+        """Steps without an overflow since the scale last changed."""
+
+    def update(self, overflowed: bool) -> None:
+        """Take in how a step went.
+
+        Raises:
+            FloatingPointError: the scale has become so small that it cannot be the cause.
+        """
+        if overflowed:
+            if self.scale * self.backoff < LEAST_LOSS_SCALE:
+                raise FloatingPointError(
+                    f"gradients are not finite even at a loss scale of {self.scale:.3g}: scaling "
+                    "is not the cause. Try a lower learning rate, a format with a wider range "
+                    "(bfloat16), and see that images and weights are finite."
+                )
+            self.scale *= self.backoff
+            self.good_steps = 0
+            return
+        self.good_steps += 1
+        if self.good_steps == self.interval:
+            self.scale *= self.growth
+            self.good_steps = 0
+
+
+class _Weights(NamedTuple):
+    """What an optimiser asks of a network."""
+
+    name: str
+    parameters: dict[str, Array]
+    gradients: dict[str, Array]
+    layers: dict[str, Layer] = {}  # noqa: RUF012  # no layer acts on what is copied here
+
+
+class MixedPrecision(Optimizer):
+    """Another optimiser's steps for a network whose weights are stored in few bits.
+
+    A step takes the gradients as the format stores them, divides them by the loss scale in float32,
+    and lets the other optimiser change float32 *master weights*; the network gets these rounded.
+    Changes too small for one step's rounding add up in them. A step with a gradient that is not
+    finite is left out: weights and memory stay, ``skipped`` counts it.
+
+    ``fit`` multiplies the loss by ``loss_scale``. Where you call yourself::
+
+        training_pass(network, x, labels, weight=optimizer.loss_scale)
+        optimizer.step(network)
+
+    Args:
+        optimizer: such as ``SGD(0.1)`` or ``Adam()``; it belongs to this one from then on.
+        storage: the format of weights and gradients. For a network of float16 arrays FLOAT16; for
+            one from :func:`in_precision` its ``store``.
+        master_weights: False: the stored weights are the only ones, and are changed in float32
+            and rounded again at every step.
+        loss_scale: a number above 0, best a power of two, or a :class:`DynamicLossScale`. Fixed
+            point and integers do not overflow but saturate, silently: for them a number.
+        stochastic: round gradients and weights stochastically.
+        seed: decides those draws, with the step's number; nothing else needs to be kept.
+
+    Raises:
+        TypeError, ValueError: arguments of another type, or out of range.
+
+    Sources: Micikevicius et al. 2018, section 3.1 (master weights) and 3.2 (loss scaling); S. Gupta
+    et al., "Deep learning with limited numerical precision", ICML 2015 (stochastic rounding without
+    master weights).
+
+    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.optimizers import SGD
+    >>> network, x = deep_convnet().astype(np.float16), np.ones((2, 1, 28, 28), np.float16)
+    >>> optimizer = MixedPrecision(SGD(0.01), FLOAT16)
+    >>> loss = network.loss_and_gradients(x, np.array([3, 8]))
+    >>> optimizer.step(network)
+    >>> optimizer.state["master.fc2.weight"].dtype, network.parameters["fc2.weight"].dtype
+    (dtype('float32'), dtype('float16'))
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        storage: NumberFormat,
+        *,
+        master_weights: bool = True,
+        loss_scale: float | DynamicLossScale = 1.0,
+        stochastic: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, MixedPrecision):
+            raise TypeError(f"optimizer must be a plain one such as Adam(), got {optimizer!r}.")
+        _check_format("storage", storage)
+        self.dynamic = loss_scale if isinstance(loss_scale, DynamicLossScale) else None
+        if self.dynamic is None:
+            check_number("loss_scale", loss_scale, low=0, low_included=False)
+            self._constant_scale = float(loss_scale)
+        elif not isinstance(storage, FloatFormat):
+            raise ValueError(
+                f"{storage.name} saturates where a float overflows, so that nothing tells when a "
+                "loss scale is too large; give a number, such as loss_scale=256."
+            )
+        check_whole_number("seed", seed, 0)
+        self.optimizer, self.storage = optimizer, storage
+        self.master_weights, self.stochastic = bool(master_weights), bool(stochastic)
+        self.seed = int(seed)
+        self.skipped = 0
+        """Steps left out because a gradient was not finite."""
+
+    # What is remembered, and the rate, are the other optimiser's.
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.optimizer.learning_rate = rate
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; those skipped do not count."""
+        return self.optimizer.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.optimizer.steps = steps
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The other optimiser's, and the master weights, such as ``"master.conv1.weight"``."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: dict[str, Array]) -> None:
+        self.optimizer.state = state
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Skipped steps, and a dynamic loss scale with its good steps."""
+        numbers: dict[str, float] = {"skipped": self.skipped}
+        if self.dynamic is not None:
+            numbers |= {"scale": self.dynamic.scale, "good_steps": self.dynamic.good_steps}
+        return numbers
+
+    @numbers.setter
+    def numbers(self, numbers: dict[str, float]) -> None:
+        self.skipped = numbers["skipped"]
+        if self.dynamic is not None:
+            self.dynamic.scale, self.dynamic.good_steps = numbers["scale"], numbers["good_steps"]
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the loss's gradient at the next step."""
+        return self._constant_scale if self.dynamic is None else self.dynamic.scale
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of both optimisers.
+
+        >>> from fastdl_lib.nn.optimizers import SGD
+        >>> MixedPrecision(SGD(0.1), FLOAT16, loss_scale=1024).settings["loss scale"]
+        1024.0
+        """
+        scale: Any = self.loss_scale
+        if self.dynamic is not None:
+            names = ("start", "growth", "backoff", "interval")
+            scale = {name: getattr(self.dynamic, name) for name in names}
+        inner = self.optimizer.settings
+        return {
+            **inner,
+            "optimizer": f"MixedPrecision of {inner['optimizer']}",
+            "storage": self.storage.name,
+            "master weights": self.master_weights,
+            "loss scale": scale,
+            "rounding": f"stochastic, seed {self.seed}" if self.stochastic else "to nearest",
+        }
+
+    def step(self, network: Network) -> None:
+        """Change ``network``'s weights, in place, by the scaled gradients of its last backward
+        pass; or skip the step, where one is not finite.
+
+        Raises:
+            RuntimeError, ValueError: as :meth:`Optimizer.step`; nothing is changed.
+            ValueError: the arrays are float16 and the storage is another format; a layer changes
+                its weights after a step, as binary ones do.
+            FloatingPointError: a dynamic loss scale became too small (see DynamicLossScale).
+        """
+        for name, layer in network.layers.items():
+            if type(layer).after_step is not Layer.after_step:
+                raise ValueError(
+                    f"{name}, a {type(layer).__name__}, changes its weights after a step, and "
+                    "would not see the master weights: train it with a plain optimiser."
+                )
+        gradients, weights = self.optimizer._checked_gradients(network), network.parameters
+        xp = array_module(*weights.values(), *gradients.values())
+        for name, weight in weights.items():
+            if weight.dtype == np.float16 and self.storage != FLOAT16:
+                raise ValueError(
+                    f"{name} is a float16 array, which holds no {self.storage.name}; use "
+                    "MixedPrecision(..., FLOAT16), or in_precision() with its float32 arrays."
+                )
+        rng = None
+        if self.stochastic:
+            rng = xp.random.default_rng(_seed(self.seed, self.steps, self.skipped))
+        if isinstance(self.storage, FloatFormat):
+            gradients = self._stored(gradients, rng)
+        # One number comes back from a GPU.
+        finite = bool(xp.stack([xp.isfinite(g).all() for g in gradients.values()]).all())
+        scale = self.loss_scale
+        self.skipped += not finite
+        if self.dynamic is not None:
+            self.dynamic.update(not finite)
+        if not finite:
+            return
+        if not isinstance(self.storage, FloatFormat):  # these take finite values only
+            gradients = self._stored(gradients, rng)
+        gradients = {name: g.astype(wide(g.dtype)) / scale for name, g in gradients.items()}
+        working = {name: self._working_copy(name, weight) for name, weight in weights.items()}
+        self.optimizer.step(_Weights(network.name, working, gradients))
+        for name, weight in weights.items():
+            weight[...] = _for(self.storage, weight).round(working[name], rng=rng)
+
+    def _stored(self, gradients: dict[str, Array], rng: Any) -> dict[str, Array]:
+        """The gradients as the format stores them; a float16 array is stored so already."""
+        return {
+            name: g if g.dtype == np.float16 else _for(self.storage, g).round(g, rng=rng)
+            for name, g in gradients.items()
+        }
+
+    def _working_copy(self, name: str, weight: Array) -> Array:
+        """What the other optimiser changes: the master weight, or a copy that lasts for a step."""
+        key = f"master.{name}"
+        if key in self.state:
+            return self.state[key]
+        copied = weight.astype(wide(weight.dtype))
+        if self.master_weights:
+            self.state[key] = copied
+        return copied

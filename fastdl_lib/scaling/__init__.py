@@ -1,0 +1,1 @@
+"""Many machines: the simulator, published curves, real ranks over MPI."""

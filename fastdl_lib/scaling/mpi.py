@@ -1,0 +1,176 @@
+"""Whether MPI works here, and jobs of several processes, the *ranks*, started from a notebook.
+
+The process that imports this does not become a rank itself.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from fastdl_lib.core.checks import check_number, check_whole_number
+
+__all__ = ["MpiStatus", "mpi_status", "run_ranks"]
+
+
+class MpiStatus(NamedTuple):
+    """Whether jobs of several ranks run here, and why (not)."""
+
+    available: bool
+    library: str
+    """The MPI library and its version, empty without one."""
+    reason: str
+    """One sentence a learner can act on."""
+
+
+def _mpiexec() -> str | None:
+    """The command that starts ranks: the one beside this Python, whose library mpi4py loads."""
+    beside_python = Path(sys.executable).parent / "mpiexec"
+    return str(beside_python) if beside_python.is_file() else shutil.which("mpiexec")
+
+
+@functools.cache
+def mpi_status() -> MpiStatus:
+    """Say whether MPI works here, proved by one small job.
+
+    This process itself does not become a rank.
+
+    >>> isinstance(mpi_status().reason, str)
+    True
+    """
+    if sys.platform == "win32":
+        return MpiStatus(
+            False,
+            "",
+            "MPI is not installed on Windows, for which there is no mpich wheel: what is shown "
+            "here was recorded on another machine (WSL runs it live).",
+        )
+    install = "install it with pip install -e . (or pip install mpi4py mpich)"
+    command = _mpiexec()
+    if command is None:
+        return MpiStatus(
+            False, "", f"mpiexec is neither beside this Python nor on PATH; {install}."
+        )
+    code = "from mpi4py import MPI; print(MPI.Get_library_version())"
+    words = [command, "-n", "1", sys.executable, "-c", code]
+    try:
+        result = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return MpiStatus(False, "", f"mpiexec did not start a job ({error}); {install}.")
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+        why = next((line for line in reversed(lines) if "Error" in line), lines[-1]).strip()
+        return MpiStatus(False, "", f"a job of one rank failed ({why}); {install}.")
+    words = result.stdout.replace("Version", " ").replace(":", " ").split()
+    library = " ".join(words[:2]).strip(",")
+    return MpiStatus(True, library, f"{library} through mpi4py.")
+
+
+def run_ranks(
+    ranks: int,
+    *words: str | int | float | Path,
+    timeout_s: float = 120.0,
+    show: bool = True,
+    program: Sequence[str] = ("-m", "fastdl_lib.scaling.workers"),
+) -> dict[str, Any]:
+    """Run a job of several ranks on this machine, show what rank 0 prints, return its result.
+
+    It is the command ``mpiexec -n RANKS python -m mpi4py -m fastdl_lib.scaling.workers WORDS``. No
+    process is left behind, however it ends.
+
+    Args:
+        ranks: how many; they may be more than the cores.
+        words: the words of the command line, such as ``"train", "--images", 2000``.
+        timeout_s: the job is ended after so many seconds.
+        show: print the output as it comes.
+        program: what each rank runs; another program gets ``--result FILE`` as well, and rank 0
+            writes its result there as JSON.
+
+    Returns:
+        The result; among other things the number of ranks, of threads and the machine card.
+
+    Raises:
+        RuntimeError: MPI is missing, or the job failed; the message names the rank.
+        TimeoutError: it took too long.
+
+    >>> if mpi_status().available:
+    ...     result = run_ranks(2, "all-reduce", "--bytes", 4000, "--rounds", 1, show=False)
+    ... else:
+    ...     result = {"ranks": 2}
+    >>> result["ranks"]
+    2
+    """
+    check_whole_number("ranks", ranks, 1)
+    check_number("timeout_s", timeout_s, low=0, low_included=False)
+    if not mpi_status().available:
+        raise RuntimeError(mpi_status().reason)
+    with tempfile.TemporaryDirectory(prefix="fastdl-job-") as folder:
+        result, errors = Path(folder) / "result.json", Path(folder) / "errors.txt"
+        command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program]
+        command += [*map(str, words), "--result", str(result)]
+        with open(errors, "wb") as stderr:
+            job = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                # What a rank prints comes at once.
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        late = threading.Event()
+        timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
+        timer.start()
+        try:
+            for line in job.stdout:
+                if show:
+                    print(line, end="", flush=True)
+            job.wait()
+        finally:
+            timer.cancel()
+            _end(job)
+            job.stdout.close()
+        said = errors.read_text(encoding="utf-8", errors="replace")
+        if late.is_set():
+            raise TimeoutError(
+                f"the job of {ranks} ranks was ended after {timeout_s:g} s; give it less to do, or "
+                f"more time with timeout_s. {_why(said)}".rstrip()
+            )
+        if job.returncode or not result.is_file():
+            raise RuntimeError(
+                f"the job of {ranks} ranks ended with status {job.returncode} and without a "
+                f"result. {_why(said)}".rstrip()
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _why(said: str) -> str:
+    """What the ranks or the watchdog said of a failed job; where they said nothing, the rest."""
+    lines = said.strip().splitlines()
+    named = [line for line in lines if line.startswith("rank ")]
+    return "\n".join(named or lines[-20:])
+
+
+def _end(job: subprocess.Popen) -> None:
+    """End a job and everything that it started."""
+    processes = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if job.poll() is None:
+            processes = [psutil.Process(job.pid)]
+            processes += processes[0].children(recursive=True)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    job.wait()

@@ -1,0 +1,232 @@
+"""Binary layers: their values, and gradients that pass straight through the sign."""
+
+import numpy as np
+import pytest
+from helpers import SEEDS, images
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
+from fastdl_lib.convolution.im2col import conv2d_loops
+from fastdl_lib.core.datasets import mnist
+from fastdl_lib.nn.layers import Linear
+from fastdl_lib.nn.network import BINARY_PARTS, binary_deep_convnet, binary_mlp
+from fastdl_lib.nn.optimizers import SGD, Adam
+
+
+def numeric_gradient(loss, array, step=1e-5):
+    """Central finite differences of ``loss()`` by every value of ``array``."""
+    grad = np.empty_like(array)
+    for at in np.ndindex(array.shape):
+        kept = array[at]
+        array[at] = kept + step
+        above = loss()
+        array[at] = kept - step
+        grad[at] = (above - loss()) / (2 * step)
+        array[at] = kept
+    return grad
+
+
+def plain_sign(x):
+    return np.where(x >= 0, 1.0, -1.0)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_sign_has_two_values_and_keeps_the_dtype(dtype):
+    x = np.array([[-2, -1e-7, -0.0, 0.0, 1e-7, 3]], dtype)
+    out = sign(x)
+    assert out.dtype == dtype and out.tolist() == [[-1, -1, 1, 1, 1, 1]]
+    assert sign(np.zeros((3, 70_000), dtype)[:, ::2]).all()
+
+
+def test_pixel_bytes_finds_every_stored_byte_again():
+    images, _ = mnist("test")
+    stored = np.arange(256, dtype=np.uint8)
+    x = stored.astype(np.float32) / np.float32(255)
+    assert (PixelBytes().forward(x[None]) == stored).all()
+    values = PixelBytes().forward(images[:100])
+    assert (values == np.rint(values)).all() and values.max() == 255
+
+
+@given(seed=SEEDS, n=st.integers(1, 5), features=st.integers(1, 90), outputs=st.integers(1, 6))
+def test_a_binary_product_is_a_whole_number_exactly(seed, n, features, outputs):
+    rng = np.random.default_rng(seed)
+    layer = BinaryLinear(features, outputs, rng=rng)
+    x = sign(rng.standard_normal((n, features), dtype=np.float32))
+    whole = x.astype(int) @ plain_sign(layer.parameters["weight"]).astype(int).T
+    assert (layer.forward(x) == whole).all()
+
+
+@given(
+    x=images(), filters=st.integers(1, 3), kernel=st.integers(1, 3), stride=st.integers(1, 3),
+    padding=st.integers(0, 2), around=st.sampled_from([-1.0, 0.0]), seed=SEEDS,
+)  # fmt: skip
+def test_binary_conv2d_is_the_loops_over_signs(x, filters, kernel, stride, padding, around, seed):
+    kernel = min(kernel, *(size + 2 * padding for size in x.shape[2:]))
+    rng = np.random.default_rng(seed)
+    layer = BinaryConv2d(
+        x.shape[1], filters, kernel, stride=stride, padding=padding, padding_value=around, rng=rng
+    )
+    x = sign(x.astype(np.float32))
+    edge = (padding, padding)
+    framed = np.pad(x, ((0, 0), (0, 0), edge, edge), constant_values=around)
+    weight = plain_sign(layer.parameters["weight"])
+    expected = conv2d_loops(framed.astype(float), weight, stride=stride)
+    assert (layer.forward(x) == expected).all()
+
+
+@pytest.mark.parametrize("make", [
+    lambda rng: (BinaryLinear(6, 4, scaled=True, rng=rng), (3, 6)),
+    lambda rng: (BinaryConv2d(2, 4, 3, scaled=True, rng=rng), (3, 2, 5, 5)),
+])  # fmt: skip
+def test_the_scale_is_the_mean_size_of_an_outputs_weights(make):
+    layer, shape = make(np.random.default_rng(0))
+    x = np.ones(shape, np.float32)
+    scaled = layer.forward(x)
+    layer.scaled = False
+    plain = layer.forward(x)
+    size = abs(layer.parameters["weight"]).reshape(4, -1).mean(axis=1)
+    expected = plain * size.reshape(1, 4, *[1] * (len(shape) - 2))
+    np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+@given(x=images())
+def test_the_gradient_of_sign_is_that_of_hard_tanh(x):
+    x = 3 * x  # some beyond 1, none at 1
+    grad_out = np.random.default_rng(1).standard_normal(x.shape)
+    layer = Sign()
+    layer.forward(x, training=True)
+    expected = numeric_gradient(lambda: np.vdot(np.clip(x, -1, 1), grad_out), x)
+    np.testing.assert_allclose(layer.backward(grad_out), expected, atol=1e-8)
+
+
+def test_the_sign_s_own_gradient_is_zero():
+    layer = Sign(straight_through=False)
+    layer.forward(np.ones((1, 3)), training=True)
+    assert layer.backward(np.ones((1, 3))).tolist() == [[0, 0, 0]]
+
+
+def check_straight_through(layer, x, product):
+    """Compare the gradients with those of the line that stands in for the sign: sign(w0) + w - w0.
+
+    ``product(x, weight)`` computes the layer's output from the weights at work.
+    """
+    layer.parameters["weight"] = layer.parameters["weight"].astype(float)
+    weight = layer.parameters["weight"]
+    start = weight.copy()
+    out = layer.forward(x, training=True)
+    grad_out = np.random.default_rng(3).standard_normal(out.shape)
+    grad_x = layer.backward(grad_out)
+
+    def loss():
+        at_work = plain_sign(start) + weight - start
+        if layer.scaled:
+            axes = tuple(range(1, weight.ndim))
+            at_work = at_work * abs(weight).mean(axis=axes, keepdims=True)
+        return np.vdot(product(x, at_work), grad_out)
+
+    np.testing.assert_allclose(out, product(x, layer.binary_weight()), rtol=1e-12, atol=1e-12)
+    assert layer.gradients.keys() == {"weight"}
+    close = {"rtol": 1e-6, "atol": 1e-7}
+    np.testing.assert_allclose(layer.gradients["weight"], numeric_gradient(loss, weight), **close)
+    np.testing.assert_allclose(grad_x, numeric_gradient(loss, x), **close)
+
+
+@given(
+    n=st.integers(1, 3), features=st.integers(1, 6), outputs=st.integers(1, 4),
+    scaled=st.booleans(), seed=SEEDS,
+)  # fmt: skip
+def test_binary_linear_gradient(n, features, outputs, scaled, seed):
+    rng = np.random.default_rng(seed)
+    layer = BinaryLinear(features, outputs, scaled=scaled, rng=rng)
+    x = rng.standard_normal((n, features))
+    check_straight_through(layer, x, lambda x, weight: x @ weight.T)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("window", [
+    {"kernel": 2}, {"kernel": 3, "padding": 1}, {"kernel": 2, "stride": 2, "padding": 1},
+])  # fmt: skip
+def test_binary_conv2d_gradient(window, scaled):
+    rng = np.random.default_rng(0)
+    layer = BinaryConv2d(2, 3, **window, scaled=scaled, rng=rng)
+    x = rng.standard_normal((2, 2, 4, 4))
+    padding, stride = window.get("padding", 0), window.get("stride", 1)
+
+    def product(x, weight):
+        edge = (padding, padding)
+        framed = np.pad(x, ((0, 0), (0, 0), edge, edge), constant_values=-1.0)
+        return conv2d_loops(framed, weight, stride=stride)
+
+    check_straight_through(layer, x, product)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [SGD(1e5), Adam(5.0)])
+def test_latent_weights_stay_within_one(optimizer):
+    images, labels = (array[:50] for array in mnist("train"))
+    network = binary_mlp(hidden=16)
+    for _ in range(3):
+        network.loss_and_gradients(images, labels)
+        optimizer.step(network)
+    for name, weight in network.parameters.items():
+        if name.startswith("fc"):
+            assert abs(weight).max() == 1, name
+    assert abs(network.parameters["norm1.bias"]).max() > 1, "only weights are clipped"
+
+
+@pytest.mark.parametrize("binary", BINARY_PARTS)
+@pytest.mark.parametrize("make", [lambda **kw: binary_mlp(hidden=64, **kw), binary_deep_convnet])
+def test_binary_networks_learn(make, binary):
+    images, labels = (array[:200] for array in mnist("train"))
+    network, optimizer = make(binary=binary), Adam(1e-2)
+    losses = []
+    for _ in range(12):
+        losses.append(network.loss_and_gradients(images, labels))
+        optimizer.step(network)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_without_straight_through_the_layers_before_the_sign_learn_nothing():
+    images, labels = (array[:50] for array in mnist("train"))
+    network = binary_mlp(hidden=16)
+    for layer in network.layers.values():
+        if isinstance(layer, Sign):
+            layer.straight_through = False
+    network.loss_and_gradients(images, labels)
+    assert not network.gradients["fc1.weight"].any() and network.gradients["fc4.weight"].any()
+
+
+def test_the_float_twin_has_the_layers_and_sizes_of_the_binary_network():
+    one, twin = binary_mlp(hidden=16), binary_mlp(hidden=16, binary="none")
+    assert list(one.shapes.values()) == list(twin.shapes.values())
+    assert isinstance(twin.layers["fc1"], Linear) and "fc1.bias" in twin.parameters
+
+
+@pytest.mark.parametrize("make", [binary_mlp, binary_deep_convnet])
+def test_another_word_for_what_is_binary_is_refused(make):
+    with pytest.raises(ValueError, match=r"binary must be one of \['all', 'weights', 'none'\]"):
+        make(binary="both")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("make", [lambda **kw: binary_mlp(hidden=50, **kw), binary_deep_convnet])
+def test_packed_weights_give_the_same_answers_from_a_smaller_file(make, scaled, tmp_path):
+    images, labels = (array[:64] for array in mnist("train"))
+    network = make(scaled=scaled)
+    network.loss_and_gradients(images, labels)
+    Adam().step(network)
+    network.save_weights(tmp_path / "floats.npz")
+    network.save_weights(tmp_path / "bits.npz", packed=True)
+    other = make(scaled=scaled, seed=1).load_weights(tmp_path / "bits.npz")
+    assert (other.forward(images) == network.forward(images)).all()
+    floats, bits = ((tmp_path / f"{name}.npz").stat().st_size for name in ("floats", "bits"))
+    assert bits < floats / 4

@@ -1,0 +1,724 @@
+"""Everything that runs on a GPU, against float64 on the CPU: on the stand-in and on a real one.
+
+The stand-in runs the very text of our kernels through a C compiler. ``pytest -m gpu`` runs the same
+list on a GPU.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import small_alexnet
+
+from fastdl_lib.convolution import gpu
+from fastdl_lib.convolution.im2col import conv2d_im2col, conv2d_im2col_backward
+from fastdl_lib.core import pretend_gpu
+from fastdl_lib.core.arrays import (
+    array_module,
+    gpu_available,
+    gpu_memory,
+    gpu_status,
+    release_gpu_memory,
+    tf32,
+    tf32_allowed,
+    to_cpu,
+    to_gpu,
+)
+from fastdl_lib.nn.layers import (
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+    softmax_cross_entropy,
+)
+from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.optimizers import SGD, Adam
+from fastdl_lib.nn.training import evaluate, fit, predict_classes
+from fastdl_lib.precision.formats import FLOAT16, FORMATS, INT8_PER_CHANNEL, FixedPoint
+from fastdl_lib.precision.mixed import (
+    DynamicLossScale,
+    MixedPrecision,
+    Precision,
+    Rounding,
+    in_precision,
+)
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not gpu_available(), reason=gpu_status().reason),
+]
+# How far from float64, as a share of the largest value: some roundings of each format.
+CLOSE = {"float16": 1e-2, "tf32": 5e-3, "float32": 2e-5, "float64": 1e-12}
+
+
+@pytest.fixture(params=["stand-in", pytest.param("real", marks=needs_gpu)])
+def xp(request):
+    """CuPy, or what stands in for it."""
+    if request.param == "stand-in":
+        return request.getfixturevalue("fake_gpu")
+    request.addfinalizer(release_gpu_memory)
+    return array_module(to_gpu(np.zeros(1)))
+
+
+def cudnn_for(xp, monkeypatch):
+    """Let cuDNN's path run on the stand-in too, where PyTorch computes on the CPU."""
+    if "stand-in" in xp.__version__:
+        pytest.importorskip("torch")
+        monkeypatch.setattr(gpu, "cudnn_status", lambda: gpu.CudnnStatus(True, "stand-in"))
+    elif not gpu.cudnn_status().available:
+        pytest.skip(gpu.cudnn_status().reason)
+
+
+def assert_close(got, expected, dtype, what=""):
+    close = CLOSE[str(dtype)]
+    got = to_cpu(got).astype(np.float64)
+    atol = close * np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=what)
+
+
+def normal(shape, dtype, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def channels_last(x):
+    return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+# --- convolution --------------------------------------------------------------------------------
+
+# x, weight, and the window; sizes that differ on the two axes show what is mixed up.
+CASES = {
+    "as conv1": ((2, 3, 23, 27), (8, 3, 11, 11), {"stride": 4}),
+    "as conv2": ((2, 8, 9, 7), (6, 4, 5, 5), {"padding": 2, "groups": 2}),
+    "as conv3": ((3, 5, 6, 4), (7, 5, 3, 3), {"padding": 1}),
+    "one pixel": ((2, 4, 5, 6), (3, 4, 1, 1), {"stride": 2}),
+    "long filter": ((2, 6, 9, 8), (6, 2, 2, 5), {"stride": 3, "padding": 3, "groups": 3}),
+    "gaps": ((1, 2, 9, 11), (2, 2, 2, 2), {"stride": 4, "padding": 1}),
+}
+PAIRS = {
+    "gpu": (gpu.conv2d_gpu, gpu.conv2d_gpu_backward),
+    "cudnn": (gpu.conv2d_cudnn, gpu.conv2d_cudnn_backward),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("algorithm", PAIRS)
+@pytest.mark.parametrize("blocked", [False, True], ids=["whole", "in blocks"])
+def test_convolution_forward_and_backward(xp, monkeypatch, algorithm, case, dtype, blocked):
+    if algorithm == "cudnn":
+        cudnn_for(xp, monkeypatch)
+    elif blocked:
+        monkeypatch.setattr(gpu, "_PATCHES_BYTES", 1000)
+    x_shape, w_shape, window = CASES[case]
+    x, weight = normal(x_shape, dtype), normal(w_shape, dtype, 1)
+    bias = normal(w_shape[0], dtype, 2)
+    exact = [array.astype(np.float64) for array in (x, weight, bias)]
+    expected = conv2d_im2col(*exact, **window)
+    grad_out = normal(expected.shape, dtype, 3)
+    grads = conv2d_im2col_backward(grad_out.astype(float), *exact[:2], **window)
+
+    forward, backward = PAIRS[algorithm]
+    x, weight, bias, grad_out = map(to_gpu, (x, weight, bias, grad_out))
+    if blocked:  # the other layout in memory too
+        x, weight, grad_out = map(channels_last, (x, weight, grad_out))
+    out = forward(x, weight, bias, **window)
+    assert type(out) is xp.ndarray and out.dtype == dtype
+    assert_close(out, expected, dtype)
+    assert_close(forward(x, weight, **window), expected - exact[2][:, None, None], dtype)
+    got = backward(grad_out, x, weight, **window)
+    for name, one, wanted in zip(("x", "weight", "bias"), got, grads, strict=True):
+        assert one.dtype == dtype and one.shape == wanted.shape
+        assert_close(one, wanted, dtype, f"gradient by {name}")
+    without = backward(grad_out, x, weight, **window, need_grad_x=False)
+    assert without[0] is None
+    assert_close(without[1], grads[1], dtype)
+
+
+def test_pixels_of_float16_add_up_in_float32(xp):
+    x, weight = xp.ones((1, 1, 21, 21), xp.float16), xp.ones((33, 1, 11, 11), xp.float16)
+    grad_x, _, grad_bias = gpu.conv2d_gpu_backward(xp.ones((1, 33, 11, 11), xp.float16), x, weight)
+    # 11 x 11 patches of 33 each; one by one in float16, every addition beyond 2048 would round.
+    assert float(grad_x[0, 0, 10, 10]) == np.float16(33 * 121)
+    assert float(grad_bias[0]) == 121
+
+
+def test_the_gpus_results_are_channels_last(xp):
+    out = gpu.conv2d_gpu(xp.ones((2, 3, 5, 5)), xp.ones((4, 3, 3, 3)))
+    assert out.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("algorithm", PAIRS)
+def test_what_is_made_for_the_gpu_refuses_arrays_on_the_cpu(algorithm):
+    x, weight = np.ones((1, 2, 4, 4)), np.ones((3, 2, 2, 2))
+    forward, backward = PAIRS[algorithm]
+    with pytest.raises(
+        TypeError, match=r"conv2d_\w+ runs on the GPU only: move .* with to_gpu\(\)"
+    ):
+        forward(x, weight)
+    with pytest.raises(TypeError, match=r"conv2d_\w+_backward runs on the GPU only"):
+        backward(np.ones((1, 3, 3, 3)), x, weight)
+
+
+def test_a_gradient_on_the_cpu_is_refused(xp):
+    x, weight = xp.ones((1, 2, 4, 4)), xp.ones((3, 2, 2, 2))
+    with pytest.raises(TypeError, match=r"to_gpu\(\) or to_cpu\(\)"):
+        gpu.conv2d_gpu_backward(np.ones((1, 3, 3, 3)), x, weight)
+
+
+def test_an_image_beyond_32_bits_is_refused():
+    plan = gpu._Plan(64, 4096, 4096, 3, 3, 4096, 4096, 1, 1)
+
+    class Large:
+        shape, itemsize, size = (1, 64, 4096, 4096), 2, 64 * 4096**2
+
+        def __getitem__(self, _):
+            return self
+
+    with pytest.raises(ValueError, match=r"9,663,676,416 values.*algorithm='cudnn'"):
+        next(plan.blocks(Large()))
+
+
+def test_conv2d_takes_the_gpus_algorithms(xp, monkeypatch):
+    cudnn_for(xp, monkeypatch)
+    x = to_gpu(normal((2, 4, 6, 6), np.float32))
+    made = {}
+    for algorithm in ("auto", "gpu", "im2col", "cudnn"):
+        layer = Conv2d(4, 6, 3, groups=2, algorithm=algorithm, rng=np.random.default_rng(0))
+        layer.parameters = {name: to_gpu(array) for name, array in layer.parameters.items()}
+        made[algorithm] = layer.forward(x, training=True).get()
+        assert layer.backward(xp.ones(made[algorithm].shape, xp.float32)).shape == x.shape
+    assert (made["auto"] == made["gpu"]).all()
+    for algorithm, out in made.items():
+        np.testing.assert_allclose(out, made["gpu"], rtol=0, atol=1e-5, err_msg=algorithm)
+
+
+def test_weights_keep_their_layout_across_the_bus(xp):
+    network = small_alexnet()
+    for moved in (network.to_gpu(), network.to_cpu()):
+        weight = moved.layers["conv2"].parameters["weight"]
+        assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+# --- layers and networks ------------------------------------------------------------------------
+
+LAYERS = {
+    "Conv2d": (lambda: Conv2d(4, 6, 3, padding=1, rng=np.random.default_rng(0)), (3, 4, 7, 5)),
+    "Linear": (lambda: Linear(12, 7, rng=np.random.default_rng(0)), (5, 12)),
+    "MaxPool2d": (lambda: MaxPool2d(3, stride=2), (2, 3, 9, 7)),
+    "MaxPool2d apart": (lambda: MaxPool2d(2), (2, 3, 8, 6)),
+    "LocalResponseNorm": (LocalResponseNorm, (2, 9, 4, 3)),
+    "ReLU": (ReLU, (2, 3, 4, 5)),
+    "Flatten": (Flatten, (2, 3, 4, 5)),
+}
+
+
+def forward_backward(layer, x, grad_out, dtype, move):
+    layer.parameters = {name: move(a.astype(dtype)) for name, a in layer.parameters.items()}
+    x = move(x.astype(dtype))
+    grad_out = move(grad_out.astype(dtype))
+    out = layer.forward(x, training=True)
+    return {"out": out, "x": layer.backward(grad_out), **layer.gradients}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer(xp, kind, dtype):
+    make, shape = LAYERS[kind]
+    x = (10 * normal(shape, np.float64)).astype(dtype)
+    out_shape = (shape[0], *make().output_shape(shape[1:]))
+    grad_out = normal(out_shape, dtype, 1)
+    layer = make()
+    layer.parameters = {name: a.astype(dtype) for name, a in layer.parameters.items()}
+    expected = forward_backward(layer, x, grad_out, np.float64, np.asarray)
+    for move in (to_gpu, np.asarray):  # the same code on the CPU
+        got = forward_backward(make(), x, grad_out, dtype, move)
+        for name, array in got.items():
+            assert array.dtype == dtype, name
+            assert_close(array, expected[name], dtype, name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dropout_keeps_or_drops(xp, dtype):
+    layer, x = Dropout(0.25, seed=0), xp.ones((50, 80), dtype)
+    out = layer.forward(x, training=True)
+    assert out.dtype == dtype
+    values, kept = np.unique(out.get()), (out.get() > 0).mean()
+    np.testing.assert_allclose(values, [0, 4 / 3], rtol=1e-3)
+    assert 0.7 < kept < 0.8
+    assert (layer.backward(x).get() == out.get()).all()
+
+
+def test_the_squares_of_float16_do_not_overflow(xp):
+    x = xp.full((1, 5, 2, 2), 1000, xp.float16)
+    out = LocalResponseNorm().forward(x).get()[:, 2]  # has two neighbours on either side
+    np.testing.assert_allclose(out, 1000 / (2 + 5e-4 * 1e6) ** 0.75, rtol=1e-3)
+
+
+def test_the_loss_of_float16(xp):
+    logits, labels = 8 * normal((6, 10), np.float16), np.arange(6)
+    expected, wanted = softmax_cross_entropy(logits.astype(float), labels)
+    loss, grad = softmax_cross_entropy(to_gpu(logits), to_gpu(labels))
+    assert grad.dtype == np.float16 and loss == pytest.approx(expected, rel=1e-5)
+    assert_close(grad, wanted, "float16")
+
+
+def without_dropout(network, dtype):
+    """CuPy's generator draws other numbers than NumPy's."""
+    for layer in network.layers.values():
+        if isinstance(layer, Dropout):
+            layer.rate = 0.0
+    return network.astype(np.float16).astype(dtype)  # the same values in every format
+
+
+NETWORKS = {
+    "small AlexNet": (small_alexnet, 3),
+    "DeepConvNet": (deep_convnet, 3),
+}
+
+
+def training_pass(network, x, labels):
+    loss = network.loss_and_gradients(x, labels)
+    return loss, {"logits": network.forward(x), **network.gradients}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "tf32", "float32"])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("algorithm", PAIRS)
+def test_a_network(xp, monkeypatch, name, dtype, algorithm):
+    if algorithm == "cudnn":
+        cudnn_for(xp, monkeypatch)
+    make, images = NETWORKS[name]
+    compare_networks(make, images, dtype, algorithm)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "tf32", "float32"])
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_available(), reason=gpu_status().reason)
+def test_alexnet(dtype):
+    compare_networks(alexnet, 4, dtype, "gpu")
+
+
+def compare_networks(make, images, dtype, algorithm):
+    kind = np.dtype("float32" if dtype == "tf32" else dtype)
+    network = make()
+    x = normal((images, *network.input_shape), np.float16)
+    labels = np.arange(images) % 7
+    expected_loss, expected = training_pass(
+        without_dropout(make(), np.float64), x.astype(np.float64), labels
+    )
+    network = without_dropout(network, kind).to_gpu()
+    for layer in network.layers.values():
+        if isinstance(layer, Conv2d):
+            layer.algorithm = algorithm
+    with tf32(dtype == "tf32"):
+        loss, got = training_pass(network, to_gpu(x.astype(kind)), to_gpu(labels))
+    # Roundings grow from layer to layer, and a pooling window may choose another pixel.
+    share = {"float16": 0.1, "tf32": 0.05, "float32": 1e-3}[dtype]
+    assert loss == pytest.approx(expected_loss, rel=share)
+    for name, array in got.items():
+        assert array.dtype == kind, name
+        error = np.linalg.norm(to_cpu(array).astype(float) - expected[name])
+        assert error <= share * np.linalg.norm(expected[name]), name
+
+
+def small_and_bright():
+    """A small network, and images of four classes that it can learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    images = 0.1 * rng.standard_normal((40, 1, 9, 9))
+    images[np.arange(40), 0, 2 * labels + 1] += 1  # each class has a bright row of its own
+    layers = [
+        ("conv", Conv2d(1, 4, 3, padding=1, rng=rng)),
+        ("relu", ReLU()),
+        ("pool", MaxPool2d(3, stride=2)),
+        ("flatten", Flatten()),
+        ("fc", Linear(64, 4, rng=rng)),
+    ]
+    return Network("small", layers, (1, 9, 9)), images, labels
+
+
+@pytest.mark.parametrize("optimizer", [lambda: SGD(0.05, momentum=0.9), lambda: Adam(0.01)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_fit_learns_on_the_gpu(xp, optimizer, dtype):
+    network, images, labels = small_and_bright()
+    network = network.astype(dtype).to_gpu()
+    x, y = to_gpu(images.astype(dtype)), to_gpu(labels)
+    history = fit(network, x, y, epochs=20, optimizer=optimizer(), batch=10, progress=False)
+    assert history.epochs[-1].accuracy > 0.9
+    assert evaluate(network, x, y).accuracy > 0.9
+    assert (predict_classes(network, x) == labels).mean() > 0.9
+    assert all(array.dtype == dtype for array in network.parameters.values())
+
+
+# --- few bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [*FORMATS.values(), FixedPoint(8, 8)], ids=lambda f: f.name)
+def test_a_rounding_gives_the_bits_of_the_cpus(xp, format):
+    x = 10 * normal((3, 5, 4, 6), np.float32)
+    x.reshape(-1)[:3] = 0, 1e5, -1e-7
+    expected = Rounding(format).forward(x)
+    for turned in (to_gpu(x), channels_last(to_gpu(x))):
+        got = Rounding(format).forward(turned)
+        assert type(got) is xp.ndarray and got.dtype == np.float32
+        assert got.strides == turned.strides
+        np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.parametrize("format", [FLOAT16, FixedPoint(8, 8)], ids=lambda f: f.name)
+def test_a_rounding_draws_on_the_gpu(xp, format):
+    layer = Rounding(format, stochastic=True, seed=1)
+    x = xp.full((100, 100), 1 + format.epsilon / 4, xp.float32)
+    drawn = []
+    for seed in (1, 1, 2):
+        layer.reseed(seed)
+        drawn.append(layer.forward(x, training=True).get())
+        assert set(np.unique(layer.backward(x).get())) == {1, 1 + format.epsilon}
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+    assert 0.22 < (drawn[0] > 1).mean() < 0.28  # a standard deviation is 0.004
+
+
+@pytest.mark.parametrize("format", [FLOAT16, INT8_PER_CHANNEL], ids=lambda f: f.name)
+def test_a_network_in_few_bits(xp, format):
+    network = in_precision(deep_convnet(), Precision(format))
+    x = normal((4, 1, 28, 28), np.float32)
+    expected = network.forward(x)
+    on_gpu = in_precision(deep_convnet().to_gpu(), Precision(format))
+    for name, array in on_gpu.parameters.items():
+        np.testing.assert_array_equal(array.get(), network.parameters[name], err_msg=name)
+    # Float32 adds up in another order there, and a rounding may then go the other way.
+    error = np.abs(on_gpu.forward(to_gpu(x)).get() - expected).max()
+    assert error < 0.05 * np.abs(expected).max()
+
+
+def with_gradients(network, gradients):
+    for name, layer in network.layers.items():
+        layer.gradients = {
+            key: to_gpu(gradients[f"{name}.{key}"].astype(weight.dtype))
+            if type(weight) is not np.ndarray
+            else gradients[f"{name}.{key}"].astype(weight.dtype)
+            for key, weight in layer.parameters.items()
+        }
+
+
+@pytest.mark.parametrize("master_weights", [True, False])
+@pytest.mark.parametrize("inner", [lambda: SGD(0.1, momentum=0.9, weight_decay=1e-3), Adam])
+@pytest.mark.parametrize("arrays", ["float16", "float32"])
+def test_steps_in_few_bits_are_those_of_the_cpu(xp, inner, arrays, master_weights):
+    rng = np.random.default_rng(0)
+    networks = [deep_convnet().astype(np.float16).astype(arrays) for _ in range(2)]
+    networks[1].to_gpu()
+    optimizers = [
+        MixedPrecision(
+            inner(), FLOAT16, master_weights=master_weights, loss_scale=DynamicLossScale(64.0)
+        )
+        for _ in networks
+    ]
+    for step in range(4):
+        shapes = {name: array.shape for name, array in networks[0].parameters.items()}
+        gradients = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+        if step == 2:
+            gradients["fc2.bias"][3] = np.inf
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            with_gradients(network, gradients)
+            optimizer.step(network)
+    cpu, there = optimizers
+    assert there.numbers == cpu.numbers == {"skipped": 1, "scale": 32.0, "good_steps": 1}
+    assert there.state.keys() == cpu.state.keys()
+    for key, array in there.state.items():
+        np.testing.assert_allclose(array.get(), cpu.state[key], rtol=1e-5, atol=1e-7, err_msg=key)
+    for name, array in networks[1].parameters.items():
+        assert type(array) is xp.ndarray and array.dtype == arrays
+        wanted = networks[0].parameters[name].astype(np.float64)
+        # A half's spacing, where float32 differed in its last bit.
+        np.testing.assert_allclose(array.get(), wanted, rtol=2.0**-10, atol=2.0**-24, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["float16 arrays", "float16", "fixed<8,8>, stochastic"])
+def test_fit_learns_in_few_bits_on_the_gpu(xp, kind):
+    network, images, labels = small_and_bright()
+    images = images.astype(np.float32)
+    if kind == "float16 arrays":
+        network, images = network.astype(np.float16), images.astype(np.float16)
+        optimizer = MixedPrecision(Adam(0.01), FLOAT16, loss_scale=DynamicLossScale(2.0**20))
+    elif kind == "float16":
+        network = in_precision(network, Precision(FLOAT16))
+        optimizer = MixedPrecision(Adam(0.01), FLOAT16, loss_scale=256)
+    else:
+        fixed = FixedPoint(8, 8)
+        network = in_precision(network, Precision(fixed), stochastic=True)
+        optimizer = MixedPrecision(SGD(0.05), fixed, master_weights=False, stochastic=True)
+    network = network.to_gpu()
+    dtypes = {array.dtype for array in network.parameters.values()}
+    x, y = to_gpu(images), to_gpu(labels)
+    fit(network, x, y, epochs=20, optimizer=optimizer, batch=10, progress=False)
+    assert evaluate(network, x, y).accuracy > 0.9
+    assert {array.dtype for array in network.parameters.values()} == dtypes
+    assert all(type(array) is xp.ndarray for array in optimizer.state.values())
+
+
+# --- nothing crosses the bus by itself ----------------------------------------------------------
+
+
+def counted(fake_gpu, work):
+    before = dict(fake_gpu.counts)
+    work()
+    return {name: fake_gpu.counts[name] - count for name, count in before.items()}
+
+
+@pytest.mark.parametrize("make", [small_alexnet, deep_convnet])
+@pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9, weight_decay=1e-3), Adam])
+def test_what_a_training_step_moves(fake_gpu, make, optimizer):
+    network, optimizer = make().to_gpu(), optimizer()
+    x = to_gpu(normal((4, *network.input_shape), np.float32))
+    labels = to_gpu(np.arange(4))
+    nothing = dict.fromkeys(fake_gpu.counts, 0)
+    assert counted(fake_gpu, lambda: network.forward(x)) == nothing
+    # The labels' smallest and largest, and the loss.
+    step = counted(fake_gpu, lambda: network.loss_and_gradients(x, labels))
+    assert step == nothing | {"numbers": 3}
+    assert counted(fake_gpu, lambda: optimizer.step(network)) == nothing
+
+
+@pytest.mark.parametrize("arrays", ["float16", "float32"])
+def test_what_a_step_in_few_bits_moves(fake_gpu, arrays):
+    network = deep_convnet().to_gpu()
+    network = (
+        network.astype(arrays)
+        if arrays == "float16"
+        else in_precision(network, Precision(FLOAT16), stochastic=True)
+    )
+    optimizer = MixedPrecision(
+        Adam(), FLOAT16, loss_scale=DynamicLossScale(64.0), stochastic=arrays == "float32"
+    )
+    x, labels = to_gpu(normal((4, 1, 28, 28), arrays)), to_gpu(np.arange(4))
+    nothing = dict.fromkeys(fake_gpu.counts, 0)
+    assert counted(fake_gpu, lambda: network.forward(x, training=True)) == nothing
+    network.loss_and_gradients(x, labels)
+    for _ in range(2):
+        # Whether all gradients are finite.
+        assert counted(fake_gpu, lambda: optimizer.step(network)) == nothing | {"numbers": 1}
+    assert optimizer.steps == 2
+
+
+def test_what_fit_and_evaluate_move(fake_gpu):
+    network = deep_convnet().to_gpu()
+    x, labels = to_gpu(normal((12, 1, 28, 28), np.float32)), to_gpu(np.arange(12) % 10)
+
+    def train():
+        fit(network, x, labels, epochs=2, optimizer=Adam(), batch=4, progress=False)
+
+    # The labels' range once; a step's loss and right answers in one; each weight's sum an epoch.
+    numbers = 2 + 2 * (3 + len(network.parameters))
+    assert counted(fake_gpu, train) == {
+        "to_gpu": 2,  # the order of each epoch
+        "to_cpu": 0,
+        "numbers": numbers,
+        "synchronize": 4,
+    }
+    moved = counted(fake_gpu, lambda: evaluate(network, x, labels, batch=4))
+    assert moved == {"to_gpu": 0, "to_cpu": 0, "numbers": 2 + 3, "synchronize": 0}
+
+
+# --- TF32, memory, cuDNN ------------------------------------------------------------------------
+
+
+def test_tf32_is_off_on_in_its_block_and_off_again(fake_gpu):
+    assert not tf32_allowed()
+    with tf32():
+        assert tf32_allowed()
+        with tf32(False):
+            assert not tf32_allowed()
+        assert tf32_allowed()
+    assert not tf32_allowed()
+    with pytest.raises(KeyError), tf32():
+        raise KeyError
+    assert not tf32_allowed()
+
+
+def test_tf32_reaches_pytorch_as_well(fake_gpu, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(gpu, "cudnn_status", lambda: gpu.CudnnStatus(True, "stand-in"))
+    seen = []
+    conv2d = torch.nn.functional.conv2d
+
+    def look(*arguments, **options):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return conv2d(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", look)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    x, weight = fake_gpu.ones((1, 2, 4, 4)), fake_gpu.ones((3, 2, 2, 2))
+    gpu.conv2d_cudnn(x, weight)
+    with tf32():
+        assert torch.backends.cuda.matmul.allow_tf32
+        gpu.conv2d_cudnn(x, weight)
+    assert seen == [False, True]
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+
+
+def test_cudnn_out_of_memory_is_a_memory_error(fake_gpu, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(gpu, "cudnn_status", lambda: gpu.CudnnStatus(True, "stand-in"))
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", full)
+    with pytest.raises(MemoryError, match="out of memory"):
+        gpu.conv2d_cudnn(fake_gpu.ones((1, 2, 4, 4)), fake_gpu.ones((3, 2, 2, 2)))
+
+
+def test_tf32_without_a_gpu_changes_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    gpu_status.cache_clear()
+    with tf32():
+        assert not tf32_allowed()
+    gpu_status.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_available(), reason=gpu_status().reason)
+def test_tf32_rounds_and_float32_does_not():
+    a, b = normal((256, 256), np.float32), normal((256, 256), np.float32, 1)
+    exact = a.astype(float) @ b.astype(float)
+    errors = []
+    for on in (False, True):
+        with tf32(on):
+            errors.append(np.abs(to_cpu(to_gpu(a) @ to_gpu(b)) - exact).max())
+    if int(array_module(to_gpu(a)).cuda.Device().compute_capability) < 80:
+        pytest.skip("this GPU has no TF32")
+    assert errors[1] > 20 * errors[0]
+
+
+def test_memory(xp):
+    free, total = gpu_memory()
+    assert 0 < free <= total
+    release_gpu_memory()
+
+
+def test_memory_without_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    gpu_status.cache_clear()
+    with pytest.raises(RuntimeError, match=r"gpu_memory\(\) needs a GPU\. CuPy is not installed"):
+        gpu_memory()
+    release_gpu_memory()
+    gpu_status.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_available(), reason=gpu_status().reason)
+def test_out_of_memory_is_survived():
+    network = alexnet().to_gpu()
+    xp = array_module(network.parameters["fc8.bias"])
+    x = xp.zeros((2, *network.input_shape), xp.float32)
+    with pytest.raises(MemoryError):
+        xp.empty(2 * gpu_memory()[1], xp.uint8)
+    release_gpu_memory()
+    assert network.forward(x).shape == (2, 1000)
+
+
+def test_cudnn_says_why_not(fake_gpu, monkeypatch):
+    x, weight = fake_gpu.ones((1, 2, 4, 4)), fake_gpu.ones((3, 2, 2, 2))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert gpu.cudnn_status() == (False, "PyTorch is not installed (pip install torch).")
+    with pytest.raises(RuntimeError, match=r"'cudnn' cannot be used here\. PyTorch is not"):
+        gpu.conv2d_cudnn(x, weight)
+    with pytest.raises(RuntimeError, match=r"'cudnn' cannot be used here\. PyTorch is not"):
+        gpu.conv2d_cudnn_backward(fake_gpu.ones((1, 3, 3, 3)), x, weight)
+    monkeypatch.undo()
+
+
+def test_cudnn_without_a_gpu_for_pytorch(fake_gpu, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "sees no GPU: install a build for your CUDA" in gpu.cudnn_status().reason
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
+    assert gpu.cudnn_status().reason.endswith("came without cuDNN.")
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    assert gpu.cudnn_status().available and "cuDNN 91900" in gpu.cudnn_status().reason
+
+
+# --- the stand-in -------------------------------------------------------------------------------
+
+
+def test_the_pretend_gpu_leaves_everything_as_it_was():
+    before, status = sys.modules.get("cupy"), gpu_status()
+    with pytest.raises(KeyError), pretend_gpu.pretend_gpu() as outer:
+        assert gpu_available() and sys.modules["cupy"] is outer
+        x = to_gpu(np.ones(3))
+        with pretend_gpu.pretend_gpu() as inner:
+            to_gpu(np.ones(3)).get()
+            assert inner.counts["to_cpu"] == 1
+        assert outer.counts == {"to_gpu": 1, "to_cpu": 0, "numbers": 0, "synchronize": 0}
+        raise KeyError
+    assert sys.modules.get("cupy") is before
+    assert gpu_status() == status
+    if before is None:
+        with pytest.raises(TypeError, match=r"out of its block.*with pretend_gpu\(\)"):
+            array_module(x)
+
+
+def test_the_stand_in_counts_what_is_fetched(fake_gpu):
+    x = to_gpu(np.arange(3.0))
+    fake_gpu.counts.update(dict.fromkeys(fake_gpu.counts, 0))
+    assert (float(x[1]), int(x[2]), bool(x[0]), x[0].item(), x.tolist()) == (
+        *(1.0, 2, False, 0.0),
+        [0.0, 1.0, 2.0],
+    )
+    assert fake_gpu.counts["numbers"] == 5
+    assert str(x) == "[0. 1. 2.]" and fake_gpu.counts["to_cpu"] == 1
+
+
+def test_numbers_of_numpy_mix_and_arrays_stay_what_they_are(fake_gpu):
+    x = to_gpu(np.ones(3, np.float32))
+    assert type(np.float32(2) * x) is type(x * np.float32(2)) is fake_gpu.ndarray
+    kept = x
+    x += 1
+    assert x is kept and fake_gpu.add(x, 1, out=x) is x
+    assert [type(part) for part in x] == 3 * [fake_gpu.ndarray]
+    assert fake_gpu.concatenate([x, x]).shape == (6,)
+
+
+def test_a_kernel_refuses_what_cupy_refuses(fake_gpu):
+    kernel = fake_gpu.ElementwiseKernel("raw T x, int32 k", "T y", "y = k * x[i]", "scaled")
+    x = to_gpu(np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert kernel(x, 3, fake_gpu.empty_like(x)).tolist() == [[0, 3, 6], [9, 12, 15]]
+    with pytest.raises(TypeError, match="Wrong number of arguments for 'scaled'"):
+        kernel(x, fake_gpu.empty_like(x))
+    with pytest.raises(TypeError, match="Type is mismatched"):
+        kernel(x, 3, fake_gpu.empty((2, 3), np.float64))
+    with pytest.raises(TypeError, match="Type is mismatched"):
+        kernel(np.ones((2, 3), np.float32), 3, x)
+    with pytest.raises(TypeError, match="contiguous"):
+        kernel(x.T, 3, x)
+
+
+def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
+    with pytest.raises(RuntimeError, match="does not take the kernel"):
+        pretend_gpu._compiled("void run() { this is no C; }")
+    monkeypatch.setattr(pretend_gpu, "c_compiler", lambda: None)
+    with pytest.raises(RuntimeError, match=r"finds none: install one .*algorithm='im2col'"):
+        pretend_gpu._compiled("void run() {}")
+
+
+def test_the_gpu_rooms_need_neither_cupy_nor_torch():
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['cupy'] = sys.modules['torch'] = None\n"
+            "import fastdl_lib.convolution.gpu, fastdl_lib.nn.layers, fastdl_lib.core.pretend_gpu\n"
+            "print(fastdl_lib.convolution.gpu.cudnn_status().available)",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == "False\n", told.stderr

@@ -1,0 +1,230 @@
+"""NumPy and CuPy behind one door, tried with the strict stand-in and, where there is one, a GPU."""
+
+import builtins
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from helpers import batch, small_alexnet
+
+from fastdl_lib.core import arrays
+from fastdl_lib.measuring.timing import benchmark, profile_layers
+from fastdl_lib.nn.network import deep_convnet
+
+# --- which library ------------------------------------------------------------------------------
+
+
+def test_array_module_of_numpy_arrays():
+    assert arrays.array_module(np.zeros(1), np.ones((2, 2))) is np
+
+
+def test_array_module_of_gpu_arrays(fake_gpu):
+    assert arrays.array_module(fake_gpu.zeros(3), fake_gpu.ones(2)) is fake_gpu
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], 3.0, None, "x", np.float32(1)])
+def test_array_module_refuses_what_is_no_array(wrong):
+    with pytest.raises(TypeError, match=r"expected a NumPy or CuPy array.*np.asarray"):
+        arrays.array_module(np.zeros(2), wrong)
+
+
+def test_array_module_refuses_nothing():
+    with pytest.raises(TypeError, match="at least one array"):
+        arrays.array_module()
+
+
+def test_array_module_refuses_a_mix(fake_gpu):
+    with pytest.raises(TypeError, match=r"1 of 2 arrays are on the GPU.*to_gpu\(\) or to_cpu\(\)"):
+        arrays.array_module(np.zeros(2), fake_gpu.zeros(2))
+
+
+# --- whether there is a GPU ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_status():
+    arrays.gpu_status.cache_clear()
+    yield
+    arrays.gpu_status.cache_clear()
+
+
+def test_status_without_cupy(fresh_status, monkeypatch):
+    real_import = builtins.__import__
+
+    def without_cupy(name, *arguments, **options):
+        if name == "cupy":
+            raise ImportError("No module named 'cupy'")
+        return real_import(name, *arguments, **options)
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without_cupy)
+    status = arrays.gpu_status()
+    assert status[:3] == (False, "", "CuPy is not installed (pip install -e '.[cuda13]').")
+    assert not arrays.gpu_available()
+    with pytest.raises(RuntimeError, match=r"needs a GPU\. CuPy is not installed"):
+        arrays.to_gpu(np.zeros(2))
+    arrays.synchronize()  # nothing to wait for, and no error
+
+
+def test_status_without_a_device(fake_gpu, monkeypatch):
+    monkeypatch.setattr(fake_gpu.cuda, "is_available", lambda: False)
+    status = arrays.gpu_status()
+    assert not status.available and status.name == ""
+    assert status.reason.startswith("the NVIDIA driver (CUDA 13.2) shows no GPU: see nvidia-smi")
+    arrays.synchronize()
+    assert fake_gpu.counts["synchronize"] == 0
+
+
+def test_status_without_a_driver(fake_gpu, monkeypatch):
+    monkeypatch.setattr(fake_gpu.cuda.runtime, "driverGetVersion", lambda: 0)
+    monkeypatch.setattr(fake_gpu.cuda, "is_available", lambda: False)
+    assert arrays.gpu_status().reason.startswith("CuPy finds no NVIDIA driver: install one")
+
+
+@pytest.mark.parametrize(("driver", "fits"), [(12040, False), (13000, True), (14000, True)])
+def test_status_with_a_driver_of_another_version(fake_gpu, monkeypatch, driver, fits):
+    monkeypatch.setattr(fake_gpu.cuda.runtime, "driverGetVersion", lambda: driver)
+    assert arrays.gpu_available() == fits
+    if not fits:
+        assert arrays.gpu_status().reason == (
+            "the NVIDIA driver knows CUDA 12.4 and this CuPy is made for CUDA 13.1: update the "
+            "driver, or pip uninstall cupy-cuda13x and pip install -e '.[cuda12]'."
+        )
+
+
+def test_status_with_a_failing_kernel(fake_gpu, monkeypatch):
+    def no_nvrtc(*_):
+        raise RuntimeError("libnvrtc.so.13 cannot be opened\nsecond line")
+
+    monkeypatch.setattr(fake_gpu, "arange", no_nvrtc)
+    status = arrays.gpu_status()
+    assert not status.available
+    assert status.reason.startswith(
+        "CuPy's test kernel failed (RuntimeError: libnvrtc.so.13 cannot be opened); install"
+    )
+    assert "cuda13" in status.reason and "second line" not in status.reason
+
+
+def test_status_with_a_wrong_answer(fake_gpu, monkeypatch):
+    monkeypatch.setattr(fake_gpu, "arange", lambda count: fake_gpu.zeros(count))
+    assert not arrays.gpu_available()
+    assert "answered [1.0, 1.0, 1.0]" in arrays.gpu_status().reason
+
+
+def test_status_with_a_gpu(fake_gpu):
+    status = arrays.gpu_status()
+    assert status.available and status.name == "Stand-in GPU"
+    assert status.reason == f"Stand-in GPU through CuPy {fake_gpu.__version__}."
+
+
+# --- across the bus -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
+def test_there_and_back(fake_gpu, dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    there = arrays.to_gpu(array)
+    assert type(there) is fake_gpu.ndarray and there.dtype == dtype and there.shape == (2, 3)
+    array[0, 0] = 1  # a copy: what happens here does not reach it
+    back = arrays.to_cpu(there)
+    assert back.dtype == dtype and back[0, 0] == 0
+    assert arrays.to_gpu(there) is there
+
+
+def test_to_cpu_keeps_a_numpy_array():
+    array = np.ones(3)
+    assert arrays.to_cpu(array) is array
+    with pytest.raises(TypeError, match=r"expected a NumPy or CuPy array"):
+        arrays.to_cpu([1, 2])
+
+
+def test_synchronize_waits_for_the_stream(fake_gpu):
+    arrays.synchronize()
+    assert fake_gpu.counts["synchronize"] == 1
+
+
+# --- the stand-in is as strict as CuPy ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda gpu, cpu: np.asarray(gpu),
+        lambda gpu, cpu: np.exp(gpu),
+        lambda gpu, cpu: np.sum(gpu),
+        lambda gpu, cpu: gpu + cpu,
+        lambda gpu, cpu: cpu + gpu,
+        lambda gpu, cpu: gpu @ cpu,
+        lambda gpu, cpu: cpu @ gpu,
+        lambda gpu, cpu: gpu == cpu,
+        lambda gpu, cpu: gpu[cpu > 0],
+        lambda gpu, cpu: gpu.__iadd__(cpu),
+        lambda gpu, cpu: cpu.__iadd__(gpu),
+        lambda gpu, cpu: gpu.__setitem__(slice(None), cpu),
+        lambda gpu, cpu: cpu.__setitem__(slice(None), gpu),
+        lambda gpu, cpu: sys.modules["cupy"].maximum(gpu, cpu),
+        lambda gpu, cpu: plt.Figure().subplots().plot(gpu),
+    ],
+)
+def test_stand_in_refuses_numpy(fake_gpu, mistake):
+    with pytest.raises(TypeError, match=r"Unsupported type|Implicit conversion"):
+        mistake(fake_gpu.ones(3), np.ones(3))
+
+
+# --- whole networks -----------------------------------------------------------------------------
+
+
+def results(network, x, labels):
+    """Everything a training step computes, and the forward pass out of training."""
+    out = network.forward(x)
+    loss = network.loss_and_gradients(x, labels)
+    return {"logits": out, **network.gradients}, loss
+
+
+@pytest.mark.parametrize("make", [small_alexnet, deep_convnet])
+def test_a_network_runs_wholly_on_the_gpu(fake_gpu, make):
+    x, labels = batch(make())
+    expected, expected_loss = results(make(), x, labels)
+    network = make().to_gpu()
+    x, labels = arrays.to_gpu(x), arrays.to_gpu(labels)
+    uploads = fake_gpu.counts["to_gpu"]
+    got, loss = results(network, x, labels)
+    assert fake_gpu.counts["to_gpu"] == uploads
+    # One download: the proof in gpu_status().
+    assert fake_gpu.counts["to_cpu"] == 1
+    assert got.keys() == expected.keys()
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, array in got.items():
+        assert type(array) is fake_gpu.ndarray and array.dtype == np.float32, name
+        # The CPU may convolve by another algorithm.
+        np.testing.assert_allclose(array.get(), expected[name], rtol=1e-5, atol=5e-6, err_msg=name)
+
+
+def test_a_network_on_the_gpu_refuses_images_on_the_cpu(fake_gpu):
+    network = small_alexnet().to_gpu()
+    x, _ = batch(network)
+    with pytest.raises(TypeError, match=r"to_gpu\(\) or to_cpu\(\)"):
+        network.forward(x)
+    assert network.to_cpu().forward(x).shape == (2, 7)
+
+
+def test_saving_from_and_loading_to_the_gpu(fake_gpu, tmp_path):
+    network = small_alexnet().to_gpu()
+    network.save_weights(tmp_path / "weights.npz")
+    other = small_alexnet(seed=5).to_gpu().load_weights(tmp_path / "weights.npz")
+    for name, array in other.parameters.items():
+        assert type(array) is fake_gpu.ndarray, f"{name} left the GPU"
+        assert (array == network.parameters[name]).get().all()
+
+
+def test_profile_and_benchmark_on_the_gpu(fake_gpu):
+    network = small_alexnet().to_gpu()
+    x, labels = (arrays.to_gpu(array) for array in batch(network))
+    profile = profile_layers(network, x, labels, budget_s=1e-3)
+    assert profile.machine.gpu == "Stand-in GPU"
+    assert sum(profile.layer_shares().values()) == pytest.approx(100)
+    # Before a pass, after each of 11 layers, the loss, and 11 layers backward.
+    assert fake_gpu.counts["synchronize"] % (1 + 11 + 1 + 11) == 0
+    measured = benchmark(network.forward, x, budget_s=1e-3)
+    assert "Stand-in GPU" in measured.machine.summary

@@ -1,0 +1,49 @@
+"""Files are written whole or not at all."""
+
+import os
+
+import pytest
+
+from fastdl_lib.core.files import whole_file
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_the_block_writes_the_file(tmp_path):
+    with whole_file(tmp_path / "a.json") as part:
+        part.write_text("new")
+        assert names(tmp_path) != ["a.json"], "nothing stands under the name before the end"
+    assert names(tmp_path) == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failing_block_leaves_the_old_file_and_no_part(tmp_path, failure):
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(failure), whole_file(tmp_path / "a.json") as part:
+        part.write_text("half")
+        raise failure
+    assert names(tmp_path) == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="the folder 'results' does not exist; make it"),
+        whole_file(tmp_path / "results" / "a.json"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    with (
+        pytest.raises(PermissionError, match=r"cannot be written to \(Read-only file system\)"),
+        whole_file(tmp_path / "a.json"),
+    ):
+        pytest.fail("the block must not run")

@@ -1,0 +1,175 @@
+"""Threads are set and given back, and a batch is divided among them without a gap."""
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers import needs_a_known_blas
+
+from fastdl_lib.core.threads import (
+    blas_threads,
+    blas_threads_now,
+    in_parallel,
+    sum_in_order,
+)
+from fastdl_lib.measuring.machine import machine_card
+
+
+@needs_a_known_blas
+def test_blas_threads_sets_and_restores():
+    before = blas_threads_now()
+    with blas_threads(1):
+        assert blas_threads_now() == 1
+        assert machine_card().blas_threads == 1
+        with blas_threads(2):
+            assert blas_threads_now() == 2
+        assert blas_threads_now() == 1
+    assert blas_threads_now() == before
+
+
+@needs_a_known_blas
+def test_blas_threads_restores_after_an_error():
+    with blas_threads(2):
+        with pytest.raises(ZeroDivisionError), blas_threads(1):
+            raise ZeroDivisionError
+        assert blas_threads_now() == 2
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "2", True, None])
+def test_blas_threads_refuses_what_is_no_count(count):
+    with pytest.raises(ValueError, match="a whole number from 1 up"), blas_threads(count):
+        pytest.fail("the block must not run")
+
+
+# --- a batch over threads -----------------------------------------------------------------------
+
+
+@needs_a_known_blas
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 2, 5, 16])
+def test_every_image_is_worked_on_once(images, threads):
+    seen = np.zeros(images, int)
+
+    def work(part):
+        seen[part] += 1
+
+    with blas_threads(threads):
+        in_parallel(work, images)
+    assert (seen == 1).all()
+
+
+@needs_a_known_blas
+def test_each_thread_works_with_a_blas_of_one():
+    seen = []
+
+    def work(part):
+        seen.append((threading.get_ident(), blas_threads_now(), part.stop - part.start))
+
+    with blas_threads(2):
+        in_parallel(work, 6)
+        assert blas_threads_now() == 2
+    assert len({thread for thread, _, _ in seen}) == 2
+    assert [(blas, images) for _, blas, images in seen] == [(1, 3), (1, 3)]
+
+
+@needs_a_known_blas
+def test_a_thread_gets_no_fewer_images_than_the_least():
+    parts = []
+    with blas_threads(3):
+        in_parallel(parts.append, 8, least=4)
+    assert sorted((part.start, part.stop) for part in parts) == [(0, 4), (4, 8)]
+
+
+@needs_a_known_blas
+def test_work_within_work_is_not_divided_again():
+    inner = []
+    with blas_threads(2):
+        in_parallel(lambda part: in_parallel(inner.append, part.stop - part.start), 4)
+    assert inner == [slice(0, 2), slice(0, 2)]
+
+
+@needs_a_known_blas
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_in_a_thread_is_raised_and_the_threads_are_given_back(bad):
+    def work(part):
+        if part.start == bad * 2:
+            raise ValueError("image 7 is missing")
+
+    with blas_threads(2):
+        with pytest.raises(ValueError, match="image 7"):
+            in_parallel(work, 4)
+        assert blas_threads_now() == 2
+        parts = []
+        in_parallel(parts.append, 4)
+        assert len(parts) == 2
+
+
+@needs_a_known_blas
+def test_no_slice_is_longer_than_a_block():
+    parts = []
+    with blas_threads(2):
+        in_parallel(parts.append, 10, block=2)
+    assert sorted((part.start, part.stop) for part in parts) == [
+        *[(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10)]
+    ]
+
+
+def test_nothing_to_do():
+    in_parallel(lambda part: pytest.fail("there is no work"), 0)
+
+
+@needs_a_known_blas
+def test_errstate_reaches_every_thread():
+    seen = []
+    with blas_threads(3), np.errstate(over="raise"):
+        in_parallel(lambda part: seen.append(np.geterr()["over"]), 3)
+    assert seen == ["raise"] * 3
+
+
+@needs_a_known_blas
+def test_a_thread_that_cannot_set_the_blas_says_so_and_does_all_the_work_itself():
+    parts = []
+
+    def elsewhere():
+        if_set = None
+        try:
+            with blas_threads(1):
+                if_set = blas_threads_now()
+        except RuntimeError as error:
+            if_set = str(error)
+        in_parallel(parts.append, 4)
+        return if_set
+
+    with blas_threads(2), ThreadPoolExecutor(1) as executor:
+        said = executor.submit(elsewhere).result()
+        assert blas_threads_now() == 2
+    if said == 1:  # a threadpoolctl that lets every thread set the number
+        assert sorted((part.start, part.stop) for part in parts) == [(0, 2), (2, 4)]
+    else:
+        assert "Only the thread that first set their number" in said
+        assert parts == [slice(0, 4)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_a_known_blas
+def test_a_forked_process_makes_threads_of_its_own():
+    with blas_threads(2):
+        in_parallel(lambda part: None, 2)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends the child, should it wait for threads that are not there
+            seen = []
+            in_parallel(seen.append, 2)
+            os._exit(0 if len(seen) == 2 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_sums_are_added_in_the_order_of_their_parts():
+    # Arrays: of plain floats Python 3.12 and later make a compensated sum.
+    values = {start: (np.array([value]),) for start, value in {4: 1.0, 0: 1e16, 2: -1e16}.items()}
+    assert sum_in_order(values)[0] == 1
+    assert sum(value for (value,) in values.values()) == 0, "another order, other bits"

@@ -1,0 +1,381 @@
+"""JupyterLab in a real browser: every notebook runs without an error and its sliders work."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import toys
+
+from fastdl_lib.course import notebooks as course
+
+pytestmark = pytest.mark.browser
+
+NOTEBOOKS = sorted((course.ROOT / "notebooks").glob("*.ipynb"))
+START_TIMEOUT_S = 60
+RUN_TIMEOUT_S = 180
+SLIDER_TIMEOUT_S = 30
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+INSTALLED = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Google\Chrome\Application\chrome.exe",
+)
+FLAGS = (
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    # Else the cells out of view are not in the page.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+# The pictures inside live widgets, as text that changes when the picture does.
+READ_PICTURES = """
+images => Promise.all(images.map(async image => {
+    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+    const digest = await crypto.subtle.digest("SHA-256", bytes);
+    return Array.from(new Uint8Array(digest)).join(" ");
+}))
+"""
+
+
+def find_chromium():
+    found = [shutil.which(program) for program in PROGRAMS]
+    found += [path for path in INSTALLED if Path(path).exists()]
+    local = os.environ.get("LOCALAPPDATA")
+    if local:
+        path = Path(local, "Google", "Chrome", "Application", "chrome.exe")
+        found += [str(path)] if path.exists() else []
+    return next((path for path in found if path), None)
+
+
+def chromium_or_skip():
+    """The program to start; without one the test is skipped, and fails where it is required."""
+    program = find_chromium()
+    if program is None:
+        message = (
+            "no Chromium found. Debian, Ubuntu: sudo apt install chromium; "
+            "macOS, Windows: install Google Chrome"
+        )
+        if os.environ.get("FASTDL_REQUIRE_BROWSER") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return program
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = chromium_or_skip()
+    from playwright.sync_api import sync_playwright
+
+    flags = list(FLAGS)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # Chromium's sandbox refuses root.
+        flags.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=flags)
+        yield chromium
+        chromium.close()
+
+
+class Lab:
+    """A JupyterLab server on a copy of notebooks, apart from all settings of its user."""
+
+    def __init__(self, folder, notebooks):
+        self.log = folder / "jupyterlab.log"
+        self.notebooks = folder / "notebooks"
+        self.notebooks.mkdir()
+        for path in notebooks:
+            self._copy_without_outputs(path)
+        settings = folder / "settings"
+        for name, values in SETTINGS.items():
+            file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(values))
+        self.token = secrets.token_hex(16)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        environment = {
+            **os.environ,
+            "FASTDL_TIME_SCALE": "0.02",
+            "IPYTHONDIR": str(folder / "ipython"),
+            "JUPYTERLAB_SETTINGS_DIR": str(settings),
+            "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "JUPYTER_DATA_DIR": str(folder / "data"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            # This environment's kernel, not one installed elsewhere.
+            "JUPYTER_PREFER_ENV_PATH": "1",
+        }
+        options = [
+            "--no-browser",
+            "--allow-root",
+            f"--IdentityProvider.token={self.token}",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={self.notebooks}",
+        ]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jupyterlab", *options],
+                cwd=self.notebooks,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _copy_without_outputs(self, path):
+        # What the saved file holds afterwards then comes from this run.
+        notebook = course.read_notebook(path)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, self.notebooks / path.name)
+
+    def request(self, method, path):
+        request = urllib.request.Request(
+            f"{self.url}{path}", method=method, headers={"Authorization": f"token {self.token}"}
+        )
+        # A proxy of the environment has no business with this machine's own server.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=5) as answer:
+            return answer.read()
+
+    def wait_until_ready(self):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                self.request("GET", "/api/status")
+                return
+            time.sleep(0.1)
+        pytest.fail(f"JupyterLab did not start; its log is {self.log}:\n{self.log.read_text()}")
+
+    def stop(self):
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        with contextlib.suppress(OSError):
+            self.request("POST", "/api/shutdown")
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        # A kernel that outlived its server.
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+@contextlib.contextmanager
+def running_lab(folder, notebooks):
+    server = Lab(folder, notebooks)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("lab"), NOTEBOOKS) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def opened(browser, lab, name, tmp_path):
+    """A page with the notebook; a failure names the server's log and a screenshot."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    try:
+        page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
+        yield page
+    except Exception as error:
+        screenshot = tmp_path / f"{Path(name).stem}.png"
+        with contextlib.suppress(Exception):
+            page.screenshot(path=screenshot)
+        error.add_note(f"screenshot: {screenshot}\nserver log: {lab.log}")
+        raise
+    finally:
+        page.close()
+        # One kernel at a time: two would compete for the cores.
+        for session in json.loads(lab.request("GET", "/api/sessions")):
+            lab.request("DELETE", f"/api/sessions/{session['id']}")
+
+
+def run_all_cells(page, lab):
+    """Choose Run > Run All Cells once the kernel answers; a click before that is lost."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not any(
+        session["kernel"]["execution_state"] == "idle" and session["kernel"]["connections"]
+        for session in json.loads(lab.request("GET", "/api/sessions"))
+    ):
+        assert time.monotonic() < deadline, f"no kernel within {START_TIMEOUT_S} s"
+        page.wait_for_timeout(100)
+    page.locator("#jp-main-statusbar").get_by_text(re.compile(r"\| Idle$")).wait_for()
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+
+
+def read_when_run(page, path):
+    """Wait until every cell has run, or one has failed; return the notebook as JupyterLab saves it.
+
+    The saved file and not the page is judged: it holds all cells, in view or not.
+    """
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while True:
+        page.wait_for_timeout(500)
+        if not page.locator(".jp-InputPrompt", has_text="[*]").count():
+            page.keyboard.press("Control+s")
+            page.wait_for_timeout(500)
+            notebook = course.read_notebook(path)
+            code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+            if all(cell.execution_count for cell in code_cells) or errors_in(notebook):
+                return notebook
+        assert time.monotonic() < deadline, f"not all cells ran within {RUN_TIMEOUT_S} s"
+
+
+def errors_in(notebook):
+    """Every error output, with the cell it stands in."""
+    return [
+        f"{cell.source.splitlines()[0]}: {output.ename}: {output.evalue}"
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", [])
+    ]
+
+
+def has_slider_figure(notebook):
+    return any(
+        {WIDGET_VIEW, "image/png"} <= output.get("data", {}).keys()
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+
+
+def assert_slider_moves_its_figure(page):
+    """Move the first slider that has a picture beside it; the picture has to change."""
+    box = page.locator(".jp-OutputArea-output .widget-vbox").filter(
+        has=page.locator(".noUi-handle")
+    )
+    box = box.filter(has=page.locator("img")).first
+    handle = box.locator(".noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    images = box.locator("img")
+    before = images.evaluate_all(READ_PICTURES)
+    # From wherever it stands, one of the two ways is free.
+    for key in ("ArrowRight", "ArrowLeft"):
+        handle.focus()
+        handle.press(key)
+        deadline = time.monotonic() + SLIDER_TIMEOUT_S / 2
+        while time.monotonic() < deadline:
+            page.wait_for_timeout(200)
+            # A picture's address is void while it is being replaced.
+            with contextlib.suppress(Exception):
+                if images.evaluate_all(READ_PICTURES) != before:
+                    return
+    raise AssertionError("the slider was moved, and its figure stayed as it was")
+
+
+def keep_screenshots(page, stem):
+    """For a maintainer who wants to look: the notebook page by page."""
+    folder = os.environ.get("FASTDL_SCREENSHOTS")
+    if not folder:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    page.keyboard.press("Control+b")
+    page.set_viewport_size({"width": 1400, "height": 2400})
+    page.wait_for_timeout(500)
+    scroller = page.locator(".jp-WindowedPanel-outer").first
+    scroller.evaluate("panel => panel.scrollTo(0, 0)")
+    # JupyterLab lets one scroll past the last cell.
+    bottom = page.locator(".jp-Cell").last.evaluate("cell => cell.getBoundingClientRect().bottom")
+    step = scroller.evaluate("panel => panel.clientHeight")
+    for number, top in enumerate(range(0, int(bottom), step), 1):
+        scroller.evaluate("(panel, top) => panel.scrollTo(0, top)", top)
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(folder, f"{stem}-{number}.png"))
+
+
+def try_notebook(browser, lab, name, tmp_path):
+    with opened(browser, lab, name, tmp_path) as page:
+        run_all_cells(page, lab)
+        notebook = read_when_run(page, lab.notebooks / name)
+        assert errors_in(notebook) == []
+        assert page.get_by_text(re.compile("Error displaying widget|model not found")).count() == 0
+        if has_slider_figure(notebook):
+            assert_slider_moves_its_figure(page)
+        keep_screenshots(page, Path(name).stem)
+    return notebook
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_in_the_browser(browser, lab, path, tmp_path):
+    try_notebook(browser, lab, path.name, tmp_path)
+
+
+# --- the test above, tried on made notebooks ---
+
+
+@pytest.fixture(scope="module")
+def toy_lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    _, chapter = toys.write_chapters(folder / "made")
+    cells = toys.chapter_cells()
+    for cell in cells:
+        cell.source = cell.source.replace('slider.observe(draw, "value")', "")
+    stuck = toys.write(folder / "made" / "stuck.ipynb", cells)
+    cells = [*toys.start_cells(), toys.code("1 / 0"), toys.code("print(1)")]
+    failing = toys.write(folder / "made" / "failing.ipynb", cells)
+    with running_lab(folder, [chapter, stuck, failing]) as server:
+        yield server
+
+
+def test_a_good_notebook_passes(browser, toy_lab, tmp_path):
+    notebook = try_notebook(browser, toy_lab, "01_measure.ipynb", tmp_path)
+    assert has_slider_figure(notebook)
+
+
+def test_an_error_is_seen(browser, toy_lab, tmp_path):
+    with pytest.raises(AssertionError, match="ZeroDivisionError") as failure:
+        try_notebook(browser, toy_lab, "failing.ipynb", tmp_path)
+    assert str(toy_lab.log) in failure.value.__notes__[0]
+    assert (tmp_path / "failing.png").stat().st_size > 0
+
+
+def test_a_slider_without_effect_is_seen(browser, toy_lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SLIDER_TIMEOUT_S", 4)
+    with pytest.raises(AssertionError, match="its figure stayed as it was"):
+        try_notebook(browser, toy_lab, "stuck.ipynb", tmp_path)
+
+
+def test_a_missing_browser_is_told(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.delenv("FASTDL_REQUIRE_BROWSER", raising=False)
+    monkeypatch.setattr(sys.modules[__name__], "INSTALLED", ())
+    with pytest.raises(pytest.skip.Exception, match="sudo apt install chromium"):
+        chromium_or_skip()
+    monkeypatch.setenv("FASTDL_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="sudo apt install chromium"):
+        chromium_or_skip()

@@ -1,0 +1,196 @@
+"""Guesses and slider figures: live, as a picture and as text, all from one output."""
+
+import base64
+import io
+import json
+import math
+import re
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+from helpers import example
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fastdl_lib.figures import explore as room
+from fastdl_lib.figures.explore import explore, predict
+from fastdl_lib.figures.picture import Picture
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def share(value=59.0, unit="%", **changes):
+    fields = {"provenance": Provenance.MEASURED, "machine": example(), **changes}
+    return Measurement("convolution", unit, (value,), **fields)
+
+
+def slider_of(prediction):
+    return prediction._slider
+
+
+# --- predictions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guess", [0, 37.2, 100])
+def test_a_guess_is_the_number_given(guess):
+    prediction = predict("share of convolution", guess, unit="%", low=0, high=100)
+    assert prediction.value == guess and type(prediction.value) is float
+
+
+def test_a_slider_moves_the_guess():
+    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
+    slider = slider_of(prediction)
+    assert (slider.min, slider.max, slider.value, slider.disabled) == (0, 100, 50, False)
+    slider.value = 73
+    assert prediction.value == 73
+    assert "guess 73 %" in prediction._repr_mimebundle_()["text/plain"]
+
+
+@pytest.mark.parametrize("guess", ["50", None, True, [50]])
+def test_a_guess_is_a_number(guess):
+    with pytest.raises(TypeError, match="a guess is a number, got"):
+        predict("share", guess, unit="%", low=0, high=100)
+
+
+@pytest.mark.parametrize("guess", [-0.1, 101, math.nan, math.inf])
+def test_a_guess_lies_in_its_range(guess):
+    with pytest.raises(ValueError, match="a guess must lie between 0 and 100 %, got"):
+        predict("share", guess, unit="%", low=0, high=100)
+
+
+def test_a_prediction_shows_widget_and_text():
+    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
+    bundle = prediction._repr_mimebundle_()
+    assert bundle.keys() >= {WIDGET_VIEW, "text/plain"}
+    assert bundle["text/plain"].startswith("share of convolution: guess 50 % (edit the number")
+    assert json.dumps(bundle)
+
+
+def test_comparing_draws_all_values_and_locks_the_guess():
+    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
+    slider = slider_of(prediction)
+    published = share(
+        95.0, provenance=Provenance.PUBLISHED, machine=None, source="a thesis, figure 3"
+    )
+    picture = prediction.compare(share(), published)
+    assert slider.disabled
+    for part in ("your guess 50.0 %", "this machine 59.0 %", "convolution 95.0 %"):
+        assert part in picture.alt
+    assert "Measured here: Example CPU" in picture.caption
+    assert "a thesis, figure 3" in picture.caption
+    # Run again, as a notebook is.
+    assert prediction.compare(share(), published).alt == picture.alt
+
+
+def test_another_unit_is_refused_and_locks_nothing():
+    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
+    slider = slider_of(prediction)
+    with pytest.raises(ValueError, match="the guess is in %, but 'convolution' is in ms; convert"):
+        prediction.compare(share(unit="ms"))
+    with pytest.raises(ValueError, match="convert it first"):
+        prediction.compare(share(), share(unit="x"))
+    assert not slider.disabled
+
+
+# --- slider figures -----------------------------------------------------------------------------
+
+
+def draw(size=1, colour="red"):
+    """A bar whose height and colour are those chosen."""
+    figure = Figure(figsize=(3, 2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar([0], [size], color=colour)
+    axes.set_ylim(0, 10)
+    return Picture(figure, "A bar", "Computed", f"a {colour} bar, {size} high")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What explore() displays: (data, options)."""
+    outputs = []
+    monkeypatch.setattr(room, "display", lambda data, **options: outputs.append((data, options)))
+    return outputs
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_one_output_has_a_widget_a_picture_and_text(shown):
+    explore(draw, size=[3, 5], colour=["red", "blue"])
+    ((data, options),) = shown
+    assert options["raw"] is True
+    assert set(data) == {WIDGET_VIEW, "image/png", "text/plain"}
+    assert data[WIDGET_VIEW]["model_id"]
+    first = draw(3, "red")
+    np.testing.assert_array_equal(pixels(base64.b64decode(data["image/png"])), pixels(first.png))
+    assert data["text/plain"].endswith("a red bar, 3 high")
+    assert options["metadata"]["image/png"] == {"alt": "a red bar, 3 high", "width": first.width_px}
+
+
+def controls_and_image(box):
+    *controls, image = box.children
+    return controls, image
+
+
+def png_of(image):
+    """The PNG inside the live figure's <img>."""
+    return base64.b64decode(re.search(r'src="data:image/png;base64,([^"]+)"', image.value)[1])
+
+
+def test_moving_a_control_changes_the_image(shown):
+    box = explore(draw, size=[3, 5, 9], colour=["red", "blue"])
+    (slider, list_), image = controls_and_image(box)
+    assert isinstance(slider, widgets.SelectionSlider) and isinstance(list_, widgets.Dropdown)
+    for control, value, expected in (
+        (slider, 9, draw(9, "red")),
+        (list_, "blue", draw(9, "blue")),
+        (slider, 3, draw(3, "blue")),
+    ):
+        before = pixels(png_of(image))
+        control.value = value
+        assert (pixels(png_of(image)) != before).any()
+        np.testing.assert_array_equal(pixels(png_of(image)), pixels(expected.png))
+        assert f'alt="{expected.alt}"' in image.value
+    assert len(shown) == 1
+
+
+def test_the_text_alternative_cannot_break_the_page(shown):
+    def draw_with_quotes(size):
+        picture = draw(size)
+        picture.alt = '"><script>'
+        return picture
+
+    _, image = controls_and_image(explore(draw_with_quotes, size=[3]))
+    assert "<script>" not in image.value and image.value.count("<") == 1
+
+
+def test_controls_carry_their_names(shown):
+    box = explore(lambda batch_size: draw(batch_size), batch_size=[2, 4])
+    (slider,), _ = controls_and_image(box)
+    assert slider.description == "batch size" and slider.value == 2
+
+
+@pytest.mark.parametrize("choices", [{}, {"size": []}, {"size": [1], "colour": ()}])
+def test_no_choice_is_no_figure(shown, choices):
+    with pytest.raises(ValueError, match="at least one choice, each with at least one value"):
+        explore(draw, **choices)
+    assert not shown
+
+
+def test_an_error_in_the_drawing_passes_through(shown):
+    def broken(size):
+        raise KeyError("my own error")
+
+    with pytest.raises(KeyError, match="my own error"):
+        explore(broken, size=[1])
+    assert not shown
+
+
+def test_a_single_number_is_a_field_to_type_into(shown):
+    (field, _), image = controls_and_image(explore(draw, size=3, colour=["red", "blue"]))
+    assert isinstance(field, widgets.FloatText) and field.description == "size"
+    field.value = 9
+    np.testing.assert_array_equal(pixels(png_of(image)), pixels(draw(9, "red").png))

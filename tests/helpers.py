@@ -1,0 +1,212 @@
+"""What tests of several wings build and compare with."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from fastdl_lib.core.pretend_gpu import c_compiler
+from fastdl_lib.core.threads import blas_libraries
+from fastdl_lib.measuring.costs import Ceilings
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.nn.layers import (
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    ReLU,
+)
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.nn.training import fit
+
+
+def example(**changes):
+    """A card with nothing of this machine in it."""
+    fields = {
+        "cpu": "Example CPU",
+        "cores": 8,
+        "memory_gib": 15.6,
+        "blas": "OpenBLAS 0.3.30 (Haswell)",
+        "blas_threads": 4,
+        "gpu": "none. CuPy is not installed.",
+        "system": "Linux x86_64",
+        "python": "3.12.1",
+        "versions": {"numpy": "2.4.6"},
+        "date": "2025-01-31",
+    }
+    return MachineCard(**{**fields, **changes})
+
+
+@st.composite
+def images(draw, least=1, most=6):
+    """A float64 batch (N, C, H, W) whose values differ by 0.01 at least and are not 0."""
+    size = st.integers(least, most)
+    shape = draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(size), draw(size)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count = math.prod(shape)
+    return ((rng.permutation(count) - count // 2 + 0.5) / 50).reshape(shape)
+
+
+SEEDS = st.integers(0, 2**32)
+
+
+needs_a_known_blas = pytest.mark.skipif(
+    not blas_libraries().info(), reason="threadpoolctl cannot set this BLAS's threads"
+)
+
+
+def small_alexnet(seed=0):
+    """Every kind of layer of AlexNet, with groups, overlapping pooling, LRN and Dropout."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        ("conv1", Conv2d(3, 8, 5, stride=2, rng=rng)),
+        ("relu1", ReLU()),
+        ("norm1", LocalResponseNorm()),
+        ("pool1", MaxPool2d(3, stride=2)),
+        ("conv2", Conv2d(8, 12, 3, padding=1, groups=2, rng=rng)),
+        ("relu2", ReLU()),
+        ("pool2", MaxPool2d(3, stride=2)),
+        ("flatten", Flatten()),
+        ("fc3", Linear(12 * 2 * 2, 10, rng=rng)),
+        ("drop3", Dropout(0.5, seed=seed)),
+        ("fc4", Linear(10, 7, rng=rng)),
+    ]
+    return Network("small AlexNet", layers, (3, 27, 27))
+
+
+def batch(network, images=2):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((images, *network.input_shape), dtype=np.float32)
+    return x, np.arange(images) % 7
+
+
+def ceilings(gflops=100.0, gb_per_s=10.0):
+    def measured(unit, value):
+        return Measurement("x", unit, (value,), Provenance.MEASURED, machine=example())
+
+    return Ceilings(measured("GFLOP/s", gflops), measured("GB/s", gb_per_s))
+
+
+def shaken(network, seed=0):
+    """The network with normalisations as training could leave them, and worse: falling ones, flat
+    ones, and some that put every sum on one side."""
+    rng = np.random.default_rng(seed)
+    for name, layer in network.layers.items():
+        if isinstance(layer, BatchNorm):
+            spread = np.sqrt(np.prod(network.input_shape_of(name)))
+            count = layer.features
+            layer.buffers["mean"][:] = rng.normal(0, spread, count)
+            layer.buffers["variance"][:] = rng.uniform(0, spread**2, count)
+            layer.parameters["weight"][:] = rng.normal(0, 1, count)
+            layer.parameters["bias"][:] = rng.normal(0, 1, count)
+            layer.parameters["weight"][::7] = 0
+            layer.parameters["bias"][3::7] = 1e4
+    return network
+
+
+needs_a_compiler = pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
+
+
+def toy(seed=0):
+    rng = np.random.default_rng(seed)
+    layers = [
+        ("conv", Conv2d(1, 6, 3, padding=1, rng=rng)),
+        ("relu", ReLU()),
+        ("pool", MaxPool2d(2)),
+        ("flatten", Flatten()),
+        ("drop", Dropout(0.25, seed=seed)),
+        ("fc", Linear(6 * 4 * 4, 3, rng=rng)),
+    ]
+    return Network("toy", layers, (1, 8, 8))
+
+
+def strokes(count=70, seed=0):
+    """A horizontal, a vertical or a slanted stroke on noise, and which of them it is."""
+    rng = np.random.default_rng(seed)
+    images = 0.1 * rng.random((count, 1, 8, 8), dtype=np.float32)
+    labels = np.arange(count) % 3
+    for image, label, at in zip(images, labels, rng.integers(2, 6, count), strict=True):
+        if label == 0:
+            image[0, at] += 1
+        elif label == 1:
+            image[0, :, at] += 1
+        else:
+            image[0] += np.eye(8, k=at - 4, dtype=np.float32)
+    return images, labels
+
+
+IMAGES, LABELS = strokes()
+
+
+OPTIMIZERS = {
+    "SGD": lambda: SGD(0.02, momentum=0.9, weight_decay=1e-3),
+    "Adam": lambda: Adam(5e-3),
+}
+
+
+RUN = {
+    "epochs": 4, "batch": 16, "shift": 1, "seed": 5, "schedule": warmup_cosine(0.2),
+    "progress": False,
+}  # fmt: skip
+
+
+def train(network=None, optimizer=None, images=IMAGES, labels=LABELS, **changes):
+    """Train a toy network; return it and its history."""
+    network = toy() if network is None else network
+    optimizer = OPTIMIZERS["Adam"]() if optimizer is None else optimizer
+    return network, fit(network, images, labels, optimizer=optimizer, **{**RUN, **changes})
+
+
+def assert_same_weights(one, other):
+    assert one.parameters.keys() == other.parameters.keys()
+    for name, array in one.parameters.items():
+        assert (array == other.parameters[name]).all(), name
+
+
+def weights_differ(one, other):
+    return any((array != other.parameters[name]).any() for name, array in one.parameters.items())
+
+
+def break_at(network, call, error):
+    """Let the network raise ``error`` in its backward pass number ``call``."""
+    layer, calls = network.layers["fc"], itertools.count(1)
+    backward = layer.backward
+
+    def broken(grad_out):
+        if next(calls) == call:
+            del layer.backward
+            raise error
+        return backward(grad_out)
+
+    layer.backward = broken
+
+
+def random_gradients(network, steps=4, seed=1):
+    rng = np.random.default_rng(seed)
+    return [
+        {name: rng.standard_normal(array.shape) for name, array in network.parameters.items()}
+        for _ in range(steps)
+    ]
+
+
+def set_gradients(network, gradients, convert=lambda array, like: array.astype(like.dtype)):
+    for layer_name, layer in network.layers.items():
+        layer.gradients = {
+            name: convert(gradients[f"{layer_name}.{name}"], like)
+            for name, like in layer.parameters.items()
+        }
+
+
+STEPS = math.ceil(len(IMAGES) / RUN["batch"])
+
+
+def byte_images(rng, count, shape):
+    """Images of whole bytes, as mnist() gives them."""
+    return rng.integers(0, 256, (count, *shape)).astype(np.float32) / np.float32(255)

@@ -1,0 +1,163 @@
+"""The machine card says what decides a time, and nothing about a person or a computer's name."""
+
+import dataclasses
+import datetime
+import getpass
+import json
+import os
+import pathlib
+import platform
+import socket
+import sys
+from types import SimpleNamespace
+
+import pytest
+from helpers import example
+
+from fastdl_lib.measuring import machine
+from fastdl_lib.measuring.machine import MachineCard, machine_card
+
+GIB = 2**30
+
+
+def test_the_card_is_filled():
+    card = machine_card()
+    assert card.cpu and card.blas and card.gpu and card.system and card.python
+    assert card.cores >= 1 and card.blas_threads >= 1 and card.memory_gib > 0
+    assert card.versions.keys() == {"numpy", "matplotlib", "jupyterlab", "fastdl"}
+    assert datetime.date.fromisoformat(card.date)
+
+
+def test_the_card_names_no_host_no_user_and_no_path(monkeypatch, tmp_path):
+    # Names that cannot be there by chance, wherever a careless line would look for them.
+    monkeypatch.setattr(platform, "node", lambda: "planted-host")
+    monkeypatch.setattr(socket, "gethostname", lambda: "planted-host")
+    monkeypatch.setattr(getpass, "getuser", lambda: "planted-user")
+    for name in ("USER", "LOGNAME", "USERNAME", "HOSTNAME", "COMPUTERNAME"):
+        monkeypatch.setenv(name, "planted-name")
+    monkeypatch.chdir(tmp_path)
+    card = machine_card()
+    for text in (str(card), card._repr_html_(), card.summary, json.dumps(card.to_dict())):
+        assert "planted" not in text
+        for path in (pathlib.Path.cwd(), pathlib.Path.home(), sys.prefix):
+            assert str(path) not in text or str(path) == "/"
+        assert "\\" not in text
+    # No path at all; the name of a CPU may well hold a slash, and in HTML it closes a tag.
+    card = dataclasses.replace(card, cpu="")
+    assert "/" not in str(card) and "/" not in card._repr_html_().replace("</", "<")
+
+
+def test_a_failing_gpu_brings_no_path_onto_the_card(fake_gpu, monkeypatch):
+    def no_library(*_):
+        raise OSError(r"/home/alice/lib/libnvrtc.so: no such file, nor C:\Users\Alice Li\nvrtc.dll")
+
+    monkeypatch.setattr(fake_gpu, "arange", no_library)
+    gpu = machine_card().gpu
+    assert gpu.startswith("none. CuPy's test kernel failed (OSError: ") and "pip install" in gpu
+    assert not {"/", "\\"} & set(gpu) and "alice" not in gpu.lower()
+
+
+def test_the_summary_has_what_a_caption_needs():
+    assert example().summary == (
+        "Example CPU, 8 cores, OpenBLAS 0.3.30 (Haswell) on 4 threads, NumPy 2.4.6, 2025-01-31"
+    )
+    with_gpu = example(blas_threads=1, gpu="Example GPU").summary
+    assert "on 1 thread, Example GPU, NumPy" in with_gpu
+    assert "Example CPU, 1 core, " in example(cores=1).summary
+
+
+def test_html_is_escaped():
+    assert "<script>" not in example(cpu="<script>")._repr_html_()
+    assert "measured here" in example()._repr_html_()
+
+
+def test_round_trip_through_json():
+    for card in (machine_card(), example()):
+        assert MachineCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MachineCard)])
+def test_a_missing_field_is_named(field):
+    fields = example().to_dict()
+    del fields[field]
+    with pytest.raises(ValueError, match=rf"missing fields \['{field}'\]"):
+        MachineCard.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hostname": "x"}, r"unknown fields \['hostname'\]"),
+        ({"cores": "8"}, "'cores' has the value '8'"),
+        ({"cores": True}, "'cores' has the value True"),
+        ({"cores": 1.5}, "'cores' has the value 1.5"),
+        ({"memory_gib": None}, "'memory_gib' has the value None"),
+        ({"cpu": 3}, "'cpu' has the value 3"),
+        ({"versions": ["numpy"]}, "'versions' has the value"),
+    ],
+)
+def test_a_damaged_card_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        MachineCard.from_dict({**example().to_dict(), **change})
+
+
+@pytest.mark.parametrize("wrong", [None, [], "card"])
+def test_what_is_no_card_is_refused(wrong):
+    with pytest.raises(ValueError, match="a machine card is a JSON object"):
+        MachineCard.from_dict(wrong)
+
+
+def test_a_whole_number_of_gib_is_read():
+    assert MachineCard.from_dict({**example().to_dict(), "memory_gib": 16}).memory_gib == 16
+
+
+# --- a container's limits -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    """Write a container's limit files; the machine itself has 8 cores and 64 GiB."""
+
+    def as_if(path):
+        return tmp_path if str(path) == "/sys/fs/cgroup" else pathlib.Path(path)
+
+    monkeypatch.setattr(machine, "Path", as_if)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    memory = SimpleNamespace(total=64 * GIB)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    return lambda file, text: (tmp_path / file).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("200000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("150000 100000\n", 2),
+        ("1600000 100000\n", 8),
+        ("max 100000\n", 8),
+        ("", 8),
+    ],
+)
+def test_a_cpu_quota_is_honoured(cgroup, quota, cores):
+    cgroup("cpu.max", quota)
+    assert machine_card().cores == cores
+
+
+@pytest.mark.parametrize(
+    ("limit", "gib"), [(f"{4 * GIB}\n", 4.0), ("max\n", 64.0), (f"{128 * GIB}\n", 64.0)]
+)
+def test_a_memory_limit_is_honoured(cgroup, limit, gib):
+    cgroup("memory.max", limit)
+    assert machine_card().memory_gib == gib
+
+
+def test_no_container_no_limit(cgroup):
+    card = machine_card()
+    assert (card.cores, card.memory_gib) == (8, 64.0)
+
+
+def test_without_affinity_all_cores_count(cgroup, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert machine_card().cores == 3

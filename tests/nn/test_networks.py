@@ -1,0 +1,387 @@
+"""AlexNet and DeepConvNet: their shapes and counts, float32 throughout, and stored weights."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.layers import softmax_cross_entropy as loss_of
+from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+
+# (output shape, parameters) of the layers with weights, and the shapes of those between them.
+ALEXNET = {
+    "conv1": ((96, 55, 55), 34_944),
+    "pool1": ((96, 27, 27), 0),
+    "conv2": ((256, 27, 27), 307_456),
+    "pool2": ((256, 13, 13), 0),
+    "conv3": ((384, 13, 13), 885_120),
+    "conv4": ((384, 13, 13), 663_936),
+    "conv5": ((256, 13, 13), 442_624),
+    "pool5": ((256, 6, 6), 0),
+    "flatten": ((9216,), 0),
+    "fc6": ((4096,), 37_752_832),
+    "fc7": ((4096,), 16_781_312),
+    "fc8": ((1000,), 4_097_000),
+}
+ALEXNET_WEIGHTS = {
+    "conv1": (96, 3, 11, 11),
+    "conv2": (256, 48, 5, 5),
+    "conv3": (384, 256, 3, 3),
+    "conv4": (384, 192, 3, 3),
+    "conv5": (256, 192, 3, 3),
+    "fc6": (4096, 9216),
+    "fc7": (4096, 4096),
+    "fc8": (1000, 4096),
+}
+
+
+@pytest.fixture(scope="module")
+def alex():
+    return alexnet()
+
+
+def digits(images=2, dtype=np.float32, seed=1):
+    return np.random.default_rng(seed).standard_normal((images, 1, 28, 28)).astype(dtype)
+
+
+# --- counts and shapes --------------------------------------------------------------------------
+
+
+def test_alexnet_has_60_965_224_parameters(alex):
+    assert alex.parameter_count == 60_965_224
+    assert sum(array.nbytes for array in alex.parameters.values()) == 243_860_896
+
+
+@pytest.mark.parametrize("name", ALEXNET)
+def test_alexnet_layer_by_layer(alex, name):
+    shape, parameters = ALEXNET[name]
+    assert alex.shapes[name] == shape
+    layer = alex.layers[name]
+    assert sum(array.size for array in layer.parameters.values()) == parameters
+    if name in ALEXNET_WEIGHTS:
+        assert layer.parameters["weight"].shape == ALEXNET_WEIGHTS[name]
+        assert layer.parameters["bias"].shape == ALEXNET_WEIGHTS[name][:1]
+
+
+def test_alexnet_is_in_the_papers_order(alex):
+    order = (
+        "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 "
+        "pool5 flatten fc6 relu6 drop6 fc7 relu7 drop7 fc8"
+    )
+    assert " ".join(alex.layers) == order
+    assert {name: layer.groups for name, layer in alex.layers.items() if "conv" in name} == {
+        "conv1": 1, "conv2": 2, "conv3": 1, "conv4": 2, "conv5": 2,
+    }  # fmt: skip
+
+
+def test_deep_convnet_has_123_552_parameters():
+    network = deep_convnet()
+    assert network.parameter_count == 123_552
+    expected = {
+        "conv1": ((16, 28, 28), 160),
+        "conv2": ((16, 28, 28), 2_320),
+        "pool2": ((16, 14, 14), 0),
+        "conv3": ((32, 14, 14), 4_640),
+        "conv4": ((32, 16, 16), 9_248),
+        "pool4": ((32, 8, 8), 0),
+        "conv5": ((64, 8, 8), 18_496),
+        "conv6": ((64, 8, 8), 36_928),
+        "pool6": ((64, 4, 4), 0),
+        "fc1": ((50,), 51_250),
+        "fc2": ((10,), 510),
+    }
+    for name, (shape, parameters) in expected.items():
+        assert network.shapes[name] == shape
+        assert sum(a.size for a in network.layers[name].parameters.values()) == parameters
+
+
+# --- float32 throughout -------------------------------------------------------------------------
+
+
+def dtypes_of_a_training_step(network, images):
+    """Walk layer by layer and yield (where, dtype) of every array that comes by."""
+    x = np.random.default_rng(0).standard_normal((images, *network.input_shape), dtype=np.float32)
+    for training in (False, True):
+        out = x
+        for name, layer in network.layers.items():
+            out = layer.forward(out, training)
+            assert out.shape == (images, *network.shapes[name])
+            assert np.isfinite(out).all(), name
+            yield f"{name}, training={training}", out.dtype
+    _, grad = loss_of(out, np.zeros(images, int))
+    yield "loss", grad.dtype
+    for name, layer in reversed(network.layers.items()):
+        grad = layer.backward(grad)
+        if grad is not None:
+            yield f"{name} backward", grad.dtype
+    assert grad is None  # the images need no gradient
+    assert network.gradients.keys() == network.parameters.keys()
+    for name, array in network.parameters.items():
+        assert network.gradients[name].shape == array.shape
+        yield name, array.dtype
+        yield f"gradient of {name}", network.gradients[name].dtype
+
+
+@pytest.mark.parametrize("name", ["alexnet", "deep_convnet"])
+def test_no_float64_anywhere(alex, name):
+    network, images = (alex, 1) if name == "alexnet" else (deep_convnet(), 3)
+    wrong = [
+        place for place, dtype in dtypes_of_a_training_step(network, images) if dtype != np.float32
+    ]
+    assert not wrong
+
+
+# --- gradients of the whole ---------------------------------------------------------------------
+
+
+def test_gradients_of_a_whole_network():
+    """Central differences in float64 at a few weights of each array, Dropout drawing included."""
+
+    def make():
+        # Fresh each time, so that Dropout draws the same masks.
+        network = deep_convnet(seed=3).astype(np.float64)
+        network.layers["drop2"].rate = 0.25
+        return network
+
+    x, labels = digits(2, np.float64), np.array([3, 8])
+    network = make()
+    # ReLU has no gradient at 0, where a bias of 0 leaves what the padding is alone in.
+    rng = np.random.default_rng(0)
+    for array in network.parameters.values():
+        array += 0.1 * rng.standard_normal(array.shape)
+    network.loss_and_gradients(x, labels)
+    weights, gradients = network.parameters, network.gradients
+    step = 1e-6
+
+    def loss():
+        again = make()
+        for name, array in weights.items():
+            layer, which = name.split(".")
+            again.layers[layer].parameters[which] = array
+        return loss_of(again.forward(x, training=True), labels)[0]
+
+    checked = 0
+    for name, array in weights.items():
+        # Where the gradient is largest, and two places at random.
+        places = [np.abs(gradients[name]).argmax(), *rng.integers(array.size, size=2)]
+        for at in (np.unravel_index(place, array.shape) for place in places):
+            kept = array[at]
+            array[at] = kept + step
+            above = loss()
+            array[at] = kept - step
+            numeric = (above - loss()) / (2 * step)
+            array[at] = kept
+            assert gradients[name][at] == pytest.approx(numeric, rel=1e-4, abs=1e-7), name
+            checked += abs(numeric) > 1e-6
+    assert checked >= len(weights)
+
+
+def test_a_step_against_the_gradient_lowers_the_loss():
+    network, x, labels = deep_convnet(), digits(8), np.arange(8)
+    for name in ("drop1", "drop2"):
+        network.layers[name].rate = 0.0
+    first = network.loss_and_gradients(x, labels)
+    for name, array in network.parameters.items():
+        array -= 0.001 * network.gradients[name]
+    assert network.loss_and_gradients(x, labels) < first
+
+
+# --- seeds --------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_network_each_time():
+    one, same, other = deep_convnet(seed=7), deep_convnet(seed=7), deep_convnet(seed=8)
+    for name, array in one.parameters.items():
+        assert (array == same.parameters[name]).all()
+    assert (one.parameters["conv1.weight"] != other.parameters["conv1.weight"]).any()
+    x, labels = digits(), np.array([0, 1])
+    assert one.loss_and_gradients(x, labels) == same.loss_and_gradients(x, labels)
+    assert (one.gradients["conv1.weight"] == same.gradients["conv1.weight"]).all()
+
+
+def test_weights_have_the_variance_of_he(alex):
+    for name, fan_in in (("conv2", 48 * 25), ("fc7", 4096)):
+        weight = alex.layers[name].parameters["weight"]
+        assert weight.std() == pytest.approx(np.sqrt(2 / fan_in), rel=0.01)
+        assert not alex.layers[name].parameters["bias"].any()
+
+
+# --- stored weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "weights.npz"
+    deep_convnet(seed=5).save_weights(path)
+    return path
+
+
+def assert_untouched(network, seed=0):
+    fresh = deep_convnet(seed)
+    for name, array in network.parameters.items():
+        assert (array == fresh.parameters[name]).all(), name
+
+
+def test_weights_come_back_bit_for_bit(saved):
+    network = deep_convnet()
+    assert network.load_weights(saved) is network
+    assert_untouched(network, seed=5)
+    assert {a.dtype for a in network.parameters.values()} == {np.dtype(np.float32)}
+    assert [path.name for path in saved.parent.iterdir()] == ["weights.npz"]
+
+
+def test_float64_keeps_its_dtype_when_loading(saved):
+    network = deep_convnet().astype(np.float64).load_weights(saved)
+    assert {a.dtype for a in network.parameters.values()} == {np.dtype(np.float64)}
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    layers = [("flatten", Flatten()), ("fc2", Linear(784, 10, rng=rng))]
+    Network("other", layers, (1, 28, 28)).save_weights(tmp_path / "other.npz")
+    network = deep_convnet()
+    message = r"other\.npz holds the weights of another network than DeepConvNet: .* expected "
+    with pytest.raises(ValueError, match=message):
+        network.load_weights(tmp_path / "other.npz")
+    assert_untouched(network)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 1000, 100_000, -1, -100])
+def test_a_truncated_file_is_refused(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    network = deep_convnet()
+    with pytest.raises(ValueError, match=r"weights\.npz is damaged .*restore or remake it"):
+        network.load_weights(saved)
+    assert_untouched(network)
+
+
+def test_a_changed_byte_is_never_loaded(saved):
+    good = saved.read_bytes()
+    rng = np.random.default_rng(0)
+    # The headers of the first array and of the archive, and places in between.
+    places = [*range(0, 200, 7), *rng.integers(len(good), size=30), *range(-200, 0, 9)]
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 0x55
+        saved.write_bytes(bad)
+        network = deep_convnet()
+        try:
+            network.load_weights(saved)
+        except ValueError:
+            assert_untouched(network)
+        else:
+            # The byte said nothing of the weights, such as a date in the archive.
+            assert_untouched(network, seed=5)
+
+
+def test_something_else_by_that_name_is_refused(saved):
+    one_array = io.BytesIO()
+    np.save(one_array, np.zeros(3))
+    for content in (b"no archive at all", pickle.dumps({"conv1.weight": 1}), one_array.getvalue()):
+        saved.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.npz is damaged"):
+            deep_convnet().load_weights(saved)
+
+
+def test_a_pickle_is_never_opened(saved, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    array = np.empty(1, object)
+    array[0] = Trap()
+    np.savez(saved, **{"conv1.weight": array})
+    with pytest.raises(ValueError, match="damaged"):
+        deep_convnet().load_weights(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file gone\.npz"):
+        deep_convnet().load_weights(tmp_path / "gone.npz")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(file, **arrays):
+        with open(file, "wb") as part:
+            part.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space left"):
+        deep_convnet().save_weights(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_wrong_name_or_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"stored as \.npz, got the name 'weights\.pkl'"):
+        deep_convnet().save_weights(tmp_path / "weights.pkl")
+    with pytest.raises(FileNotFoundError, match="the folder 'gone' does not exist"):
+        deep_convnet().save_weights(tmp_path / "gone" / "weights.npz")
+    assert not list(tmp_path.iterdir())
+
+
+# --- input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((1, 28, 28), np.float32), ValueError, r"For one image use x\[None\]"),
+        (np.zeros((2, 1, 27, 28), np.float32), ValueError, r"\(N, 1, 28, 28\).*got \(2, 1, 27"),
+        (np.zeros((2, 3, 28, 28), np.float32), ValueError, r"got \(2, 3, 28, 28\)"),
+        (np.zeros((2, 28, 28, 1), np.float32), ValueError, r"got \(2, 28, 28, 1\)"),
+        (np.zeros((0, 1, 28, 28), np.float32), ValueError, r"N >= 1, got \(0, 1, 28, 28\)"),
+        (np.zeros((2, 1, 28, 28)), TypeError, r"use x\.astype\(np\.float32\)"),
+        (np.zeros((2, 1, 28, 28), np.uint8), TypeError, r"images are uint8; use x\.astype"),
+        ([[1.0]], TypeError, r"np\.asarray"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(x, error, message):
+    with pytest.raises(error, match=message):
+        deep_convnet().forward(x)
+
+
+def test_layers_must_fit_each_other():
+    rng = np.random.default_rng(0)
+    layers = [("conv1", Conv2d(3, 8, 3, rng=rng)), ("conv2", Conv2d(4, 8, 3, rng=rng))]
+    with pytest.raises(ValueError, match=r"N, layer conv2: this Conv2d takes 4 channels, got 8"):
+        Network("N", layers, (3, 9, 9))
+    with pytest.raises(ValueError, match="N, layer pool1: a window of 5 does not fit"):
+        Network("N", [("pool1", MaxPool2d(5))], (3, 4, 4))
+    with pytest.raises(ValueError, match="two layers share a name"):
+        Network("N", [("a", ReLU()), ("a", Dropout(0.5))], (1, 2, 2))
+
+
+def test_backward_before_forward_is_refused():
+    with pytest.raises(RuntimeError, match=r"Dropout\.backward\(\) needs a forward"):
+        deep_convnet().backward(np.zeros((1, 10), np.float32))
+
+
+def test_a_variant_shares_the_weights_and_leaves_the_original():
+    network = deep_convnet()
+    variant = network.variant("no ReLU after conv1", relu1=None, pool2=MaxPool2d(2, stride=2))
+    assert "relu1" in network.layers and "relu1" not in variant.layers
+    assert list(variant.layers) == [name for name in network.layers if name != "relu1"]
+    assert variant.parameters["conv2.weight"] is network.parameters["conv2.weight"]
+    assert variant.input_shape_of("conv2") == (16, 28, 28)
+    with pytest.raises(ValueError, match="has no layer 'pool9'"):
+        network.variant("x", pool9=None)
+    with pytest.raises(ValueError, match="no ReLU, layer fc1: this Linear takes"):
+        network.variant("no ReLU", pool6=None)
+
+
+def test_a_network_needs_layers_and_knows_them():
+    with pytest.raises(ValueError, match="has no layers"):
+        Network("empty", [], (1, 28, 28))
+    with pytest.raises(KeyError, match="has no layer 'conv9'"):
+        deep_convnet().input_shape_of("conv9")
+    assert deep_convnet().input_shape_of("conv1") == (1, 28, 28)
+    with pytest.raises(TypeError, match="float16, float32 or float64, got int32"):
+        deep_convnet().astype(np.int32)

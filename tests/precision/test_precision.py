@@ -1,0 +1,709 @@
+"""Number formats against NumPy and ml_dtypes bit for bit, and sums rounded one step at a time."""
+
+import copy
+import itertools
+import math
+import pickle
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.precision import formats as precision
+from fastdl_lib.precision.formats import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT8_E5M2,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    FORMATS,
+    INT8,
+    INT8_PER_CHANNEL,
+    FixedPoint,
+    FloatFormat,
+    ScaledInteger,
+    Stored,
+    product,
+)
+
+NARROW = [FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2]
+FLOATS = [FLOAT64, FLOAT32, *NARROW]
+EVERY = [*FORMATS.values(), FixedPoint(8, 8), FixedPoint(4, 28), ScaledInteger(4)]
+
+named = {"ids": str}
+
+
+def converted(x, kind):
+    """What NumPy or ml_dtypes make of x, in float32."""
+    with np.errstate(all="ignore"):
+        return x.astype(kind.dtype).astype(np.float32)
+
+
+def same_bits(got, expected):
+    """Equal down to the signs of zeros; a NaN is a NaN."""
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    np.testing.assert_array_equal(got, expected)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(got[numbers]), np.signbit(expected[numbers]))
+
+
+def any_float32(count=2_000_000, seed=0):
+    """Random bits: every exponent, subnormals, infinities, NaN."""
+    bits = np.random.default_rng(seed).integers(0, 2**32, count, dtype=np.uint32)
+    return np.concatenate([bits.view(np.float32), np.array([0, -0.0, np.inf, -np.inf], "f4")])
+
+
+def between_neighbours(kind, dtype):
+    """Every value, the middle between neighbours, what lies next to both, and all negated."""
+    values = kind.all_values()
+    # As if one more number came after the largest.
+    values = np.append(values, 2 * values[-1] - values[-2])
+    points = np.concatenate([values, (values[1:] + values[:-1]) / 2])
+    points = points[points <= float(np.finfo(dtype).max)].astype(dtype)
+    below, above = (np.nextafter(points, dtype(end)) for end in (-np.inf, np.inf))
+    points = np.concatenate([points, below, above])
+    return np.concatenate([points, -points])
+
+
+# --- the formats ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FLOATS, **named)
+def test_limits_are_those_of_numpy_and_ml_dtypes(kind):
+    limits = ml_dtypes.finfo(kind.dtype)  # NumPy's own for NumPy's own
+    assert kind.bits == limits.bits == 8 * kind.dtype.itemsize
+    assert kind.largest == float(limits.max)
+    assert kind.smallest_normal == float(limits.smallest_normal)
+    assert kind.smallest_subnormal == float(limits.smallest_subnormal)
+    assert kind.epsilon == float(limits.eps)
+    assert all(type(getattr(kind, name)) is float for name in ("largest", "epsilon"))
+
+
+def test_formats_are_listed_under_their_names():
+    names = ["float64", "float32", "float16", "bfloat16", "float8_e4m3", "float8_e5m2", "int8"]
+    assert list(FORMATS) == [*names, "int8 per channel"]
+    assert all(name == kind.name == str(kind) for name, kind in FORMATS.items())
+    assert (FixedPoint(2, 14).name, ScaledInteger(4).name) == ("fixed<2,14>", "int4")
+    assert ScaledInteger(8, axis=1).name == "int8 per index of axis 1"
+
+
+@pytest.mark.parametrize("kind", EVERY, **named)
+def test_a_copied_format_is_the_same(kind):
+    for other in (copy.deepcopy(kind), pickle.loads(pickle.dumps(kind))):
+        assert other == kind and hash(other) == hash(kind)
+    assert kind != FixedPoint(3, 3)
+
+
+@pytest.mark.parametrize("kind", [*NARROW, FixedPoint(4, 3), ScaledInteger(5)], **named)
+def test_spacing_is_the_distance_to_the_next_value(kind):
+    values = kind.all_values()
+    values = values[values >= 0]
+    spacing = kind.spacing(values)
+    assert spacing.dtype == np.float64 and type(kind.spacing(1.0)) is float
+    np.testing.assert_array_equal(spacing[:-1], np.diff(values))
+    np.testing.assert_array_equal(kind.spacing(-values[:-1].astype(np.float32)), np.diff(values))
+    beyond = np.array([[np.nan, np.inf, -np.inf, np.nextafter(kind.largest, np.inf)]])
+    assert np.isnan(kind.spacing(beyond)).all() and kind.spacing(beyond).shape == (1, 4)
+
+
+def test_spacing_of_float64_is_numpys():
+    x = np.array([0.0, 5e-324, 1.0, -0.1, 1.7e308])
+    np.testing.assert_array_equal(FLOAT64.spacing(x), np.abs(np.spacing(x)))
+
+
+@pytest.mark.parametrize("kind", [*NARROW, FixedPoint(3, 5), INT8], **named)
+def test_all_values_ascend_and_end_at_the_largest(kind):
+    values = kind.all_values()
+    assert (np.diff(values) > 0).all() and values[-1] == kind.largest
+    assert values[values > 0][0] == kind.smallest_subnormal
+    assert kind == INT8 or len(values) > 2**kind.bits * 0.95
+    np.testing.assert_array_equal(FixedPoint(2, 1).all_values(), np.arange(-4, 4) / 2)
+
+
+def test_all_values_of_a_wide_format_are_refused():
+    for kind in (FLOAT32, FixedPoint(9, 8)):
+        with pytest.raises(ValueError, match="up to 16 bits"):
+            kind.all_values()
+
+
+# --- floats: the very bits ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", NARROW, **named)
+def test_every_code_means_what_numpy_and_ml_dtypes_say(kind):
+    codes = np.arange(2**kind.bits).astype(f"uint{kind.bits}")
+    with np.errstate(invalid="ignore"):
+        expected = codes.view(kind.dtype).astype(np.float32)
+    for dtype in (np.float32, np.float64):
+        with np.errstate(invalid="ignore"):  # of NaN that signal
+            same_bits(Stored(kind, codes).decode(dtype), expected.astype(dtype))
+    # And back; of bfloat16's and float8_e5m2's NaN only one is written, as ml_dtypes does.
+    again = kind.store(expected).codes
+    kept = ~np.isnan(expected) if kind in (BFLOAT16, FLOAT8_E5M2) else slice(None)
+    np.testing.assert_array_equal(again[kept], codes[kept])
+
+
+@pytest.mark.parametrize("kind", NARROW, **named)
+@pytest.mark.parametrize("points", ["random bits", "between neighbours"])
+def test_rounding_float32_is_numpys_and_ml_dtypes(kind, points):
+    x = any_float32() if points == "random bits" else between_neighbours(kind, np.float32)
+    kept = x.copy()
+    same_bits(kind.round(x), converted(x, kind))
+    np.testing.assert_array_equal(x.view(np.uint32), kept.view(np.uint32))
+    with np.errstate(all="ignore"):
+        codes = x.astype(kind.dtype).view(f"uint{kind.bits}")
+    np.testing.assert_array_equal(kind.store(x).codes, codes)
+
+
+@pytest.mark.parametrize("kind", [FLOAT32, FLOAT16], **named)
+def test_rounding_float64_is_numpys(kind):
+    bits = np.random.default_rng(1).integers(0, 2**64, 1_000_000, dtype=np.uint64)
+    x = bits.view(np.float64)
+    # Random exponents of float64 lie mostly outside: as many inside.
+    inside = any_float32(seed=2)
+    x = np.concatenate([x, inside[~np.isnan(inside)].astype(np.float64) * (1 + 2.0**-30)])
+    if kind == FLOAT16:
+        x = np.concatenate([x, between_neighbours(FLOAT16, np.float64)])
+    with np.errstate(all="ignore"):
+        same_bits(kind.round(x), x.astype(kind.dtype).astype(np.float64))
+        np.testing.assert_array_equal(
+            kind.store(x).codes, x.astype(kind.dtype).view(f"uint{kind.bits}")
+        )
+
+
+@pytest.mark.parametrize("kind", NARROW, **named)
+def test_float64_is_rounded_once(kind):
+    """A little above the middle, and the middle itself after a stop at float32."""
+    step = kind.epsilon
+    x = np.array([1 + step / 2 + 2.0**-40, 1 + 1.5 * step - 2.0**-40])
+    np.testing.assert_array_equal(kind.round(x), 1 + step)
+    assert set(kind.round(x.astype(np.float32))) == {1, 1 + 2 * step}
+    # The nearest of all values, for many.
+    x = np.random.default_rng(2).normal(0, 0.01 * kind.largest**0.5, 2000)
+    x = np.concatenate([x, x * kind.smallest_normal])
+    values = kind.all_values()
+    after = np.searchsorted(values, x)
+    lower, upper = values[after - 1], values[after]
+    np.testing.assert_array_equal(kind.round(x), np.where(x - lower < upper - x, lower, upper))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_wide_format_keeps_every_bit(dtype):
+    x = any_float32(1000)
+    x = np.append(x[~np.isnan(x)], np.float32(np.nan)).astype(dtype)
+    for kind in (FLOAT64, FLOAT32):
+        for rng in (None, np.random.default_rng(0)):
+            rounded = kind.round(x, rng=rng)
+            assert rounded is not x
+            same_bits(rounded, x)
+    assert (FLOAT32.store(x).codes.dtype, FLOAT64.store(x).codes.dtype) == (np.uint32, np.uint64)
+
+
+def test_overflow_saturates_where_asked():
+    x = np.array([465.0, -1e9, np.inf, -np.inf, np.nan, 464.0], np.float32)
+    np.testing.assert_array_equal(FLOAT8_E4M3.round(x), [*[np.nan] * 5, 448])
+    np.testing.assert_array_equal(
+        FLOAT8_E4M3.round(x, saturate=True), [448, -448, 448, -448, np.nan, 448]
+    )
+    halves = np.array([65519.9, 65520, -1e9, -np.inf])
+    np.testing.assert_array_equal(FLOAT16.round(halves), [65504, np.inf, -np.inf, -np.inf])
+    np.testing.assert_array_equal(
+        FLOAT16.store(halves, saturate=True).decode(), [65504, 65504, -65504, -65504]
+    )
+    infinite = np.array([np.inf, -np.inf], np.float32)
+    for kind in (FLOAT32, FLOAT64):
+        assert np.isfinite(kind.round(infinite, saturate=True)).all()
+        assert np.isinf(kind.round(infinite)).all()
+
+
+@pytest.mark.parametrize("kind", NARROW, **named)
+def test_bits_and_values_are_each_others_way_back(kind):
+    for value in [*kind.all_values()[::97], math.inf if kind.has_infinity else 0.0]:
+        text = kind.bits_of(value)
+        assert [len(part) for part in text.split()] == [1, kind.exponent_bits, kind.fraction_bits]
+        assert kind.value_of(text) == kind.value_of(text.replace(" ", "")) == value
+    assert math.isnan(kind.value_of(kind.bits_of(math.nan)))
+    assert kind.bits_of(-0.0)[0] == "1"
+
+
+def test_bits_of_known_numbers():
+    assert FLOAT16.bits_of(0.1) == "0 01011 1001100110"
+    assert FLOAT32.bits_of(1.0) == "0 01111111 " + 23 * "0"
+    assert FLOAT64.value_of(FLOAT64.bits_of(0.1)) == 0.1
+    assert FLOAT16.value_of("1 11111 0000000000") == -math.inf
+    assert BFLOAT16.bits_of(np.float32(-2)) == "1 10000000 0000000"
+
+
+@pytest.mark.parametrize("twin", ["float8_e3m4", "float8_e4m3", "float8_e4m3fn"])
+def test_a_format_of_ones_own_is_rounded_alike(twin):
+    """Without a dtype, against the dtype that ml_dtypes has for it."""
+    exponent_bits, fraction_bits = int(twin[8]), int(twin[10])
+    own = FloatFormat("own", exponent_bits, fraction_bits, has_infinity="fn" not in twin)
+    dtype, x = np.dtype(getattr(ml_dtypes, twin)), any_float32(200_000)
+    with np.errstate(all="ignore"):
+        same_bits(own.round(x), x.astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(own.store(x).codes, x.astype(dtype).view(np.uint8))
+    a, b = matrices(3.0)
+    twins = FloatFormat(twin, exponent_bits, fraction_bits, dtype, "fn" not in twin)
+    got = product(a, b, compute=own, accumulate=own)
+    np.testing.assert_array_equal(got, step_by_step(a, b, twins, twins))
+
+
+def test_a_format_that_ends_before_float32_overflows_in_products():
+    own = FloatFormat("own", 5, 23)
+    a = np.full((1, 1), 300, np.float32)
+    assert product(a, a, compute=own)[0, 0] == np.inf
+    assert product(a, a, compute=FLOAT32, accumulate=own)[0, 0] == np.inf
+
+
+# --- stochastic rounding --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [*NARROW, FixedPoint(8, 4)], **named)
+def test_stochastic_rounding_goes_to_a_neighbour_and_has_the_mean(kind, dtype):
+    start = kind.largest / 3
+    small, tiny, step = kind.smallest_normal, kind.smallest_subnormal, kind.spacing(kind.largest)
+    points = [start, 1.1, -0.7, 1.3 * small, 2.3 * tiny, -0.2 * tiny, kind.largest - step / 4]
+    rng, count = np.random.default_rng(3), 20_000
+    values = kind.all_values()
+    for point in np.array(points, dtype):
+        got = kind.round(np.full(count, point), rng=rng).astype(np.float64)
+        after = np.searchsorted(values, point)
+        lower, upper = values[after - 1], values[after]
+        if point in (lower, upper):
+            np.testing.assert_array_equal(got, point)
+            continue
+        assert set(got) == {lower, upper}
+        share = (float(point) - lower) / (upper - lower)
+        error = got.mean() - float(point)
+        four_errors = 4 * (upper - lower) * math.sqrt(share * (1 - share) / count)
+        assert abs(error) < four_errors
+        # The same test finds out nearest rounding.
+        nearest = float(kind.round(np.array([point]))[0])
+        assert abs(nearest - float(point)) > four_errors
+
+
+@pytest.mark.parametrize("kind", NARROW, **named)
+def test_stochastic_rounding_keeps_what_is_exact(kind):
+    values = kind.all_values().astype(np.float32)
+    x = np.concatenate([values, [-0.0, np.nan]]).astype(np.float32)
+    same_bits(kind.round(x, rng=np.random.default_rng(0)), x)
+    infinite = np.array([np.inf, -np.inf], np.float32)
+    same_bits(kind.round(infinite, rng=np.random.default_rng(0)), converted(infinite, kind))
+
+
+class Drawn(np.random.Generator):
+    """Draws one number for ever."""
+
+    def __init__(self, number):
+        super().__init__(np.random.PCG64(0))
+        self.number = number
+
+    def random(self, size=None, dtype=np.float64):
+        return np.full(size, self.number, dtype)
+
+
+@pytest.mark.parametrize("kind", [*NARROW, FixedPoint(4, 3)], **named)
+def test_the_chance_decides(kind):
+    """Up in magnitude where it is below the share of the spacing; never where that is 0."""
+    values = kind.all_values()[1::5]
+    steps = kind.spacing(values) * np.sign(values)
+    inside = np.abs(values + steps) <= kind.largest
+    values, steps = values[inside], steps[inside]
+    for share, chance, up in ((0, 0, 0), (0.25, 0, 1), (0.25, 0.2, 1), (0.25, 0.25, 0)):
+        got = kind.round(values + share * steps, rng=Drawn(chance))
+        np.testing.assert_array_equal(got, values + up * steps)
+
+
+@pytest.mark.parametrize("kind", NARROW, **named)
+def test_stochastic_rounding_overflows_the_more_the_further_above(kind):
+    step, rng = kind.spacing(kind.largest), np.random.default_rng(4)
+    for share in (0.1, 0.8):
+        x = np.full(4000, -(kind.largest + share * step))
+        got = kind.round(x, rng=rng)
+        finite = np.isfinite(got)
+        assert (got[finite] == -kind.largest).all() and abs(finite.mean() - (1 - share)) < 0.04
+        np.testing.assert_array_equal(kind.round(x, rng=rng, saturate=True), -kind.largest)
+    assert not np.isfinite(kind.round(np.full(99, kind.largest + step), rng=rng)).any()
+
+
+@pytest.mark.parametrize("kind", [FLOAT16, FLOAT8_E4M3, FixedPoint(4, 4), INT8], **named)
+def test_one_seed_gives_one_result(kind):
+    """Whatever the threads, and the order in memory."""
+    x = np.random.default_rng(5).normal(size=(7, 5, 3, 2 * precision.BLOCK // 64)).astype("f4")
+    once = kind.round(x, rng=np.random.default_rng(6))
+    for threads, turned in itertools.product((1, 2), (False, True)):
+        y = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1) if turned else x
+        with blas_threads(threads):
+            again = kind.round(y, rng=np.random.default_rng(6))
+        np.testing.assert_array_equal(again, once)
+        assert again.strides == y.strides
+    assert (kind.round(x, rng=np.random.default_rng(7)) != once).any()
+    stored = kind.store(x, rng=np.random.default_rng(6))
+    np.testing.assert_array_equal(stored.decode(), once)
+
+
+# --- fixed point and integers ---------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=20),
+)
+def test_fixed_point_is_whole_steps_within_its_range(integer_bits, fraction_bits, values):
+    kind, step = FixedPoint(integer_bits, fraction_bits), 2.0**-fraction_bits
+    lowest, highest = -(2 ** (integer_bits - 1)), 2 ** (integer_bits - 1) - step
+    assert (kind.bits, kind.largest, kind.epsilon) == (integer_bits + fraction_bits, highest, step)
+    # Python rounds halves to even, too.
+    expected = [min(max(round(value / step) * step, lowest), highest) for value in values]
+    got = kind.round(np.array(values))
+    np.testing.assert_array_equal(got, expected)
+    stored = kind.store(np.array(values))
+    np.testing.assert_array_equal(stored.decode(np.float64), expected)
+    np.testing.assert_array_equal(stored.codes, np.array(expected) / step)
+
+
+def test_fixed_point_codes_are_the_smallest_that_do():
+    for bits, expected in ((2, "i1"), (8, "i1"), (9, "i2"), (16, "i2"), (17, "i4"), (32, "i4")):
+        kind = FixedPoint(bits - 1, 1)
+        for dtype in (np.float32, np.float64):
+            stored = kind.store(np.array([1e30, -1e30, np.inf, 0.5], dtype))
+            assert stored.codes.dtype == np.dtype(expected)
+            end = 2 ** (bits - 1) - 1
+            if dtype == np.float32 and bits > 25:  # the nearest float32 below
+                end = int(np.nextafter(np.float32(end), np.float32(0)))
+            np.testing.assert_array_equal(stored.codes, [end, -(2 ** (bits - 1)), end, 1])
+            np.testing.assert_array_equal(
+                stored.decode(dtype), kind.round(np.array([1e30, -1e30, np.inf, 0.5], dtype))
+            )
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("bits", [4, 8, 12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scaled_integers_by_their_definition(axis, bits, dtype):
+    x = np.random.default_rng(8).normal(size=(5, 4, 3)).astype(dtype)
+    x[2] *= 1000
+    x[:, 1] = 0
+    kind, end = ScaledInteger(bits, axis), 2 ** (bits - 1) - 1
+    stored = kind.store(x)
+    parts = [(..., ...)] if axis is None else [
+        (i, (slice(None),) * axis + (i,)) for i in range(x.shape[axis])
+    ]  # fmt: skip
+    assert stored.scale.dtype == np.float32 and stored.scale.size == len(parts)
+    assert stored.nbytes == 60 * stored.codes.itemsize + 4 * len(parts)
+    assert np.abs(stored.codes).max() == end
+    rounded = kind.round(x)
+    same_bits(stored.decode(dtype), rounded)
+    for index, part in parts:
+        largest = np.abs(x[part]).max()
+        scale = np.float32(np.float64(largest) / end) if largest else 1
+        assert stored.scale[index] == scale
+        expected = np.round(x[part] / dtype(scale))
+        np.testing.assert_array_equal(stored.codes[part], expected)
+        assert np.abs(rounded[part] - x[part]).max() <= scale * 0.5001
+        got = kind.round(x, rng=np.random.default_rng(9))[part]
+        assert np.abs(got - x[part]).max() <= scale * 1.0001
+
+
+def test_scaled_integers_stay_unbiased():
+    x = np.full(40_000, 0.3, np.float32)
+    x[0] = 1.27
+    nearest = INT8.round(x)
+    x += 0.003
+    got = INT8.round(x, rng=np.random.default_rng(10))
+    assert abs(got[1:].mean() - 0.303) < 1e-4 < abs(nearest[1:].mean() - 0.303)
+
+
+def test_zeros_and_the_smallest_numbers_have_the_scale_1():
+    for x in (np.zeros((2, 3), np.float32), np.full((2, 3), 1e-45, np.float32)):
+        for kind in (INT8, INT8_PER_CHANNEL):
+            stored = kind.store(x)
+            assert (stored.scale == 1).all() and (stored.decode() == 0).all()
+
+
+# --- every format ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EVERY, **named)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shape_dtype_and_order_stay(kind, dtype):
+    x = np.random.default_rng(11).normal(size=(3, 4, 5, 6)).astype(dtype)
+    last = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)
+    shaped = [x, last, x[:, ::2], np.broadcast_to(x[:1], x.shape), x[0, 0], x[:0], x[0, 0, 0]]
+    if kind != INT8_PER_CHANNEL:
+        shaped.append(np.array(x[0, 0, 0, 0]))
+    for y in shaped:
+        rounded, stored = kind.round(y), kind.store(y)
+        assert isinstance(rounded, np.ndarray) and rounded.dtype == dtype
+        assert rounded.shape == stored.shape == y.shape
+        assert stored.nbytes >= stored.codes.nbytes == y.size * stored.codes.itemsize
+        for got in (stored.decode(dtype), kind.round(np.ascontiguousarray(y)).reshape(y.shape)):
+            np.testing.assert_array_equal(got, rounded)
+        assert isinstance(stored.decode(), np.ndarray) and stored.decode().dtype == np.float32
+    assert kind.round(last).strides == last.strides
+    assert np.abs(kind.round(x) - x).max() < 0.6
+
+
+def test_what_is_no_such_array_is_refused():
+    with pytest.raises(TypeError, match=r"wrap lists and numbers with np\.asarray"):
+        FLOAT16.round(0.1)
+    for wrong in (np.zeros(3, np.float16), np.arange(3)):
+        for kind in (FLOAT16, FixedPoint(8, 8), INT8):
+            for act in (kind.round, kind.store):
+                with pytest.raises(TypeError, match=r"use x\.astype\(np\.float32\)"):
+                    act(wrong)
+    for wrong in (0, np.random.RandomState(0), np.random):
+        for act in (FLOAT16.store, INT8.round, FixedPoint(8, 8).store):
+            with pytest.raises(TypeError, match=r"numpy\.random\.default_rng\(0\)"):
+                act(np.zeros(3), rng=wrong)
+    with pytest.raises(ValueError, match="fixed<8,8> has no NaN"):
+        FixedPoint(8, 8).round(np.array([np.nan]))
+    for wrong in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="x holds inf or NaN"):
+            INT8.store(np.array([wrong, 1.0]))
+    with pytest.raises(ValueError, match=r"needs an axis 0; x has the shape \(\)"):
+        INT8_PER_CHANNEL.round(np.array(1.0))
+    with pytest.raises(TypeError, match="float32 or float64, not float16"):
+        FLOAT16.store(np.zeros(3)).decode(np.float16)
+
+
+def test_formats_that_cannot_be_are_refused():
+    for wrong in ((0, 8), (1, 0), (20, 13), (8, -1)):
+        with pytest.raises(ValueError, match="bits must be"):
+            FixedPoint(*wrong)
+    for wrong in (8.0, True):
+        with pytest.raises(TypeError, match="integer_bits must be a whole number"):
+            FixedPoint(wrong, 8)
+    for wrong in (1, 17):
+        with pytest.raises(ValueError, match="bits must be"):
+            ScaledInteger(wrong)
+    with pytest.raises(ValueError, match="axis must be at least 0"):
+        ScaledInteger(8, axis=-1)
+    with pytest.raises(ValueError, match="19 bits, its dtype float32"):
+        FloatFormat("tf32", 8, 10, np.dtype(np.float32))
+
+
+def test_wrong_bits_are_refused():
+    for wrong in ("0 01111", "0 01111 100000000x", "0" * 17, ""):
+        with pytest.raises(ValueError, match=r"16 bits, 1 of sign, 5 of exponent, 10 of fraction"):
+            FLOAT16.value_of(wrong)
+    with pytest.raises(TypeError, match="takes a string"):
+        FLOAT16.value_of(15)
+    for wrong in ("1", None, True):
+        with pytest.raises(TypeError, match="takes a number"):
+            FLOAT16.bits_of(wrong)
+
+
+# --- the product ----------------------------------------------------------------------------
+
+
+def step_by_step(a, b, compute, accumulate):
+    """The definition, in the formats' own arithmetic."""
+    total = np.zeros((len(a), b.shape[1]), accumulate.dtype)
+    with np.errstate(all="ignore"):
+        a, b = a.astype(compute.dtype), b.astype(compute.dtype)
+        for k in range(a.shape[1]):
+            products = a[:, k, None] * b[None, k]
+            assert products.dtype == compute.dtype
+            total = total + products.astype(accumulate.dtype)
+            assert total.dtype == accumulate.dtype
+    return total.astype(np.float32)
+
+
+def matrices(scale=1.0, shape=(9, 60, 37), seed=0, dtype=np.float32):
+    rng, (rows, inner, columns) = np.random.default_rng(seed), shape
+    a, b = rng.normal(0, scale, (rows, inner)), rng.normal(0, scale, (inner, columns))
+    return a.astype(dtype), b.astype(dtype)
+
+
+# The operands reach the ends of the formats: subnormal products and sums, and overflow.
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 3e-5, 150.0])
+@pytest.mark.parametrize(
+    "pair",
+    [(FLOAT16, FLOAT16), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT32), (BFLOAT16, FLOAT32),
+     (FLOAT8_E5M2, FLOAT16), (FLOAT8_E4M3, FLOAT32), (FLOAT16, FLOAT64), (FLOAT32, FLOAT64)],
+    ids=str,
+)  # fmt: skip
+def test_product_is_the_formats_own_arithmetic(pair, scale):
+    for shape in ((9, 60, 37), (37, 60, 9), (1, 33, 1), (3, 1, 2)):
+        a, b = matrices(scale, shape)
+        got = product(a, b, compute=pair[0], accumulate=pair[1])
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, step_by_step(a, b, *pair))
+    spread = a * np.float32(2.0) ** np.random.default_rng(1).integers(-20, 20, a.shape)
+    spread = spread.astype(np.float32)
+    np.testing.assert_array_equal(
+        product(spread, b, compute=pair[0], accumulate=pair[1]), step_by_step(spread, b, *pair)
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0**-68, 2.0**62])
+def test_bfloat16_at_the_ends_of_its_range(scale):
+    a, b = matrices(scale)
+    got = product(a, b, compute=BFLOAT16, accumulate=BFLOAT16)
+    exact = FLOAT64.round(BFLOAT16.round(a).astype(np.float64))
+    total = np.zeros(got.shape)
+    for k in range(a.shape[1]):
+        products = BFLOAT16.round(exact[:, k, None] * BFLOAT16.round(b)[None, k].astype(np.float64))
+        total = BFLOAT16.round(total + products)
+    np.testing.assert_array_equal(got, total.astype(np.float32))
+    assert np.isfinite(got).mean() > 0
+    assert (np.abs(got[got != 0]) < BFLOAT16.smallest_normal).any() or np.isinf(got).any()
+
+
+def test_product_against_numpys_running_sum_of_halves():
+    a, b = matrices(shape=(4, 500, 3))
+    got = product(a, b, compute=FLOAT16, accumulate=FLOAT16)
+    half_a, half_b = a.astype(np.float16), b.astype(np.float16)
+    for i, j in np.ndindex(got.shape):
+        running = np.add.accumulate(np.concatenate([[np.float16(0)], half_a[i] * half_b[:, j]]))
+        assert running.dtype == np.float16 and got[i, j] == running[-1]
+
+
+def nearest_exactly(total, kind):
+    """A Fraction rounded to a format; slow and beyond doubt."""
+    if total == 0:
+        return Fraction(0)
+    exponent = math.floor(math.log2(abs(total.numerator)) - math.log2(total.denominator)) + 2
+    while Fraction(2) ** exponent > abs(total):
+        exponent -= 1
+    lowest = round(math.log2(kind.smallest_normal))
+    step = Fraction(2) ** (max(exponent, lowest) - kind.fraction_bits)
+    return round(total / step) * step  # Python's round() of a Fraction: halves to even
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *itertools.product([FLOAT32, FLOAT64], [FLOAT16, BFLOAT16, FLOAT8_E5M2]),
+        (FLOAT64, FLOAT32),
+    ],
+    **named,
+)
+def test_sums_of_longer_products_are_rounded_once(pair):
+    """Ties that a tiny number before or after them breaks, and random ones."""
+    compute, accumulate = pair
+    tie, tiny = accumulate.epsilon / 2, accumulate.smallest_subnormal
+    wide = [2.0**-20 * tie, -(2.0**-20) * tie, 2.0**-23 * (1 + tie)]
+    nudges = [tiny, -tiny, 2 * tiny, *wide]
+    rows = []
+    for nudge in nudges:
+        rows += [[1, tie + nudge, 0], [nudge, 1 + tie, 0], [tie, nudge, 1]]
+        rows += [[nudge, -1 - 3 * tie, 0], [nudge, 2.0**12 * (1 + tie), tie], [-nudge, tie * 3, 1]]
+    rng = np.random.default_rng(12)
+    rows = np.array(rows + rng.normal(size=(60, 3)).tolist())
+    rows = np.concatenate([rows, rows * 2.0 ** rng.integers(-9, 2, rows.shape)])
+    if accumulate in (BFLOAT16, FLOAT32):
+        rows = np.concatenate([rows, [[2.0**-100, 1 + tie, 0], [-(2.0**-100), 1 + 3 * tie, 0]]])
+    kind = np.float64 if compute == FLOAT64 else np.float32
+    rows = rows.astype(kind)
+    got = product(rows, np.ones((3, 1), kind), compute=compute, accumulate=accumulate)[:, 0]
+    for row, value in zip(rows, got, strict=True):
+        total = Fraction(0)
+        for term in row:
+            total = nearest_exactly(total + Fraction(float(term)), accumulate)
+        assert value == float(total), row
+
+
+@pytest.mark.parametrize("kind", [FLOAT32, FLOAT64], **named)
+def test_wide_formats_are_the_blas_product(kind):
+    a, b = matrices(dtype=np.float64)
+    got = product(a, b, compute=kind, accumulate=kind)
+    same_bits(got, (a.astype(kind.dtype) @ b.astype(kind.dtype)).astype(np.float32))
+
+
+def test_sums_stand_still_where_the_spacing_is_too_wide():
+    ones = np.ones((1, 5000), np.float32)
+    stops = {FLOAT16: 2048, BFLOAT16: 256, FLOAT8_E4M3: 16, FLOAT8_E5M2: 8, FLOAT32: 5000}
+    for accumulate, stop in stops.items():
+        assert product(ones, ones.T, compute=FLOAT16, accumulate=accumulate)[0, 0] == stop
+
+
+def test_products_and_sums_overflow_as_their_format_does():
+    a = np.array([[300.0, 300.0], [200.0, -300.0], [np.nan, 1.0], [np.inf, -1.0]], np.float32)
+    b = np.array([[250.0], [200.0]], np.float32)
+    half = product(a, b, compute=FLOAT16, accumulate=FLOAT16)[:, 0]
+    # 50000 becomes 49984, and 49984 - 60000 is a half.
+    np.testing.assert_array_equal(half, [np.inf, -10016, np.nan, np.inf])
+    opposed = product(a[:1] * [1, -1], b, compute=FLOAT32, accumulate=FLOAT16)
+    assert opposed[0, 0] == np.inf  # 75000 - 60000: infinite after the first term
+    opposed = product(a[:1] * [1, -1], b, compute=FLOAT16, accumulate=FLOAT32)
+    assert opposed[0, 0] == np.inf
+    eighth = product(a / 8, b / 8, compute=FLOAT32, accumulate=FLOAT8_E4M3)[:, 0]
+    np.testing.assert_array_equal(eighth, [np.nan, np.nan, np.nan, np.nan])
+
+
+def test_product_is_the_same_with_more_threads_and_any_layout():
+    a, b = matrices(shape=(40, 20, 700))
+    pair = {"compute": FLOAT32, "accumulate": FLOAT16}
+    with blas_threads(1):
+        once = product(a, b, **pair)
+    with blas_threads(2):
+        same_bits(product(np.asfortranarray(a), np.asfortranarray(b), **pair), once)
+        same_bits(product(b.T, a.T, **pair).T, once)
+        same_bits(product(a, b.astype(np.float64), **pair), once)
+    for shape in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
+        got = product(*matrices(shape=shape), **pair)
+        assert got.shape == shape[::2] and (got == 0).all()
+
+
+def test_product_refuses_what_it_cannot_take():
+    a, b = matrices(shape=(2, 3, 4))
+    for wrong in ((a, b.T), (a[0], b), (a[None], b)):
+        with pytest.raises(ValueError, match=r"takes \(M, K\) and \(K, N\), got"):
+            product(*wrong)
+    for options in ({"compute": INT8}, {"accumulate": "float16"}):
+        with pytest.raises(TypeError, match="floating-point format, such as FLOAT16"):
+            product(a, b, **options)
+    with pytest.raises(TypeError, match=r"use x\.astype\(np\.float32\)"):
+        product(a.astype(np.float16), b)
+
+
+def test_product_refuses_arrays_on_the_gpu(fake_gpu):
+    a, b = (fake_gpu.asarray(one) for one in matrices())
+    with pytest.raises(TypeError, match=r"move a and b there with to_cpu\(\)"):
+        product(a, b)
+    with pytest.raises(TypeError, match=r"cupy\.random\.default_rng\(0\)"):
+        FLOAT16.round(a, rng=np.random.default_rng(0))
+
+
+# --- formats that NumPy does not know -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [FLOAT16, BFLOAT16, FLOAT8_E5M2, FLOAT8_E4M3])
+def test_a_format_without_a_dtype_does_what_the_one_with_it_does(known):
+    own = FloatFormat(
+        "own", known.exponent_bits, known.fraction_bits, has_infinity=known.has_infinity
+    )
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
+    x = bits.view(np.float32)
+    assert np.array_equal(own.round(x), known.round(x), equal_nan=True)
+    codes = own.store(x).codes
+    usual = ~np.isnan(x)  # what a NaN carries is each package's own affair
+    assert np.array_equal(codes[usual], known.store(x).codes[usual])
+    assert np.isnan(own.store(x).decode()[~usual]).all()
+
+
+def test_twelve_bits_go_into_codes_of_sixteen():
+    twelve = FloatFormat("twelve", exponent_bits=8, fraction_bits=3)
+    x = np.random.default_rng(0).standard_normal(1000, dtype=np.float32)
+    stored = twelve.store(x)
+    assert stored.codes.dtype == np.uint16 and int(stored.codes.max()) < 2**12
+    assert np.array_equal(stored.decode(), twelve.round(x))
+    # Three bits of fraction: eight numbers in each binade.
+    step = 2.0 ** (np.floor(np.log2(np.abs(x))) - 3)
+    assert np.array_equal(twelve.round(x), (np.rint(x / step) * step).astype(np.float32))
+
+
+@pytest.mark.parametrize("sizes", [(1, 4), (9, 4), (5, 0), (5, 24)])
+def test_a_format_of_impossible_sizes_is_refused(sizes):
+    with pytest.raises(ValueError, match="must lie in"):
+        FloatFormat("odd", *sizes)

@@ -1,0 +1,208 @@
+"""Weights in few bits, widened while they are multiplied: against float64 sums."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.nn.layers import Conv2d, Linear
+from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.precision.formats import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT8_E5M2,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT8_PER_CHANNEL,
+    FixedPoint,
+    ScaledInteger,
+)
+from fastdl_lib.precision.stored import StoredLinear
+
+FORMATS = (
+    *(FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, INT8, INT8_PER_CHANNEL),
+    *(ScaledInteger(4), ScaledInteger(16, axis=0), FixedPoint(2, 6), FixedPoint(4, 20)),
+)
+every_format = pytest.mark.parametrize("format", FORMATS, ids=str)
+
+
+def linear(weight, bias=None):
+    """A Linear with these weights."""
+    weight = np.asarray(weight, np.float32)
+    layer = Linear(weight.shape[1], weight.shape[0], rng=np.random.default_rng(0))
+    layer.parameters["weight"] = weight
+    if bias is not None:
+        layer.parameters["bias"] = np.asarray(bias, np.float32)
+    return layer
+
+
+def random_layer(inputs, outputs, seed=0):
+    rng = np.random.default_rng(seed)
+    return linear(0.3 * rng.standard_normal((outputs, inputs)), rng.standard_normal(outputs))
+
+
+def images(count, inputs, seed=1):
+    return np.random.default_rng(seed).standard_normal((count, inputs), dtype=np.float32)
+
+
+# --- the product --------------------------------------------------------------------------------
+
+
+@every_format
+@given(
+    count=st.integers(1, 9),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 150),
+    seed=st.integers(0, 99),
+)
+def test_forward_is_the_product_with_the_decoded_weights(format, count, inputs, outputs, seed):
+    layer = random_layer(inputs, outputs, seed)
+    stored = StoredLinear(layer, format)
+    x = images(count, inputs, seed)
+    out = stored.forward(x)
+    assert (out.dtype, out.shape) == (np.float32, (count, outputs))
+    weight = stored.weight.decode(np.float64)
+    wanted = x.astype(np.float64) @ weight.T + layer.parameters["bias"]
+    # Each term is rounded when it is widened, multiplied, added (in any order) and scaled.
+    sizes = np.abs(x).astype(np.float64) @ np.abs(weight).T + np.abs(layer.parameters["bias"])
+    assert (np.abs(out - wanted) <= (inputs + 4) * 2.0**-24 * sizes).all()
+
+
+@pytest.mark.parametrize("format", [FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, INT8], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_value_of_the_format_is_widened_exactly(format, count):
+    values = format.all_values()  # for 8-bit integers -127 to 127: the scale is 1
+    stored = StoredLinear(linear(values[:, None]), format)
+    out = stored.forward(np.ones((count, 1), np.float32))
+    assert np.array_equal(out, np.tile(values.astype(np.float32), (count, 1)))
+    assert len(np.unique(stored.weight.codes)) == len(values)
+
+
+def test_a_negative_zero_is_widened_too():
+    stored = StoredLinear(linear([[-0.0, 1.0]]), FLOAT16)
+    assert stored.weight.codes.tolist() == [[0x8000, 0x3C00]]
+    assert stored.forward(np.ones((1, 2), np.float32)).tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_infinities_and_nan_of_the_images_pass(count):
+    stored = StoredLinear(linear([[1, 1, 0], [-1, 0, 0], [0.5, 0, 1]]), INT8)
+    for bad in (np.inf, np.nan):
+        x = np.ones((count, 3), np.float32)
+        x[0, 0] = bad
+        out = stored.forward(x)
+        assert np.array_equal(out[0], [bad, -bad, bad], equal_nan=True)
+        assert np.isfinite(out[1:]).all()
+
+
+@every_format
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_same_bits_with_any_number_of_threads(format, count):
+    stored = StoredLinear(random_layer(33, 203), format)
+    x = images(count, 33)
+    outs = []
+    for threads in (1, 2, 3):
+        with blas_threads(threads):
+            outs.append(stored.forward(x).tobytes())
+    assert len(set(outs)) == 1
+
+
+def test_any_order_in_memory():
+    layer = random_layer(20, 9)
+    wanted = StoredLinear(layer, BFLOAT16).forward(images(3, 20))
+    layer.parameters["weight"] = np.asfortranarray(layer.parameters["weight"])
+    x = np.asfortranarray(images(3, 20))
+    assert np.array_equal(StoredLinear(layer, BFLOAT16).forward(x), wanted)
+
+
+def test_it_is_a_copy():
+    layer = random_layer(6, 4)
+    stored = StoredLinear(layer, FLOAT32)
+    before = stored.forward(images(1, 6))
+    layer.parameters["weight"][:] = 0
+    layer.parameters["bias"][:] = 0
+    assert np.array_equal(stored.forward(images(1, 6)), before)
+
+
+@pytest.mark.parametrize(
+    ("format", "weight_bytes"),
+    [
+        (FLOAT32, 4 * 60),
+        (BFLOAT16, 2 * 60),
+        (FLOAT8_E4M3, 60),
+        (INT8, 60 + 4),
+        (INT8_PER_CHANNEL, 60 + 4 * 5),
+    ],
+    ids=str,
+)
+def test_bytes_are_those_of_codes_scales_and_bias(format, weight_bytes):
+    assert StoredLinear(random_layer(12, 5), format).nbytes == weight_bytes + 4 * 5
+
+
+def test_deep_convnet_with_its_fully_connected_layers_stored_narrow():
+    network = deep_convnet()
+    x = images(2, 784).reshape(2, 1, 28, 28)
+    stored = {name: StoredLinear(network.layers[name], FLOAT16) for name in ("fc1", "fc2")}
+    narrow = network.variant("DeepConvNet, stored in float16", **stored)
+    wide = network.forward(x)
+    assert np.abs(narrow.forward(x) - wide).max() < 2e-3 * np.abs(wide).max()
+    assert narrow.parameter_count < network.parameter_count
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def half_linear():
+    layer = random_layer(4, 3)
+    layer.parameters["weight"] = layer.parameters["weight"].astype(np.float16)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "format", "error", "message"),
+    [
+        (Conv2d(1, 1, 1, rng=np.random.default_rng(0)), INT8, TypeError, "stores a Linear layer"),
+        (random_layer(4, 3), "int8", TypeError, "must be a number format, such as .*; got 'int8'"),
+        (half_linear(), INT8, TypeError, "stores float32 weights, got float16"),
+        (random_layer(4, 3), FLOAT64, ValueError, "adds up in float32, which does not hold float"),
+        (random_layer(4, 3), ScaledInteger(8, axis=1), ValueError, "a scale for each input"),
+        (linear([[1, -70000.0]]), FLOAT16, ValueError, "from -70000 to 1, and float16 ends at 655"),
+        (linear([[480.0, 0]]), FLOAT8_E4M3, ValueError, "float8_e4m3 ends at 448"),
+        (linear([[np.nan, 0]]), BFLOAT16, ValueError, "from nan to nan"),
+    ],
+)
+def test_what_it_cannot_store_is_refused(layer, format, error, message):
+    with pytest.raises(error, match=message):
+        StoredLinear(layer, format)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.ones((2, 4)), TypeError, r"takes float32, got float64; use x.astype\(np.float32\)"),
+        (np.ones(4, np.float32), ValueError, r"batch of shape \(N, 4\), no size 0; got \(4,\)"),
+        (np.ones((0, 4), np.float32), ValueError, r"no size 0; got \(0, 4\)"),
+        (np.ones((2, 5), np.float32), ValueError, r"takes \(4,\) features, got \(5,\)"),
+        ([[1.0] * 4], TypeError, "expected a NumPy or CuPy array"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(x, error, message):
+    with pytest.raises(error, match=message):
+        StoredLinear(random_layer(4, 3), INT8).forward(x)
+
+
+def test_the_gpu_is_refused(fake_gpu):
+    stored = StoredLinear(random_layer(4, 3), INT8)
+    with pytest.raises(TypeError, match="StoredLinear runs on the CPU only"):
+        stored.forward(fake_gpu.ones((1, 4), np.float32))
+
+
+def test_it_does_not_train():
+    stored = StoredLinear(random_layer(4, 3), INT8)
+    with pytest.raises(RuntimeError, match=r"does not train.*store it anew"):
+        stored.forward(images(2, 4), training=True)
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        stored.backward(np.ones((2, 3), np.float32))

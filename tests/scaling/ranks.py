@@ -1,0 +1,221 @@
+"""What the ranks in test_distributed.py do: each function here is the program of a job."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fastdl_lib.core.arrays import to_gpu
+from fastdl_lib.core.datasets import mnist
+from fastdl_lib.core.pretend_gpu import pretend_gpu
+from fastdl_lib.nn.checkpoints import digest
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.network import Network, deep_convnet
+from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.nn.training import fit
+from fastdl_lib.precision.formats import FLOAT16
+from fastdl_lib.precision.mixed import DynamicLossScale, MixedPrecision
+from fastdl_lib.scaling import workers as distributed
+from fastdl_lib.scaling.workers import MpiWorkers, fit_async
+
+
+def toy(seed=0, dropout=True):
+    """Every kind of layer that a rank's share of the batch could disturb; in float64."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        ("conv", Conv2d(1, 6, 3, padding=1, rng=rng)),
+        ("relu", ReLU()),
+        ("drop1", Dropout(0.25, seed=seed)),
+        ("conv2", Conv2d(6, 6, 3, padding=1, groups=2, rng=rng)),
+        ("pool", MaxPool2d(2)),
+        ("flatten", Flatten()),
+        ("drop2", Dropout(0.5, seed=seed + 1)),
+        ("fc", Linear(6 * 4 * 4, 3, rng=rng)),
+    ]
+    if not dropout:
+        layers = [(name, layer) for name, layer in layers if not isinstance(layer, Dropout)]
+    return Network("toy", layers, (1, 8, 8)).astype(np.float64)
+
+
+def toy_data(count=65, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.random((count, 1, 8, 8)), rng.integers(0, 3, count)
+
+
+def difference(one, other):
+    """The largest difference of two networks' weights."""
+    pairs = zip(one.parameters.values(), other.parameters.values(), strict=True)
+    return max(float(abs(a - b).max()) for a, b in pairs)
+
+
+# What a batch's division among ranks could get wrong: 65 images in batches of 16 leave one image
+# for the last step, so that some ranks have none; no batch of 7 divides by 2 or 4.
+CASES = {
+    "sgd": {"optimizer": lambda: SGD(0.1, momentum=0.9, weight_decay=1e-3), "batch": 16},
+    "adam": {"optimizer": lambda: Adam(0.01), "batch": 7},
+    "every gradient alone": {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 8},
+    "one bucket": {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 10**9},
+    # A scale far too large, so that steps are skipped first, on all ranks alike.
+    "float16": {
+        "optimizer": lambda: MixedPrecision(
+            SGD(0.1, 0.9), FLOAT16, loss_scale=DynamicLossScale(2.0**24, interval=2)
+        ),
+        "batch": 16,
+    },
+    "no overlap": {"optimizer": lambda: SGD(0.1), "batch": 16, "overlap": False},
+}
+
+
+def same_weights():
+    """Each case on all ranks, and alone on rank 0, which compares."""
+    found = {}
+    x, labels = toy_data()
+    with MpiWorkers() as ranks:
+        for name, case in CASES.items():
+            options = {"bucket_bytes": 1000, "overlap": True, **case}
+            ranks.bucket_bytes, ranks.overlap = options["bucket_bytes"], options["overlap"]
+            run = {
+                "epochs": 3,
+                "batch": options["batch"],
+                "shift": 1,
+                "seed": 5,
+                "schedule": warmup_cosine(),
+                "validation": toy_data(10, seed=1),
+            }
+            together, alone = toy(), toy()
+            # begin() must bring rank 0's weights.
+            if ranks.rank:
+                together.parameters["fc.weight"][...] = ranks.rank
+            history = fit(together, x, labels, optimizer=case["optimizer"](), workers=ranks, **run)
+            names = ranks.of_all(int(digest(together.parameters.values())[:12], 16))
+            if ranks.rank == 0:
+                wanted = fit(alone, x, labels, optimizer=case["optimizer"](), progress=False, **run)
+                found[name] = {
+                    "weights": difference(together, alone),
+                    "moved": difference(toy(), alone),
+                    "losses": [[a.loss, b.loss] for a, b in both(history, wanted)],
+                    "right": [[a.accuracy, b.accuracy] for a, b in both(history, wanted)],
+                    "validation": [
+                        [a.validation_accuracy, b.validation_accuracy]
+                        for a, b in both(history, wanted)
+                    ],
+                    "all ranks alike": len(set(names)) == 1,
+                    "dropout is itself again": all(
+                        layer.shared is None
+                        for layer in together.layers.values()
+                        if isinstance(layer, Dropout)
+                    ),
+                }
+    return found
+
+
+def both(history, wanted):
+    return zip(history.epochs, wanted.epochs, strict=True)
+
+
+def deep():
+    """DeepConvNet in float32 as it is used, and in float64."""
+    x, labels = (array[:150] for array in mnist("train"))
+    found = {}
+    with MpiWorkers() as ranks:
+        for dtype in ("float32", "float64"):
+            networks = [deep_convnet().astype(dtype) for _ in range(2)]
+            run = {"epochs": 1, "batch": 50, "progress": False}
+            images = x.astype(dtype)
+            fit(networks[0], images, labels, optimizer=SGD(0.01, 0.9), workers=ranks, **run)
+            if ranks.rank == 0:
+                fit(networks[1], images, labels, optimizer=SGD(0.01, 0.9), **run)
+                found[dtype] = [
+                    difference(*networks),
+                    difference(networks[1], deep_convnet().astype(dtype)),
+                ]
+    return found
+
+
+def asynchronous():
+    """max_staleness 0 against plain training; then 2, with a slow rank."""
+    x, labels = toy_data(60)
+    run = {"epochs": 2, "batch": 8, "seed": 3, "schedule": warmup_cosine(), "progress": False}
+    found = {}
+    with MpiWorkers() as ranks:
+        plain, serial, stale = (toy(dropout=False) for _ in range(3))
+        wanted = fit(plain, x, labels, optimizer=SGD(0.1, 0.9), **run)
+        bound = {"ranks": ranks, "max_staleness": 0, "validation": toy_data(10, seed=1)}
+        got = fit_async(serial, x, labels, optimizer=SGD(0.1, 0.9), **bound, **run)
+        found["serial"] = {
+            "weights": difference(serial, plain),
+            "moved": difference(plain, toy(dropout=False)),
+            "losses": [[a.loss, b.loss] for a, b in both(got.history, wanted)],
+            "staleness": got.staleness,
+            "validated": got.history.epochs[-1].validation_accuracy is not None,
+        }
+        beat = ranks.beat
+        if ranks.rank == 1:
+            ranks.beat = lambda layer="": (beat(layer), time.sleep(0.003))
+        run["checkpoint"] = sys.argv[2]
+        got = fit_async(stale, x, labels, optimizer=SGD(0.1), ranks=ranks, max_staleness=2, **run)
+        found["stale"] = {"staleness": got.staleness, "mean": got.mean_staleness}
+        got = fit_async(stale, x, labels, optimizer=SGD(0.1), ranks=ranks, max_staleness=2, **run)
+        found["again"] = {"staleness": got.staleness, "epochs": len(got.history.epochs)}
+    return found
+
+
+def on_gpu():
+    """Arrays of the stand-in for CuPy on all ranks, against the CPU's alone."""
+    x, labels = toy_data()
+    found = {}
+    with pretend_gpu(), MpiWorkers(bucket_bytes=int(sys.argv[2])) as ranks:
+        networks = [toy(dropout=False).to_gpu(), toy(dropout=False)]
+        run = {"epochs": 2, "batch": 16, "progress": False}
+        fit(networks[0], to_gpu(x), to_gpu(labels), optimizer=SGD(0.1, 0.9), workers=ranks, **run)
+        on_gpu = all(type(w).__module__ == "cupy" for w in networks[0].parameters.values())
+        if ranks.rank == 0:
+            fit(networks[1], x, labels, optimizer=SGD(0.1, 0.9), **run)
+            moved = difference(networks[1], toy(dropout=False))
+            found = {
+                "weights": difference(networks[0].to_cpu(), networks[1]),
+                "moved": moved,
+                "on the GPU": on_gpu,
+            }
+        stale = toy(dropout=False).to_gpu()
+        bound = {"ranks": ranks, "max_staleness": 0}
+        fit_async(stale, to_gpu(x), to_gpu(labels), optimizer=SGD(0.1, 0.9), **bound, **run)
+        if ranks.rank == 0:
+            found["asynchronous"] = difference(stale.to_cpu(), networks[1])
+    return found
+
+
+def disagree():
+    """Ranks that call fit with different seeds."""
+    x, labels = toy_data()
+    with MpiWorkers() as ranks:
+        fit(toy(), x, labels, epochs=1, optimizer=SGD(0.1), seed=ranks.rank, workers=ranks)
+
+
+def deadlock():
+    """Rank 0 waits for a message that nobody sends, the others for rank 0."""
+    distributed.LONGEST_WAIT = 3
+    with MpiWorkers(patience_s=0.5) as ranks:
+        if ranks.rank == 0:
+            ranks.receive(np.empty(1), 1, 99)
+        ranks.barrier()
+
+
+def leave():
+    """Rank 1 goes without a word, past every guard."""
+    with MpiWorkers() as ranks:
+        ranks.barrier()
+        if ranks.rank == 1:
+            os._exit(0)
+        ranks.barrier()
+        while True:
+            ranks.barrier()
+
+
+if __name__ == "__main__":
+    result = globals()[sys.argv[1]]()
+    if result:
+        Path(sys.argv[-1]).write_text(json.dumps(result), encoding="utf-8")
