@@ -15,8 +15,8 @@ from precision_contests import FLOAT32
 from fastdl_lib.binary.bits import pack, two_rows_product, xnor_product_compiled, xnor_product_numpy
 from fastdl_lib.binary.export_c import compile_c, export_c
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import mnist
-from fastdl_lib.core.pretend_gpu import c_compiler
 from fastdl_lib.nn.network import binary_mlp
 
 BITS, PACKED = "fastdl, bits", "fastdl, bits, packing counted"

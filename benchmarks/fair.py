@@ -30,12 +30,12 @@ Pass = Callable[[], Times]
 
 
 def in_own_memory(name: str, one_pass: Pass) -> Pass:
-    """The pass with freed memory kept for ``fastdl``, as its import sets it, and for the others
-    handled by the C library's own rules, as where ``fastdl_lib`` is not imported."""
+    """The pass with freed memory kept for ``fastdl``, as its training and profiles do it, and for
+    the others handled by the C library's own rules."""
 
     def prepared() -> Times:
-        keep_freed_memory(name.startswith("fastdl"))
-        return one_pass()
+        with keep_freed_memory() if name.startswith("fastdl") else contextlib.nullcontext():
+            return one_pass()
 
     return prepared
 

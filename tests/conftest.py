@@ -4,7 +4,8 @@ import hypothesis
 import pytest
 
 from fastdl_lib.core.arrays import gpu_status
-from fastdl_lib.core.pretend_gpu import c_compiler, pretend_gpu
+from fastdl_lib.core.compiler import c_compiler
+from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.measuring.machine import machine_card
 
 # No test here asserts a time, so none may fail for being slow either.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fastdl_lib.core.pretend_gpu import c_compiler
+from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.threads import blas_libraries
 from fastdl_lib.measuring.costs import Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance

@@ -21,8 +21,8 @@ from fastdl_lib.binary.bits import WORD, pack
 from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
 from fastdl_lib.convolution.im2col import output_size
 from fastdl_lib.core.arrays import to_cpu
+from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.files import whole_file
-from fastdl_lib.core.pretend_gpu import c_compiler
 from fastdl_lib.nn.network import Network
 
 __all__ = ["CFile", "CNetwork", "compile_c", "export_c"]

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastdl_lib.convolution.im2col import conv2d_im2col_backward
 from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.layers import (
     CONV_ALGORITHMS,
     CONV_BACKWARD,
@@ -24,7 +25,6 @@ from fastdl_lib.nn.layers import (
     Linear,
     check_batch,
     check_float,
-    in_flat_blocks,
 )
 
 __all__ = ["BinaryConv2d", "BinaryLinear", "PixelBytes", "Sign", "sign"]

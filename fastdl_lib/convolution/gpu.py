@@ -19,10 +19,10 @@ import numpy as np
 
 from fastdl_lib.convolution.im2col import check_conv_shapes, check_grad_out, wide
 from fastdl_lib.core.arrays import array_module, gpu_status, tf32_allowed
+from fastdl_lib.core.checks import Status
 from fastdl_lib.core.threads import blocks
 
 __all__ = [
-    "CudnnStatus",
     "conv2d_cudnn",
     "conv2d_cudnn_backward",
     "conv2d_gpu",
@@ -246,36 +246,24 @@ def conv2d_gpu_backward(
 # --- cuDNN --------------------------------------------------------------------------------------
 
 
-class CudnnStatus(NamedTuple):
-    """Whether cuDNN convolves here, and why (not)."""
-
-    available: bool
-    reason: str
-    """One sentence a learner can act on."""
-
-
-def cudnn_status() -> CudnnStatus:
-    """Say whether cuDNN can be used here, through PyTorch: CuPy 14 no longer wraps it.
-
-    >>> isinstance(cudnn_status().reason, str)
-    True
-    """
+def cudnn_status() -> Status:
+    """Say whether cuDNN can be used here, through PyTorch: CuPy 14 no longer wraps it."""
     if not gpu_status().available:
-        return CudnnStatus(False, gpu_status().reason)
+        return Status(False, gpu_status().reason)
     try:
         import torch
     except ImportError:
-        return CudnnStatus(False, "PyTorch is not installed (pip install torch).")
+        return Status(False, "PyTorch is not installed (pip install torch).")
     if not torch.cuda.is_available():
-        return CudnnStatus(
+        return Status(
             False,
             f"PyTorch {torch.__version__} sees no GPU: install a build for your CUDA version, "
             "see pytorch.org.",
         )
     if not torch.backends.cudnn.is_available():
-        return CudnnStatus(False, f"PyTorch {torch.__version__} came without cuDNN.")
+        return Status(False, f"PyTorch {torch.__version__} came without cuDNN.")
     version = torch.backends.cudnn.version()
-    return CudnnStatus(True, f"cuDNN {version} through PyTorch {torch.__version__}.")
+    return Status(True, f"cuDNN {version} through PyTorch {torch.__version__}.")
 
 
 @contextlib.contextmanager

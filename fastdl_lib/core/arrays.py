@@ -1,4 +1,4 @@
-"""NumPy on the CPU, CuPy on the GPU: the only room that knows both.
+"""NumPy on the CPU, CuPy on the GPU: the only module that knows both.
 
 Every layer asks :func:`array_module` which library its input belongs to and computes there.
 Data crosses between the two through :func:`to_gpu` and :func:`to_cpu` alone, so that no copy
@@ -9,18 +9,20 @@ import contextlib
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from fastdl_lib.core.checks import Status
+
 __all__ = [
-    "GpuStatus",
     "array_module",
     "beside",
+    "freed_memory_kept",
     "gpu_available",
-    "gpu_memory",
     "gpu_status",
     "keep_freed_memory",
     "release_gpu_memory",
@@ -35,40 +37,54 @@ __all__ = [
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
-def keep_freed_memory(keep: bool = True) -> None:
-    """Let freed memory wait for the next array instead of going back to the system.
+_freed_memory_lock = threading.Lock()
+_freed_memory_keepers = 0
 
-    Up to 512 MB stay at the end of the heap, besides whatever lies below an array in use.
+
+@contextlib.contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Let freed memory wait for the next array, for a block, instead of going back to the system.
 
     GNU's C library hands large pieces back to the system and fetches them again, page by page. In
     a training step, whose arrays come and go at every layer, that can take a third of the time.
-    Importing this room calls it once. ``keep=False`` goes back to what the library itself comes to
-    after some large arrays: pieces of 32 MB and more are handed back. Other systems' libraries
-    have no such call and are left as they are.
+    Within the block up to 512 MB stay at the end of the heap, besides whatever lies below an array
+    in use. Blocks may lie within each other and in several threads; after the last one pieces of
+    32 MB and more are handed back again, as the library itself comes to do it. Other systems'
+    libraries have no such call and are left as they are.
 
-    >>> keep_freed_memory()
+    >>> with keep_freed_memory(), keep_freed_memory():
+    ...     inside = freed_memory_kept()
+    >>> inside == (sys.platform == "linux"), freed_memory_kept()
+    (True, False)
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option is not None:
-        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_..., as in malloc.h
-        set_option(mmap_threshold, 2**25)
-        set_option(mmap_max, 0 if keep else 2**16)
-        set_option(trim_threshold, 2**29 if keep else 2**26)
+    _count_keepers(1)
+    try:
+        yield
+    finally:
+        _count_keepers(-1)
 
 
-keep_freed_memory()
+def freed_memory_kept() -> bool:
+    """Whether a block of :func:`keep_freed_memory` is being run, and the C library minds it."""
+    return _freed_memory_keepers > 0 and _mallopt() is not None
 
 
-class GpuStatus(NamedTuple):
-    """Whether arrays can be computed on a GPU here, and why (not)."""
+def _count_keepers(change: int) -> None:
+    global _freed_memory_keepers
+    with _freed_memory_lock:
+        before, _freed_memory_keepers = _freed_memory_keepers, _freed_memory_keepers + change
+        keep, set_option = _freed_memory_keepers > 0, _mallopt()
+        if set_option is not None and keep != (before > 0):
+            trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_..., as in malloc.h
+            set_option(mmap_threshold, 2**25)
+            set_option(mmap_max, 0 if keep else 2**16)
+            set_option(trim_threshold, 2**29 if keep else 2**26)
 
-    available: bool
-    name: str
-    """The GPU's name, empty without one."""
-    reason: str
-    """One sentence a learner can act on."""
-    versions: dict[str, str] = {}  # noqa: RUF012  a NamedTuple's default; nobody changes it
-    """CuPy, CUDA and driver; empty without a GPU."""
+
+@functools.cache
+def _mallopt() -> Any:
+    """The C library's call, None where it has none."""
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
 
 
 def _is_cupy(array: Array) -> bool:
@@ -110,19 +126,16 @@ def array_module(*arrays: Array) -> ModuleType:
 
 
 @functools.cache
-def gpu_status() -> GpuStatus:
+def gpu_status() -> Status:
     """Say whether a GPU computes here, proved by a small kernel and product.
 
     ``cupy.cuda.is_available()`` alone is no proof: a wheel without its CUDA libraries says yes
     and fails at the first kernel.
-
-    >>> isinstance(gpu_status().reason, str)
-    True
     """
     try:
         import cupy
     except ImportError:
-        return GpuStatus(False, "", "CuPy is not installed (pip install -e '.[cuda13]').")
+        return Status(False, "CuPy is not installed (pip install -e '.[cuda13]').")
     extra = "pip install -e '.[cuda13]' or '.[cuda12]'"
     try:
         runtime = cupy.cuda.runtime
@@ -130,28 +143,27 @@ def gpu_status() -> GpuStatus:
         extra = f"pip install -e '.[cuda{made_for // 1000}]'"
         fault = _driver_fault(made_for, driver, cupy.cuda.is_available())
         if fault:
-            return GpuStatus(False, "", fault)
+            return Status(False, fault)
         # The smallest work that needs both a kernel compiled and the BLAS.
         numbers = cupy.arange(3) + 1.0
         proof = (numbers.reshape(3, 1) @ numbers.reshape(1, 3)).get()[0].tolist()
         name = runtime.getDeviceProperties(0)["name"]
     except Exception as error:  # CuPy raises many types here; the reason is what matters
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return GpuStatus(
+        return Status(
             False,
-            "",
             f"CuPy's test kernel failed ({type(error).__name__}: {first_line}); "
             f"install the CUDA libraries with {extra}.",
         )
     if proof != [1, 2, 3]:
-        return GpuStatus(False, "", f"its test kernel answered {proof}.")
+        return Status(False, f"its test kernel answered {proof}.")
     name = name.decode() if isinstance(name, bytes) else str(name)
     versions = {
         "cupy": cupy.__version__,
         "cuda": _cuda_version(made_for),
         "cuda driver": _cuda_version(driver),
     }
-    return GpuStatus(True, name, f"{name} through CuPy {cupy.__version__}.", versions)
+    return Status(True, f"{name} through CuPy {cupy.__version__}.", name, versions)
 
 
 def _driver_fault(made_for: int, driver: int, has_device: bool) -> str:
@@ -178,11 +190,7 @@ def _cuda_version(number: int) -> str:
 
 
 def gpu_available() -> bool:
-    """True when a GPU computes here; :func:`gpu_status` says why when it does not.
-
-    >>> gpu_available() == gpu_status().available
-    True
-    """
+    """True when a GPU computes here; :func:`gpu_status` says why when it does not."""
     return gpu_status().available
 
 
@@ -241,26 +249,11 @@ def synchronize() -> None:
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
 
 
-def gpu_memory() -> tuple[int, int]:
-    """Return ``(free, total)`` bytes of the GPU's memory; free counts what CuPy holds unused.
-
-    Raises:
-        RuntimeError: there is no usable GPU.
-    """
-    if not gpu_available():
-        raise RuntimeError(f"gpu_memory() needs a GPU. {gpu_status().reason}")
-    cupy = sys.modules["cupy"]
-    free, total = cupy.cuda.runtime.memGetInfo()
-    return free + cupy.get_default_memory_pool().free_bytes(), total
-
-
 def release_gpu_memory() -> None:
     """Hand back what CuPy and PyTorch hold of freed GPU memory; nothing to do without a GPU.
 
     Each keeps freed memory for its next arrays. The other one and other programs cannot use it
     meanwhile, and after a batch that did not fit it may lie in pieces.
-
-    >>> release_gpu_memory()
     """
     if "cupy" in sys.modules and gpu_available():
         sys.modules["cupy"].get_default_memory_pool().free_all_blocks()

@@ -1,19 +1,36 @@
-"""Numbers that a function is given, refused with a message that names them."""
+"""What a function is given, refused with a message that names it; and what this machine offers."""
 
 import math
+from collections.abc import Iterable
 from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["check_number", "check_whole_number"]
+__all__ = ["Status", "check_choice", "check_number", "check_whole_number"]
+
+
+class Status(NamedTuple):
+    """Whether something works on this machine, and why (not)."""
+
+    available: bool
+    reason: str
+    """One sentence a learner can act on."""
+    name: str = ""
+    """What was found, such as a GPU's name; empty where there is none."""
+    versions: dict[str, str] = {}  # noqa: RUF012  a NamedTuple's default; nobody changes it
 
 
 def check_whole_number(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number from ``least`` up.
+    """Refuse what is no whole number from ``least`` up; NumPy's integers are.
 
     Raises:
         TypeError: the value is not a whole number; True and False are none.
         ValueError: it is below ``least``.
+
+    >>> check_whole_number("stride", 0, 1)
+    Traceback (most recent call last):
+    ValueError: stride must be at least 1, got 0.
     """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
@@ -36,3 +53,24 @@ def check_number(
         least = f"at least {low}" if low_included else f"above {low}"
         most = "" if high == math.inf else f" and below {high}"
         raise ValueError(f"{name} must be {least}{most} and finite, got {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse what is none of ``choices``.
+
+    Raises:
+        TypeError: the value is of another type than the choices.
+        ValueError: it is none of them.
+
+    >>> check_choice("device", "tpu", ["cpu", "gpu"])
+    Traceback (most recent call last):
+    ValueError: device must be one of 'cpu', 'gpu', got 'tpu'.
+    """
+    choices = list(choices)
+    if not isinstance(value, tuple({type(choice) for choice in choices})):
+        error = TypeError
+    elif value in choices:
+        return
+    else:
+        error = ValueError
+    raise error(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

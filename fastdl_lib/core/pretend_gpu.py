@@ -13,20 +13,17 @@ import contextlib
 import ctypes
 import functools
 import operator
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastdl_lib.core.arrays import gpu_status
+from fastdl_lib.core.compiler import compile_library
 
-__all__ = ["c_compiler", "pretend_gpu"]
+__all__ = ["pretend_gpu"]
 
 _MEMORY_BYTES = 8 * 2**30
 # How often arrays crossed the bus, single numbers were fetched, and the GPU was waited for.
@@ -231,15 +228,6 @@ class _Generator:
         return ndarray(self._generator.random(size, dtype=dtype))
 
 
-def c_compiler() -> str | None:
-    """The C compiler that runs kernels on the pretend GPU, None where there is none.
-
-    >>> c_compiler() is None or "c" in c_compiler()
-    True
-    """
-    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-
-
 _C_TYPES = {
     "float16": "_Float16",
     "float32": "float",
@@ -301,23 +289,7 @@ class _ElementwiseKernel:
 
 @functools.cache
 def _compiled(code: str) -> Callable[..., None]:
-    compiler = c_compiler()
-    if compiler is None:
-        raise RuntimeError(
-            "the pretend GPU runs kernels through a C compiler and finds none: install one "
-            "(Debian and Ubuntu: sudo apt install gcc), or use Conv2d(..., algorithm='im2col')."
-        )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        source, library = Path(folder, "kernel.c"), Path(folder, "kernel.so")
-        source.write_text(code, encoding="utf-8")
-        told = subprocess.run(
-            [compiler, "-O2", "-shared", "-fPIC", "-o", library, source],
-            capture_output=True,
-            text=True,
-        )
-        if told.returncode:
-            raise RuntimeError(f"{compiler} does not take the kernel:\n{told.stderr}\n{code}")
-        run = ctypes.CDLL(str(library)).run
+    run = compile_library(code, name="kernel").functions.run
     run.restype = None
     return run
 

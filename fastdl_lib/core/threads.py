@@ -10,30 +10,40 @@ import contextvars
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
+
+from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.checks import check_whole_number
 
 __all__ = [
     "blas_libraries",
     "blas_threads",
     "blas_threads_now",
     "blocks",
+    "container_limit",
+    "in_flat_blocks",
     "in_parallel",
     "sum_in_order",
     "threads_in_words",
+    "usable_cores",
 ]
+
+CACHE_BYTES = 2**20
+"""How much is worked on at a time, so that it stays in a core's own (L2) cache."""
+FLAT_BLOCK = 2**16
+"""So many values of a few arrays stay there."""
 
 
 @functools.cache
 def blas_libraries() -> ThreadpoolController:
-    """The BLAS libraries of this process; looking them up takes a millisecond, so it is done once.
-
-    >>> len(blas_libraries()) >= 0  # Apple's Accelerate does not show
-    True
-    """
+    """The BLAS libraries of this process, looked up once, which takes a millisecond; Apple's
+    Accelerate does not show."""
     return ThreadpoolController().select(user_api="blas")
 
 
@@ -49,46 +59,96 @@ def threads_in_words(count: int) -> str:
 
 
 def blas_threads_now() -> int:
-    """The number of threads a matrix product may use at this moment, 0 where it cannot be known.
-
-    >>> blas_threads_now() >= 0
-    True
-    """
+    """The number of threads a matrix product may use at this moment, 0 where it cannot be known."""
     libraries = blas_libraries().lib_controllers
     return max((library.get_num_threads() for library in libraries), default=0)
+
+
+_setting = threading.Lock()
+_settings: list[list[tuple[Any, int]]] = []  # of the blocks being run: what was set before each
 
 
 @contextlib.contextmanager
 def blas_threads(count: int) -> Iterator[None]:
     """Run a block with ``count`` BLAS threads, and restore the number afterwards.
 
+    Where blocks of several threads overlap, the number of before is back after the last of them.
+
     Raises:
-        ValueError: ``count`` is not a whole number of at least 1.
+        TypeError, ValueError: ``count`` is not a whole number of at least 1, or more than the BLAS
+            was built for.
         RuntimeError: this thread cannot set the number. threadpoolctl leaves that to the first
             thread that did.
 
     Apple's Accelerate manages its own threads and takes no notice: their number stays unknown.
 
     >>> with blas_threads(1):
-    ...     threads = blas_threads_now()
-    >>> threads in (0, 1)
+    ...     blas_threads_now() <= 1
     True
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"blas_threads() takes a whole number from 1 up, got {count!r}.")
-    before = [(library, library.get_num_threads()) for library in blas_libraries().lib_controllers]
+    check_whole_number("the number of BLAS threads", count, 1)
+    with _setting:
+        before = [
+            (library, library.get_num_threads()) for library in blas_libraries().lib_controllers
+        ]
+        _set_blas_threads([(library, int(count)) for library, _ in before])
+        fault = next(filter(None, (_fault(int(count), *one) for one in before)), None)
+        if fault:
+            _set_blas_threads(before)
+            raise fault
+        _settings.append(before)
     try:
-        for library, _ in before:
-            library.set_num_threads(count)
-        if any(library.get_num_threads() != count for library, _ in before):
-            raise RuntimeError(
-                f"the BLAS did not take {count} threads. Only the thread that first set their "
-                "number can change it: set it there, before this thread starts."
-            )
         yield
     finally:
-        for library, threads in before:
-            library.set_num_threads(threads)
+        with _setting:
+            place = next(i for i, setting in enumerate(_settings) if setting is before)
+            if place == len(_settings) - 1:
+                _set_blas_threads(before)
+            else:  # a later block still runs: it restores what was before this one
+                _settings[place + 1][:] = before
+            del _settings[place]
+
+
+def _set_blas_threads(counts: list[tuple[Any, int]]) -> None:
+    for library, count in counts:
+        library.set_num_threads(count)
+
+
+def _fault(count: int, library: Any, before: int) -> Exception | None:
+    """Why a library did not take the number that was just set; None where it did."""
+    got = library.get_num_threads()
+    if got == count:
+        return None
+    library.set_num_threads(1)
+    if before > 1 and library.get_num_threads() == before:
+        return RuntimeError(
+            f"the BLAS did not take {count} threads. Only the thread that first set their "
+            "number can change it: set it there, before this thread starts."
+        )
+    return ValueError(f"this BLAS was built for at most {got} threads, got {count}.")
+
+
+def container_limit(file: str) -> list[str]:
+    """The words of a container's limit file, empty outside a container or without a limit."""
+    path = Path("/sys/fs/cgroup") / file
+    words = path.read_text().split() if path.is_file() else []
+    return [] if not words or words[0] in ("max", "-1") else words
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and a container's quota can lie under what the
+    machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = container_limit("cpu.max")
+    if not quota:  # the first version of control groups has a file for each of the two numbers
+        first = (container_limit(f"cpu/cpu.cfs_{part}_us") for part in ("quota", "period"))
+        quota = [word for words in first for word in words]
+    if len(quota) == 2:
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
 
 
 def blocks(part: slice, size: int) -> list[slice]:
@@ -111,7 +171,13 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def in_parallel(
-    work: Callable[[slice], None], count: int, *, block: int | None = None, least: int = 1
+    work: Callable[[slice], None],
+    count: int,
+    *,
+    block: int | None = None,
+    least: int = 1,
+    row_bytes: int = 0,
+    on: Any = None,
 ) -> None:
     """Call ``work`` on slices that together cover ``range(count)``, shared out among threads.
 
@@ -125,6 +191,9 @@ def in_parallel(
         count: how many there are.
         block: hand out no slice longer than this, so that what belongs to it stays in the cache.
         least: do not give a thread fewer than this.
+        row_bytes: instead of these two, the bytes of one: as many as fit the cache make a block.
+        on: an array that ``work`` computes with. One on the GPU is worked on at once, since each
+            slice would be a launch more.
 
     Raises:
         Whatever ``work`` raises.
@@ -136,6 +205,12 @@ def in_parallel(
     """
     if count < 1:
         return
+    if on is not None and array_module(on) is not np:
+        work(slice(0, count))
+        return
+    if row_bytes:
+        block = max(1, CACHE_BYTES // row_bytes)
+        least = -(-block // 8)
     nested = getattr(_here, "working", False)
     threads = 1 if nested else max(1, min(blas_threads_now(), count // max(1, least)))
 
@@ -179,3 +254,31 @@ def sum_in_order(sums: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
     (3.0, 30)
     """
     return tuple(sum(parts) for parts in zip(*(sums[key] for key in sorted(sums)), strict=True))
+
+
+def in_flat_blocks(change: Callable[..., None], arrays: Sequence[Any]) -> None:
+    """Call ``change`` on views of the same FLAT_BLOCK values of every array, shared out among
+    threads, so that temporaries stay in cache. None among the arrays stays None.
+
+    Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU.
+
+    >>> x = np.arange(4.0)
+    >>> in_flat_blocks(lambda values, out: np.negative(values, out=out), [x, x])
+    >>> x.tolist()
+    [-0.0, -1.0, -2.0, -3.0]
+    """
+    given = [array for array in arrays if array is not None]
+    first = given[0]
+    # A weight may be a view of a kernel's own layout: in the order of its strides it has no gaps.
+    axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
+    if array_module(*given) is not np or not all(
+        array.transpose(axes).flags.c_contiguous for array in given
+    ):
+        change(*arrays)
+        return
+    flat = [None if array is None else array.transpose(axes).reshape(-1) for array in arrays]
+
+    def work(part: slice) -> None:
+        change(*(None if array is None else array[part] for array in flat))
+
+    in_parallel(work, first.size, block=FLAT_BLOCK, least=FLAT_BLOCK)

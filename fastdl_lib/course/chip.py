@@ -15,8 +15,8 @@ import numpy as np
 
 from fastdl_lib.binary.export_c import C_FLAGS, compile_c, export_c
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder, mnist
-from fastdl_lib.core.pretend_gpu import c_compiler
 from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, write_recording
 from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.measuring.timing import benchmark

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import html
-import os
 import platform
 import re
 import subprocess
@@ -15,7 +14,13 @@ import numpy as np
 import psutil
 
 from fastdl_lib.core.arrays import gpu_status
-from fastdl_lib.core.threads import blas_libraries, blas_threads_now, threads_in_words
+from fastdl_lib.core.threads import (
+    blas_libraries,
+    blas_threads_now,
+    container_limit,
+    threads_in_words,
+    usable_cores,
+)
 
 __all__ = ["MachineCard", "machine_card"]
 
@@ -135,28 +140,9 @@ def _cpu_model() -> str:
     return name or f"{platform.machine()} processor"
 
 
-def _cgroup_limit(file: str) -> list[str]:
-    """The words of a container limit file, empty outside a container or without a limit."""
-    path = Path("/sys/fs/cgroup") / file
-    words = path.read_text().split() if path.is_file() else []
-    return [] if not words or words[0] == "max" else words
-
-
-def _cores() -> int:
-    """Cores this process may use: a container's quota can lie under what the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota = _cgroup_limit("cpu.max")
-    if len(quota) == 2:
-        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
-    return cores
-
-
 def _memory_gib() -> float:
     total = psutil.virtual_memory().total
-    limit = _cgroup_limit("memory.max")
+    limit = container_limit("memory.max")
     if limit:
         total = min(total, int(limit[0]))
     return round(total / 2**30, 1)
@@ -193,7 +179,7 @@ def machine_card() -> MachineCard:
     gpu = gpu_status()
     return MachineCard(
         cpu=_cpu_model(),
-        cores=_cores(),
+        cores=usable_cores(),
         memory_gib=_memory_gib(),
         blas=_blas_name(),
         blas_threads=blas_threads_now(),

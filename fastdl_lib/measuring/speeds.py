@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.core.arrays import release_gpu_memory, to_cpu, to_gpu
+from fastdl_lib.core.arrays import keep_freed_memory, release_gpu_memory, to_cpu, to_gpu
 from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, published
 from fastdl_lib.measuring.timing import benchmark
 from fastdl_lib.nn.layers import Conv2d, Layer
@@ -56,6 +56,7 @@ def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
             layer.algorithm = name
 
 
+@keep_freed_memory()
 def forward_ms(
     model: Layer | Network,
     x: np.ndarray,
@@ -98,6 +99,7 @@ def forward_ms(
         return benchmark(model.forward, there, device=device, **options)
 
 
+@keep_freed_memory()
 def training_speed(
     network: Network,
     x: np.ndarray,

@@ -17,8 +17,10 @@ import numpy as np
 
 from fastdl_lib.core.arrays import (
     array_module,
+    freed_memory_kept,
     gpu_available,
     gpu_status,
+    keep_freed_memory,
     synchronize,
     tf32,
     to_gpu,
@@ -93,7 +95,10 @@ def _most_repeats(least: int, most: int | None) -> float:
 
 def _where(device: str) -> dict[str, Any]:
     """The conditions that say where something ran; a GPU has no threads of the BLAS."""
-    return {"device": device, **({"threads": blas_threads_now()} if device == "cpu" else {})}
+    if device != "cpu":
+        return {"device": device}
+    kept = {"freed_memory": "kept"} if freed_memory_kept() else {}
+    return {"device": device, "threads": blas_threads_now(), **kept}
 
 
 def benchmark(
@@ -375,6 +380,7 @@ class LayerProfile:
         return Table(tuple(columns), tuple(rows), caption)
 
 
+@keep_freed_memory()
 def profile_layers(
     network: Network,
     x: Any,

@@ -6,7 +6,7 @@ names; what it remembers but does not learn by gradients lives in ``buffers``. W
 ``training=True`` the forward pass keeps what the backward pass needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -19,7 +19,6 @@ from fastdl_lib.convolution.gpu import (
     conv2d_gpu_backward,
 )
 from fastdl_lib.convolution.im2col import (
-    CACHE_BYTES,
     check_window,
     conv2d_blocked,
     conv2d_blocked_backward,
@@ -51,13 +50,9 @@ __all__ = [
     "check_batch",
     "check_float",
     "check_labels",
-    "in_flat_blocks",
     "softmax_cross_entropy",
     "softmax_cross_entropy_arrays",
 ]
-
-# So many values of a few arrays stay in a core's cache.
-FLAT_BLOCK = 2**16
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -173,55 +168,6 @@ def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarra
         )
     scale = np.float32(np.sqrt(2.0 / fan_in))
     return rng.standard_normal(shape, dtype=np.float32) * scale
-
-
-def _in_blocks(work: Callable[[slice], None], x: Array, row_bytes: int, rows: int) -> None:
-    """Call ``work`` on slices of ``range(rows)``: on the CPU in blocks that fit a core's cache,
-    shared out among threads; on the GPU on all rows at once."""
-    if array_module(x) is np:
-        block = max(1, CACHE_BYTES // row_bytes)
-        in_parallel(work, rows, block=block, least=-(-block // 8))
-    else:
-        work(slice(0, rows))
-
-
-def in_flat_blocks(change: Callable[..., None], arrays: Sequence[Array]) -> None:
-    """Call ``change`` on views of the same FLAT_BLOCK values of every array, shared out among
-    threads, so that temporaries stay in cache.
-
-    Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU, where
-    a block would be a launch more.
-
-    >>> x = np.arange(4.0)
-    >>> in_flat_blocks(lambda values, out: np.negative(values, out=out), [x, x])
-    >>> x.tolist()
-    [-0.0, -1.0, -2.0, -3.0]
-    """
-    first = arrays[0]
-    if array_module(*arrays) is not np:
-        change(*arrays)
-        return
-    # A weight may be a view of a kernel's own layout: in the order of its strides it has no gaps.
-    axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
-    turned = [array.transpose(axes) for array in arrays]
-    if not all(array.flags.c_contiguous for array in turned):
-        change(*arrays)
-        return
-    flat = [array.reshape(-1) for array in turned]
-    in_parallel(
-        lambda part: change(*(array[part] for array in flat)),
-        first.size,
-        block=FLAT_BLOCK,
-        least=FLAT_BLOCK,
-    )
-
-
-def _shared_out(work: Callable[[slice], None], x: Array, count: int) -> None:
-    """Call ``work`` on slices of ``range(count)``, one a thread; on the GPU on all at once."""
-    if array_module(x) is np:
-        in_parallel(work, count, least=64)
-    else:
-        work(slice(0, count))
 
 
 def _widened(x: Array) -> Array:
@@ -418,7 +364,7 @@ class MaxPool2d(Layer):
         def work(images: slice) -> None:
             self._largest(self._largest(x[images], 2), 3, out=out[images])
 
-        _in_blocks(work, x, x[0].nbytes, len(x))
+        in_parallel(work, len(x), row_bytes=x[0].nbytes, on=x)
         self._keep(training, out, x, out)
         return out
 
@@ -445,7 +391,7 @@ class MaxPool2d(Layer):
                 else:
                     grad_tap += grad_out[images] * first_largest
 
-        _in_blocks(work, x, x[0].nbytes, len(x))
+        in_parallel(work, len(x), row_bytes=x[0].nbytes, on=x)
         return grad_x
 
 
@@ -523,7 +469,7 @@ class LocalResponseNorm(Layer):
             _, divisor = self._energy_and_divisor(values)
             array_module(x).divide(values, divisor, out=out[rows])
 
-        _in_blocks(work, x, pixels[0].nbytes, len(pixels))
+        in_parallel(work, len(pixels), row_bytes=pixels[0].nbytes, on=x)
         out = _from_pixels(out, x.shape)
         self._keep(training, out, pixels)
         return out
@@ -542,7 +488,7 @@ class LocalResponseNorm(Layer):
             shared *= 2 * self.alpha * self.beta
             array_module(x).subtract(grad, shared, out=grad_x[rows])
 
-        _in_blocks(work, pixels, pixels[0].nbytes, len(pixels))
+        in_parallel(work, len(pixels), row_bytes=pixels[0].nbytes, on=pixels)
         return _from_pixels(grad_x, grad_out.shape)
 
 
@@ -565,7 +511,7 @@ class ReLU(Layer):
         def work(images: slice) -> None:
             array_module(x).maximum(x[images], 0, out=out[images])
 
-        _in_blocks(work, x, x[0].nbytes, len(x))
+        in_parallel(work, len(x), row_bytes=x[0].nbytes, on=x)
         self._keep(training, out, out)
         return out
 
@@ -576,7 +522,7 @@ class ReLU(Layer):
         def work(images: slice) -> None:
             array_module(out).multiply(grad_out[images], out[images] > 0, out=grad_x[images])
 
-        _in_blocks(work, out, out[0].nbytes, len(out))
+        in_parallel(work, len(out), row_bytes=out[0].nbytes, on=out)
         return grad_x
 
 
@@ -656,7 +602,7 @@ class Linear(Layer):
         def work(features: slice) -> None:
             array_module(x).matmul(x, weight[features].T, out=out[:, features])
 
-        _shared_out(work, x, self.out_features)
+        in_parallel(work, self.out_features, least=64, on=x)
         return out
 
     def backward(self, grad_out: Array) -> Array | None:
@@ -678,10 +624,10 @@ class Linear(Layer):
         def work_x(features: slice) -> None:
             xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
 
-        _shared_out(work, x, self.out_features)
+        in_parallel(work, self.out_features, least=64, on=x)
         if not self.needs_grad_x:
             return None, grad_weight
-        _shared_out(work_x, x, self.in_features)
+        in_parallel(work_x, self.in_features, least=64, on=x)
         return grad_x, grad_weight
 
 
@@ -756,7 +702,7 @@ class BatchNorm(Layer):
                 values += shift
                 out[part] = values
 
-            _in_blocks(work, rows, rows[0].nbytes, len(rows))
+            in_parallel(work, len(rows), row_bytes=rows[0].nbytes, on=rows)
         out = out if x.ndim == 2 else _from_pixels(out, x.shape)
         self._keep(training, out, *kept)
         return out
@@ -781,7 +727,7 @@ class BatchNorm(Layer):
             values += bias
             out[part] = values
 
-        _in_blocks(work, rows, normal[0].nbytes, len(rows))
+        in_parallel(work, len(rows), row_bytes=normal[0].nbytes, on=rows)
         for name, seen in (("mean", mean), ("variance", variance)):
             self.buffers[name] *= 1 - self.momentum
             self.buffers[name] += (self.momentum * seen).astype(self.buffers[name].dtype)
@@ -803,7 +749,7 @@ class BatchNorm(Layer):
             values *= scale
             grad_x[part] = values
 
-        _in_blocks(work, grads, normal[0].nbytes, len(grads))
+        in_parallel(work, len(grads), row_bytes=normal[0].nbytes, on=grads)
         dtype = grad_out.dtype
         self.gradients = {
             "weight": grad_weight.astype(dtype, copy=False),
@@ -819,7 +765,7 @@ def _sum_of_rows(rows: Array, values: Callable[[slice], Array]) -> Array:
     def work(part: slice) -> None:
         sums[part.start] = (values(part).sum(axis=0),)
 
-    _in_blocks(work, rows, rows[0].nbytes, len(rows))
+    in_parallel(work, len(rows), row_bytes=rows[0].nbytes, on=rows)
     return sum_in_order(sums)[0]
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastdl_lib.convolution.im2col import wide
-from fastdl_lib.core.arrays import array_module, beside, synchronize, to_cpu
+from fastdl_lib.core.arrays import array_module, beside, keep_freed_memory, synchronize, to_cpu
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.files import whole_file
@@ -402,6 +402,7 @@ class History:
         return self.table()._repr_html_()
 
 
+@keep_freed_memory()
 def fit(
     network: Network,
     images: Array,

@@ -14,23 +14,13 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
-from fastdl_lib.core.checks import check_number, check_whole_number
+from fastdl_lib.core.checks import Status, check_number, check_whole_number
 
-__all__ = ["MpiStatus", "mpi_status", "run_ranks"]
-
-
-class MpiStatus(NamedTuple):
-    """Whether jobs of several ranks run here, and why (not)."""
-
-    available: bool
-    library: str
-    """The MPI library and its version, empty without one."""
-    reason: str
-    """One sentence a learner can act on."""
+__all__ = ["mpi_status", "run_ranks"]
 
 
 def _mpiexec() -> str | None:
@@ -40,40 +30,34 @@ def _mpiexec() -> str | None:
 
 
 @functools.cache
-def mpi_status() -> MpiStatus:
+def mpi_status() -> Status:
     """Say whether MPI works here, proved by one small job.
 
     This process itself does not become a rank.
-
-    >>> isinstance(mpi_status().reason, str)
-    True
     """
     if sys.platform == "win32":
-        return MpiStatus(
+        return Status(
             False,
-            "",
             "MPI is not installed on Windows, for which there is no mpich wheel: what is shown "
             "here was recorded on another machine (WSL runs it live).",
         )
     install = "install it with pip install -e . (or pip install mpi4py mpich)"
     command = _mpiexec()
     if command is None:
-        return MpiStatus(
-            False, "", f"mpiexec is neither beside this Python nor on PATH; {install}."
-        )
+        return Status(False, f"mpiexec is neither beside this Python nor on PATH; {install}.")
     code = "from mpi4py import MPI; print(MPI.Get_library_version())"
     words = [command, "-n", "1", sys.executable, "-c", code]
     try:
         result = subprocess.run(words, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return MpiStatus(False, "", f"mpiexec did not start a job ({error}); {install}.")
+        return Status(False, f"mpiexec did not start a job ({error}); {install}.")
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         why = next((line for line in reversed(lines) if "Error" in line), lines[-1]).strip()
-        return MpiStatus(False, "", f"a job of one rank failed ({why}); {install}.")
+        return Status(False, f"a job of one rank failed ({why}); {install}.")
     words = result.stdout.replace("Version", " ").replace(":", " ").split()
     library = " ".join(words[:2]).strip(",")
-    return MpiStatus(True, library, f"{library} through mpi4py.")
+    return Status(True, f"{library} through mpi4py.", library)
 
 
 def run_ranks(

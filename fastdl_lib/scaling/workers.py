@@ -39,6 +39,7 @@ from fastdl_lib.core.arrays import (
     array_module,
     beside,
     gpu_available,
+    keep_freed_memory,
     synchronize,
     to_cpu,
     to_gpu,
@@ -47,7 +48,7 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.datasets import mnist, photos
 from fastdl_lib.core.files import whole_file
-from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.core.threads import blas_threads, usable_cores
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.nn.checkpoints import digest
@@ -234,7 +235,7 @@ class MpiWorkers(Workers):
         self.local_rank = local.rank
         self._local = local
         # Where ranks are more than cores, one that looks without a pause keeps another from work.
-        self._crowded = local.size > _cores()
+        self._crowded = local.size > usable_cores()
         self._sign: watchdog.Sign | None = None
         self._watchdog: subprocess.Popen | None = None
         self._buckets: _Buckets | None = None
@@ -492,13 +493,6 @@ class MpiWorkers(Workers):
             self.beat()
             time.sleep(PAUSE_S)
         return status.Get_source()
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _refuse_batch_norm(network: Network, ranks: int) -> None:
@@ -1028,6 +1022,7 @@ def _fault(ranks: MpiWorkers, how: str, step: int) -> None:
     ranks.beat = faulty
 
 
+@keep_freed_memory()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, as one rank of a job; return the exit status."""
     try:

@@ -1,6 +1,7 @@
 """NumPy and CuPy behind one door, tried with the strict stand-in and, where there is one, a GPU."""
 
 import builtins
+import subprocess
 import sys
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import pytest
 from helpers import batch, small_alexnet
 
 from fastdl_lib.core import arrays
+from fastdl_lib.measuring.speeds import forward_ms
 from fastdl_lib.measuring.timing import benchmark, profile_layers
 from fastdl_lib.nn.network import deep_convnet
 
@@ -60,7 +62,7 @@ def test_status_without_cupy(fresh_status, monkeypatch):
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     monkeypatch.setattr(builtins, "__import__", without_cupy)
     status = arrays.gpu_status()
-    assert status[:3] == (False, "", "CuPy is not installed (pip install -e '.[cuda13]').")
+    assert status == (False, "CuPy is not installed (pip install -e '.[cuda13]').", "", {})
     assert not arrays.gpu_available()
     with pytest.raises(RuntimeError, match=r"needs a GPU\. CuPy is not installed"):
         arrays.to_gpu(np.zeros(2))
@@ -142,6 +144,50 @@ def test_to_cpu_keeps_a_numpy_array():
 def test_synchronize_waits_for_the_stream(fake_gpu):
     arrays.synchronize()
     assert fake_gpu.counts["synchronize"] == 1
+
+
+# --- memory that waits ------------------------------------------------------------------------
+
+
+def test_importing_the_package_changes_nothing_in_the_process():
+    code = """
+import ctypes, sys
+calls = []
+sys.addaudithook(lambda event, given: calls.append(given) if event == "ctypes.dlsym" else None)
+import fastdl_lib.nn.training, fastdl_lib.scaling.workers, fastdl_lib.measuring.speeds
+from fastdl_lib.core.arrays import freed_memory_kept, keep_freed_memory
+assert not any("mallopt" in map(str, given) for given in calls), calls
+before = freed_memory_kept()
+with keep_freed_memory():
+    inside = freed_memory_kept()
+assert sys.platform != "linux" or any("mallopt" in map(str, given) for given in calls)
+print(before, inside, freed_memory_kept())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stdout.split() == ["False", str(sys.platform == "linux"), "False"], told.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is GNU's")
+def test_memory_is_kept_until_the_last_block_ends(monkeypatch):
+    calls = []
+    monkeypatch.setattr(arrays, "_mallopt", lambda: lambda *options: calls.append(options))
+    with arrays.keep_freed_memory():
+        assert calls[-1] == (-1, 2**29)
+        count = len(calls)
+        with pytest.raises(ZeroDivisionError), arrays.keep_freed_memory():
+            raise ZeroDivisionError
+        assert len(calls) == count and arrays.freed_memory_kept()
+    assert calls[-1] == (-1, 2**26) and not arrays.freed_memory_kept()
+
+
+def test_a_measurement_says_that_freed_memory_is_kept():
+    network = deep_convnet()
+    x, _ = batch(network)
+    profile = profile_layers(network, x, budget_s=1e-3)
+    kept = {"freed_memory": "kept"} if sys.platform == "linux" else {}
+    assert kept.items() <= profile.conditions.items()
+    assert "freed_memory" not in benchmark(sum, [1], budget_s=1e-3).conditions
+    assert kept.items() <= forward_ms(network, x, budget_s=1e-3).conditions.items()
 
 
 # --- the stand-in is as strict as CuPy ----------------------------------------------------------

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from helpers import needs_a_known_blas
 
+from fastdl_lib.core import threads
 from fastdl_lib.core.threads import (
     blas_threads,
     blas_threads_now,
     in_parallel,
     sum_in_order,
+    usable_cores,
 )
 from fastdl_lib.measuring.machine import machine_card
 
@@ -40,23 +42,62 @@ def test_blas_threads_restores_after_an_error():
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "2", True, None])
 def test_blas_threads_refuses_what_is_no_count(count):
-    with pytest.raises(ValueError, match="a whole number from 1 up"), blas_threads(count):
+    wrong = ValueError if type(count) is int else TypeError
+    with pytest.raises(wrong, match="number of BLAS threads must be"), blas_threads(count):
         pytest.fail("the block must not run")
+
+
+@needs_a_known_blas
+@pytest.mark.parametrize("before", [1, 2])
+def test_more_threads_than_the_blas_was_built_for_are_its_fault_not_the_threads(before):
+    with blas_threads(np.int8(before)):
+        wrong = pytest.raises(ValueError, match=r"at most \d+ threads, got 10000\.")
+        with wrong, blas_threads(10_000):
+            pytest.fail("the block must not run")
+        assert blas_threads_now() == before
+
+
+@needs_a_known_blas
+def test_blocks_that_overlap_leave_the_number_of_before():
+    with blas_threads(2):
+        first, second = blas_threads(1), blas_threads(1)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas_threads_now() == 1
+        second.__exit__(None, None, None)
+        assert blas_threads_now() == 2
+
+
+def test_usable_cores_honours_a_quota_of_either_kind(monkeypatch, tmp_path):
+    cores = usable_cores()
+    assert 1 <= cores <= os.cpu_count()
+    limits = {}
+    monkeypatch.setattr(threads, "container_limit", lambda file: limits.get(file, []))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert usable_cores() == 8
+    limits["cpu.max"] = ["250000", "100000"]
+    assert usable_cores() == 2
+    limits["cpu.max"] = ["5000", "100000"]
+    assert usable_cores() == 1
+    del limits["cpu.max"]
+    limits.update({"cpu/cpu.cfs_quota_us": ["300000"], "cpu/cpu.cfs_period_us": ["100000"]})
+    assert usable_cores() == 3
 
 
 # --- a batch over threads -----------------------------------------------------------------------
 
 
 @needs_a_known_blas
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("images", [1, 2, 5, 16])
-def test_every_image_is_worked_on_once(images, threads):
+def test_every_image_is_worked_on_once(images, count):
     seen = np.zeros(images, int)
 
     def work(part):
         seen[part] += 1
 
-    with blas_threads(threads):
+    with blas_threads(count):
         in_parallel(work, images)
     assert (seen == 1).all()
 
@@ -115,6 +156,14 @@ def test_no_slice_is_longer_than_a_block():
     assert sorted((part.start, part.stop) for part in parts) == [
         *[(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10)]
     ]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_work_on_the_gpu_comes_at_once_and_on_the_cpu_in_blocks_of_the_cache(fake_gpu, on_gpu):
+    parts, x = [], fake_gpu.zeros(10) if on_gpu else np.zeros(10)
+    in_parallel(parts.append, 10, row_bytes=threads.CACHE_BYTES // 5, on=x)
+    assert (parts == [slice(0, 10)]) == on_gpu
+    assert on_gpu or max(part.stop - part.start for part in parts) == 5
 
 
 def test_nothing_to_do():

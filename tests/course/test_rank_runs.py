@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
+from fastdl_lib.core.checks import Status
 from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.course import ranks as rank_runs
 from fastdl_lib.course.ranks import RANK_RUNS, rank_run
 from fastdl_lib.measuring.evidence import Provenance, read_recording
 from fastdl_lib.nn.network import deep_convnet
-from fastdl_lib.scaling.mpi import MpiStatus
 
 KINDS = {
     "all-reduce": {"4", "494208"},
@@ -28,7 +28,7 @@ needs_mpi = pytest.mark.skipif(sys.platform == "win32", reason="no mpich wheel f
 
 @pytest.fixture
 def without_mpi(monkeypatch):
-    monkeypatch.setattr(rank_runs, "mpi_status", lambda: MpiStatus(False, "", "there is no MPI."))
+    monkeypatch.setattr(rank_runs, "mpi_status", lambda: Status(False, "there is no MPI."))
 
 
 @pytest.mark.usefixtures("without_mpi")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import example
 
+from fastdl_lib.core import threads
 from fastdl_lib.measuring import machine
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
@@ -121,7 +122,7 @@ def cgroup(tmp_path, monkeypatch):
     def as_if(path):
         return tmp_path if str(path) == "/sys/fs/cgroup" else pathlib.Path(path)
 
-    monkeypatch.setattr(machine, "Path", as_if)
+    monkeypatch.setattr(threads, "Path", as_if)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     memory = SimpleNamespace(total=64 * GIB)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -132,7 +133,7 @@ def test_bad_counts_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name} must be a whole number from"):
         benchmark(sum, [], **wrong)
-    with pytest.raises(ValueError, match="takes a whole number from 1 up"):
+    with pytest.raises(ValueError, match="number of BLAS threads must be at least 1"):
         benchmark(sum, [], threads=0)
 
 
@@ -291,6 +292,7 @@ def test_a_profile_adds_up_to_100_percent(training):
     assert profile.conditions == {
         "device": "cpu",
         "threads": blas_threads_now(),
+        **({"freed_memory": "kept"} if sys.platform == "linux" else {}),
         "warmup": 1,
         "batch": 3,
     }

@@ -8,6 +8,7 @@ from helpers import SEEDS, images, needs_a_known_blas
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdl_lib.core import threads
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.nn import layers
 from fastdl_lib.nn.layers import (
@@ -150,8 +151,8 @@ def test_batch_norm_cuts_large_batches_into_blocks(monkeypatch):
     x = np.random.default_rng(0).standard_normal((50, 4, 3, 3))
     grad_out = np.random.default_rng(1).standard_normal(x.shape)
     results = []
-    for size in (layers.CACHE_BYTES, 200):
-        monkeypatch.setattr(layers, "CACHE_BYTES", size)
+    for size in (threads.CACHE_BYTES, 200):
+        monkeypatch.setattr(threads, "CACHE_BYTES", size)
         layer = in_float64(BatchNorm(4))
         out = layer.forward(x, training=True)
         results.append((out, layer.backward(grad_out), *layer.gradients.values()))
@@ -227,7 +228,7 @@ def test_threads_blocks_and_order_of_memory_change_nothing(name, order, monkeypa
         expected = layer.forward(x, training=True)
         grad_out = rng.standard_normal(expected.shape).astype(np.float32)
         expected_grad = layer.backward(grad_out)
-    monkeypatch.setattr(layers, "CACHE_BYTES", 2**11)
+    monkeypatch.setattr(threads, "CACHE_BYTES", 2**11)
     parts, plain = [], layers.in_parallel
 
     def watched(work, *arguments, **options):

@@ -32,10 +32,10 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdl_lib.core import arrays
+from fastdl_lib.core import arrays, threads
 from fastdl_lib.core.datasets import data_folder, mnist
 from fastdl_lib.core.threads import blas_threads
-from fastdl_lib.nn import checkpoints, layers, training
+from fastdl_lib.nn import checkpoints, training
 from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network, binary_deep_convnet, binary_mlp, deep_convnet
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
@@ -81,11 +81,11 @@ FORMULAS = [
 ]
 
 
-@pytest.mark.parametrize("block", [7, layers.FLAT_BLOCK])
+@pytest.mark.parametrize("block", [7, threads.FLAT_BLOCK])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("kind", "constants", "formula"), FORMULAS)
 def test_an_optimizer_follows_its_formula(kind, constants, formula, dtype, block, monkeypatch):
-    monkeypatch.setattr(layers, "FLAT_BLOCK", block)
+    monkeypatch.setattr(threads, "FLAT_BLOCK", block)
     network, optimizer = toy().astype(dtype), kind(*constants)
     held = network.parameters
     before = {name: array.astype(np.float64) for name, array in held.items()}
@@ -114,7 +114,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_how_a_weight_lies_in_memory_changes_nothing(kind, layout, monkeypatch):
-    monkeypatch.setattr(layers, "FLAT_BLOCK", 50)
+    monkeypatch.setattr(threads, "FLAT_BLOCK", 50)
     plain, other = toy(), toy()
     relay_weight, relay_gradient = LAYOUTS[layout]
     for layer in other.layers.values():
@@ -132,12 +132,12 @@ def test_how_a_weight_lies_in_memory_changes_nothing(kind, layout, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["both turned", "weights turned"])
 def test_a_turned_weight_comes_in_blocks_where_its_gradient_is_turned_too(layout, monkeypatch):
-    monkeypatch.setattr(layers, "FLAT_BLOCK", 5)
+    monkeypatch.setattr(threads, "FLAT_BLOCK", 5)
     weight = np.arange(24.0).reshape(2, 3, 4)
     lays = [relay(weight) for relay in LAYOUTS[layout]]
     blocks = []
     with blas_threads(1):
-        layers.in_flat_blocks(lambda *block: blocks.append(block), lays)
+        threads.in_flat_blocks(lambda *block: blocks.append(block), lays)
     if layout == "both turned":
         assert [len(block[0]) for block in blocks] == [5, 5, 5, 5, 4]
         assert sorted(np.concatenate([block[1] for block in blocks])) == list(range(24))

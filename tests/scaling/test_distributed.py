@@ -562,7 +562,7 @@ def test_a_missing_library_is_named(status, monkeypatch, tmp_path):
 
 @needs_mpi
 def test_the_library_is_named():
-    assert re.match(r"[\w ]+ [\d.]+", mpi_status().library)
+    assert re.match(r"[\w ]+ [\d.]+", mpi_status().name)
 
 
 @needs_mpi
