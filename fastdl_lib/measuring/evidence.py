@@ -19,7 +19,7 @@ import numpy as np
 from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.core.threads import threads_in_words
-from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.measuring.machine import MachineCard, machine_card
 
 __all__ = [
     "Column",
@@ -67,9 +67,14 @@ class Measurement:
     Raises:
         ValueError: no sample, a sample that is not finite, or a label without its evidence.
 
-    >>> m = Measurement("MACs", "million", (724.4,), Provenance.COMPUTED, source="costs.py")
+    ``print(m)`` shows three digits, the quartiles and how it was measured; a format such as
+    ``f"{m:.1f}"`` the median alone, both with unit and label.
+
+    >>> m = Measurement.computed("MACs", "MACs", 724_406_816)
     >>> print(m)
-    724 million (computed)
+    724,000,000 MACs (computed)
+    >>> f"{m:,.0f}"
+    '724,406,816 MACs (computed)'
     """
 
     name: str
@@ -99,6 +104,91 @@ class Measurement:
                 f"{self.name!r} is {self.provenance}, so it needs a source: "
                 "pass source='paper and table', or how it was computed."
             )
+
+    @classmethod
+    def measured(
+        cls,
+        name: str,
+        unit: str,
+        *samples: float,
+        machine: MachineCard | None = None,
+        **conditions: Any,
+    ) -> "Measurement":
+        """What was measured here: one sample or more, and by default a card of this moment.
+
+        >>> print(Measurement.measured("test accuracy", "%", 98.53, images=10_000))
+        98.5 % (measured here)
+        """
+        card = machine or machine_card()
+        return cls(name, unit, samples, Provenance.MEASURED, card, conditions=conditions)
+
+    @classmethod
+    def computed(
+        cls, name: str, unit: str, value: float, source: str = "counted here", **conditions: Any
+    ) -> "Measurement":
+        """What was counted or calculated; ``source`` says from what."""
+        made = (Provenance.COMPUTED, None, source, conditions)
+        return cls(name, unit, (value,), *made)
+
+    @classmethod
+    def simulated(
+        cls, name: str, unit: str, value: float, source: str, **conditions: Any
+    ) -> "Measurement":
+        """What a model says; ``source`` names the model."""
+        made = (Provenance.SIMULATED, None, source, conditions)
+        return cls(name, unit, (value,), *made)
+
+    @classmethod
+    def published(
+        cls, name: str, unit: str, value: float, source: str, **conditions: Any
+    ) -> "Measurement":
+        """What somebody else published; ``source`` names paper and table."""
+        made = (Provenance.PUBLISHED, None, source, conditions)
+        return cls(name, unit, (value,), *made)
+
+    @classmethod
+    def derived(cls, name: str, unit: str, value: Any, *parents: "Measurement") -> "Measurement":
+        """A number, or several samples of it, calculated from other measurements.
+
+        Parents that were all measured here give one that is *measured here*; all recorded on one
+        machine, or all simulated, give their own label; anything else is *computed*, and its source
+        names the parents' labels. Conditions in which all agree stay.
+
+        >>> caffe = Measurement.published("Caffe", "ms", 96.5, "convnet-benchmarks")
+        >>> print(Measurement.derived("an image", "ms", caffe.median / 128, caffe))
+        0.754 ms (computed)
+        """
+        first, *others = parents
+        kind, machine = first.provenance, first.machine
+        alike = all((p.provenance, p.machine) == (kind, machine) for p in others)
+        if kind is Provenance.MEASURED:  # whichever card: this process runs on one machine
+            alike = all(p.provenance is kind for p in others)
+        if kind is Provenance.PUBLISHED or not alike:
+            kind, machine = Provenance.COMPUTED, None
+        return cls(
+            name,
+            unit,
+            tuple(np.ravel(value)),
+            kind,
+            machine,
+            "from " + "; ".join(dict.fromkeys(f"{p.name}, {p.label}" for p in parents)),
+            {
+                key: there
+                for key, there in first.conditions.items()
+                if all(key in p.conditions and p.conditions[key] == there for p in others)
+            },
+        )
+
+    def over(self, other: "Measurement", unit: str = "times", name: str = "") -> "Measurement":
+        """Each sample of this one divided by the other's median, labelled as :meth:`derived`.
+
+        >>> slow, fast = (Measurement.measured("product", "ms", ms) for ms in (24.0, 8.0))
+        >>> print(slow.over(fast))
+        3.00 times (measured here)
+        """
+        ratios = [sample / other.median for sample in self.samples]
+        name = name or f"{self.name} over {other.name}"
+        return self.derived(name, unit, ratios, self, other)
 
     @property
     def median(self) -> float:
@@ -141,6 +231,9 @@ class Measurement:
         if where and self.conditions.get("threads", 1) > 1:
             where = f"up to {where}"
         return f"{self.value()} {self.unit} ({self.label}{count}{where and f', {where}'})"
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} {self.unit} ({self.label})" if spec else str(self)
 
     def to_dict(self) -> dict:
         """A plain dictionary for JSON, without the machine card (the recording holds it once)."""

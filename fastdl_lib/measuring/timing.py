@@ -332,25 +332,33 @@ class LayerProfile:
             shares[self.kinds[name]] += share
         return shares
 
+    def _passes_ms(self, *kinds: str) -> list[float]:
+        """What the layers of these kinds took together, pass by pass."""
+        runs = [m for times in (self.forward, self.backward) for m in times.items()]
+        wanted = [m.samples for name, m in runs if self.kinds[name] in kinds]
+        return [sum(one) for one in zip(*wanted, strict=True)] or [0.0] * len(self.first.samples)
+
+    @property
+    def total(self) -> Measurement:
+        """All layers together, ms, pass by pass, so with its spread.
+
+        Its median and the sum of medians in :attr:`total_ms` differ by some tenths.
+        """
+        samples = tuple(self._passes_ms(*KINDS))
+        return dataclasses.replace(self.first, name=self.network, samples=samples)
+
+    @property
+    def speed(self) -> Measurement:
+        """Images a second, pass by pass."""
+        return self.total.convert(lambda ms: 1e3 * self.batch / ms, "images/s")
+
     def kind_share(self, kind: str) -> Measurement:
         """One kind's percentage of the total, pass by pass, so with its spread.
 
         Its median and the sum of medians in :meth:`kind_shares` differ by some tenths.
         """
-        passes = [
-            {
-                name: measurement.samples[i]
-                + (self.backward[name].samples[i] if self.backward else 0.0)
-                for name, measurement in self.forward.items()
-            }
-            for i in range(len(self.first.samples))
-        ]
-        samples = tuple(
-            100
-            * sum(ms for name, ms in one.items() if self.kinds[name] == kind)
-            / sum(one.values())
-            for one in passes
-        )
+        pairs = zip(self._passes_ms(kind), self.total.samples, strict=True)
+        samples = tuple(100 * part / whole for part, whole in pairs)
         return dataclasses.replace(self.first, name=f"share of {kind}", unit="%", samples=samples)
 
     def table(self) -> Table:

@@ -93,6 +93,61 @@ def test_text_shows_unit_spread_and_label():
     assert str(measured(5.0)) == "5.00 ms (measured here)"
 
 
+def test_a_format_shows_the_median_alone_with_unit_and_label():
+    m = measured(1.0, 2.04, 4.0, conditions={"threads": 2})
+    assert f"{m:.1f}" == "2.0 ms (measured here)"
+    assert f"{m:6.1f}" == "   2.0 ms (measured here)"
+    assert f"{m}" == str(m)
+    count = Measurement.computed("MACs", "MACs", 724_406_816)
+    assert f"{count:,.0f}" == "724,406,816 MACs (computed)"
+
+
+def test_short_ways_to_make_one():
+    m = Measurement.measured("error", "%", 1.5, 2.5, machine=CARD, images=100)
+    assert m == measured(1.5, 2.5, name="error", unit="%", conditions={"images": 100})
+    assert Measurement.measured("error", "%", 1).machine.cores >= 1
+    for kind in ("computed", "simulated", "published"):
+        made = getattr(Measurement, kind)("x", "ms", 3, "a source", device="gpu")
+        assert (made.provenance, made.source, made.samples) == (Provenance(kind), "a source", (3,))
+        assert made.conditions == {"device": "gpu"} and made.machine is None
+
+
+def recorded_on(cpu):
+    return measured(2.0, provenance="recorded", machine=example(cpu=cpu))
+
+
+HERE, COUNTED = measured(2.0), Measurement.computed("bytes", "bytes", 8)
+MODEL, PAPER = (
+    Measurement("y", "ms", (4.0,), kind, source="z") for kind in ("simulated", "published")
+)
+
+
+@pytest.mark.parametrize(
+    ("parents", "label"),
+    [
+        ((HERE, measured(3.0, machine=example(blas_threads=1))), "measured here"),
+        ((recorded_on("A"), recorded_on("A")), "recorded on A, 2025-01-31"),
+        ((recorded_on("A"), recorded_on("B")), "computed"),
+        ((MODEL, MODEL), "simulated"),
+        ((PAPER, PAPER), "computed"),
+        ((HERE, PAPER), "computed"),
+        ((MODEL, COUNTED), "computed"),
+    ],
+)
+def test_what_is_derived_is_labelled_by_what_it_comes_from(parents, label):
+    made = Measurement.derived("new", "x", 3.0, *parents)
+    assert (made.label, made.samples, made.name, made.unit) == (label, (3.0,), "new", "x")
+    assert all(parent.label in made.source for parent in parents)
+
+
+def test_a_ratio_keeps_the_spread_and_the_conditions_that_agree():
+    a = measured(10.0, 20.0, conditions={"threads": 2, "batch": 1, "warmup": 1})
+    b = measured(1.0, 5.0, 9.0, name="b", conditions={"threads": 2, "batch": 4})
+    ratio = a.over(b)
+    assert (ratio.samples, ratio.unit, ratio.name) == ((2.0, 4.0), "times", "conv1 over b")
+    assert ratio.conditions == {"threads": 2} and ratio.machine is CARD
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

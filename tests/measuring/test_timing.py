@@ -321,6 +321,10 @@ def test_a_profile_gives_each_layer_its_own_time(clock):
         assert profile.backward[name].samples == pytest.approx([10_000 * place] * 3), name
         assert profile.layer_ms()[name] == pytest.approx(11_000 * place)
     assert profile.total_ms == pytest.approx(11_000 * 66)
+    assert profile.total.samples == pytest.approx([11_000 * 66] * 3)
+    assert profile.speed.samples == pytest.approx([1000 * len(x) / (11_000 * 66)] * 3)
+    assert profile.kind_share("fc").samples == pytest.approx([100 * 20 / 66] * 3)
+    assert (profile.total.unit, profile.speed.unit) == ("ms", "images/s")
     # conv1 and conv2 are the layers 1 and 5, fc3 and fc4 the layers 9 and 11.
     assert profile.kind_shares()["conv"] == pytest.approx(100 * 6 / 66)
     assert profile.kind_shares()["fc"] == pytest.approx(100 * 20 / 66)
