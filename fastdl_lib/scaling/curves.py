@@ -1,7 +1,7 @@
 """Published scaling curves, and how far the simulator is from them.
 
 Each curve comes with its cluster, its job and its way to combine, as far as the source tells. Three
-predictions are made, all by the same mechanism (``cluster.py``) with the same defaults:
+predictions are made, all by the same mechanism (``simulator.py``) with the same defaults:
 
 * **blind**: from datasheets, published rates of the transport, and one GPU's speed;
 * **fitted**: two named parameters, :data:`PARAMETERS`, found on the first half of the points;
@@ -24,33 +24,16 @@ import numpy as np
 
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.measuring.evidence import Column, Provenance, Table, published
-from fastdl_lib.scaling.simulator import (
-    CONSTANTS,
-    Cluster,
-    Combine,
-    Job,
-    ParameterServer,
-    Ring,
-    Stragglers,
-    bottleneck,
-    predict,
-)
+from fastdl_lib.scaling.clusters import Cluster, Combine, Job, ParameterServer, Ring, constants
+from fastdl_lib.scaling.simulator import Stragglers, bottleneck, step_times
 
-__all__ = ["PARAMETERS", "Curve", "Fit", "error_table", "fit", "published_curves"]
+__all__ = ["PARAMETERS", "Curve", "Fitted", "calibrate", "error_table", "published_curves"]
 
-
-def _value(name: str) -> float:
-    return CONSTANTS[name].median
-
-
-PARAMETERS: Mapping[str, tuple[float, float, float]] = {
-    "spread": (0.001, 0.3, _value("spread")),
-    "link_share": (0.2, 1.0, 1.0),
-}
-"""What a fit may change: (least, most, what it is before anything is known).
+PARAMETERS: Mapping[str, tuple[float, float]] = {"spread": (0.001, 0.3), "link_share": (0.2, 1.0)}
+"""What :func:`calibrate` may change, from least to most.
 
 ``spread``: of a worker's step times. ``link_share``: the part of the links' stated rates that the
-gradients get.
+gradients get; 1 before anything is known.
 """
 
 _NOISE = 0.03  # relative error of a published speed; assumption
@@ -79,8 +62,7 @@ class Curve:
     speedup: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.workers, self.workers[1:], strict=False))
-        if len(self.workers) < 2 or not rising:
+        if len(self.workers) < 2 or list(self.workers) != sorted(set(self.workers)):
             raise ValueError(
                 f"{self.name}: workers must rise and be two or more, got {self.workers}."
             )
@@ -90,18 +72,11 @@ class Curve:
                 "speed-ups; each point needs both."
             )
 
-    @property
-    def first_half(self) -> int:
-        """How many points a fit sees: half, the first included, rounded down; at least 2."""
-        return max(2, len(self.workers) // 2)
-
-    def predicted(
-        self, *, spread: float = PARAMETERS["spread"][2], link_share: float = 1.0
-    ) -> np.ndarray:
+    def predicted(self, *, spread: float | None = None, link_share: float = 1.0) -> np.ndarray:
         """Simulated speed-ups, (points,) float64, from the first point on; by default blind."""
         cluster = self.cluster.with_link_share(link_share)
-        stragglers = Stragglers(spread=spread)
-        scaling = predict(cluster, self.job, self.combine, self.workers, stragglers=stragglers)
+        stragglers = Stragglers() if spread is None else Stragglers(spread=spread)
+        scaling = step_times(cluster, self.job, self.combine, self.workers, stragglers=stragglers)
         return self.speedup[0] * scaling.images_per_s / scaling.images_per_s[0]
 
     def errors_pct(self, predicted: np.ndarray) -> np.ndarray:
@@ -110,7 +85,7 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fit:
+class Fitted:
     """A curve's two parameters, found on its first points."""
 
     curve: Curve
@@ -125,8 +100,8 @@ class Fit:
         return self.curve.errors_pct(self.predicted)[self.points - 1 :]
 
 
-def fit(curve: Curve, points: int | None = None) -> Fit:
-    """Find :data:`PARAMETERS` on a curve's first points, by default its first half.
+def calibrate(curve: Curve, points: int | None = None) -> Fitted:
+    """Find :data:`PARAMETERS` on a curve's first points; by default half of them, at least 2.
 
     Least squares of the logarithms, with each parameter held near its default within a factor of
     two: where the points say nothing about a parameter, it stays what the datasheet says.
@@ -134,10 +109,10 @@ def fit(curve: Curve, points: int | None = None) -> Fit:
     Raises:
         TypeError, ValueError: fewer than 2 points, or more than there are.
 
-    >>> sorted(fit(published_curves()[0]).parameters)
+    >>> sorted(calibrate(published_curves()[0]).parameters)
     ['link_share', 'spread']
     """
-    points = curve.first_half if points is None else points
+    points = max(2, len(curve.workers) // 2) if points is None else points
     check_whole_number("points", points, 2)
     if points > len(curve.workers):
         raise ValueError(f"{curve.name} has {len(curve.workers)} points, not {points}.")
@@ -145,13 +120,13 @@ def fit(curve: Curve, points: int | None = None) -> Fit:
         curve, workers=curve.workers[:points], speedup=curve.speedup[:points]
     )
     measured = np.log(seen.speedup)
+    defaults = (Stragglers().spread, 1.0)
 
     def loss(logs: Sequence[float]) -> float:
         parameters = dict(zip(PARAMETERS, np.exp(logs), strict=True))
         misfit = (np.log(seen.predicted(**parameters)) - measured) / _NOISE
         away = [
-            (log - math.log(default)) / _PRIOR
-            for log, (_, _, default) in zip(logs, PARAMETERS.values(), strict=True)
+            (log - math.log(default)) / _PRIOR for log, default in zip(logs, defaults, strict=True)
         ]
         return float(np.sum(misfit**2) + np.sum(np.square(away)))
 
@@ -165,80 +140,7 @@ def fit(curve: Curve, points: int | None = None) -> Fit:
         grid = [(x, y) for x in axes[0] for y in axes[1]]
         best, width = np.array(min(grid, key=loss)), width / 4
     parameters = dict(zip(PARAMETERS, np.exp(best).tolist(), strict=True))
-    return Fit(curve, points, parameters, curve.predicted(**parameters))
-
-
-_LARGEST_TENSOR = {
-    # Computed from the architectures, 4 bytes a value; TensorFlow's networks have 1,001 classes.
-    "InceptionV3": 4 * 2048 * 1001,  # the classifier
-    "Inception (v3)": 4 * 5 * 5 * 128 * 768,  # a convolution of the auxiliary classifier
-    "ResNet-50": 4 * 3 * 3 * 512 * 512,  # a convolution of the last stage
-    "ResNet-152": 4 * 3 * 3 * 512 * 512,
-    "AlexNet": 4 * 9216 * 4096,  # fc6
-    "VGG16": 4 * 25088 * 4096,  # fc6
-}
-
-_K80_NODE = {
-    "gpus_per_node": 8,
-    "inside_gb_per_s": _value("pcie3_x16"),
-    "inside_latency_s": _value("gpu_latency"),
-    # Assumption: the eight GPUs of a K80 node share one way into memory.
-    "host_total_gb_per_s": _value("pcie3_x16"),
-}
-_GRPC = {
-    "between_latency_s": _value("grpc_latency"),
-    "endpoint_gb_per_s": _value("grpc_2017"),
-}
-
-_CLUSTERS = {
-    "P100 DGX-1": Cluster(
-        name="DGX-1",
-        nodes=1,
-        gpus_per_node=8,
-        inside_gb_per_s=_value("nvlink1"),
-        inside_latency_s=_value("gpu_latency"),
-        host_gb_per_s=_value("pcie3_x16"),
-        # Assumption: two GPUs share a way into memory.
-        host_total_gb_per_s=4 * _value("pcie3_x16"),
-        source="nvlink1, pcie3_x16",
-    ),
-    "K80 p2.8xlarge": Cluster(
-        name="EC2 p2.8xlarge",
-        nodes=16,
-        between_gb_per_s=_value("ethernet_10g"),
-        source="ethernet_10g, grpc_2017, pcie3_x16",
-        **_K80_NODE,
-        **_GRPC,
-    ),
-    "K80 GCE": Cluster(name="GCE", nodes=1, source="pcie3_x16", **_K80_NODE),
-    "K80 p2.xlarge": Cluster(
-        name="EC2 p2.xlarge",
-        nodes=128,
-        between_gb_per_s=_value("ec2_high"),
-        source="ec2_high, grpc_2017",
-        **_GRPC,
-    ),
-    "P100 Piz Daint": Cluster(
-        name="Piz Daint",
-        nodes=128,
-        # A node reaches the Aries network through PCI Express 3.0.
-        between_gb_per_s=_value("pcie3_x16"),
-        source="pcie3_x16, grpc_2017",
-        **_GRPC,
-    ),
-    "K40 (inferred)": Cluster(
-        name="Google 2016",
-        nodes=128,
-        # Assumption: not published; it hardly matters, since gRPC of 2016 is slower.
-        between_gb_per_s=_value("ethernet_10g"),
-        between_latency_s=_value("grpc_latency"),
-        endpoint_gb_per_s=_value("grpc_2016"),
-        source="ethernet_10g, grpc_2016",
-    ),
-}
-
-_TABLES = ("scaling_tensorflow_2017", "scaling_cscs_2017", "scaling_tensorflow_0_8")
-_HELD_OUT = ("scaling_tensorflow_2017_single",)
+    return Fitted(curve, points, parameters, curve.predicted(**parameters))
 
 
 @functools.cache
@@ -251,19 +153,27 @@ def published_curves(held_out: bool = False) -> tuple[Curve, ...]:
     >>> sum(len(curve.workers) for curve in published_curves())
     80
     """
-    curves = []
-    for table in map(published, _HELD_OUT if held_out else _TABLES):
-        groups: dict[str, list[Mapping[str, Any]]] = {}
-        for row in table.rows:
-            groups.setdefault(row["curve"], []).append(row)
-        curves += [_curve_from(name, rows) for name, rows in groups.items()]
-    return tuple(curves)
+    names = ("scaling_tensorflow_2017", "scaling_cscs_2017", "scaling_tensorflow_0_8")
+    if held_out:
+        names = ("scaling_tensorflow_2017_single",)
+    clusters: dict[str, dict[str, Any]] = {}
+    for row in published("scaling_clusters").rows:
+        fields = clusters.setdefault(row["gpu"], {"name": row["cluster"]})
+        fields[row["quantity"]] = row["value"]
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for name in names:
+        for row in published(name).rows:
+            curves.setdefault(row["curve"], []).append(row)
+    return tuple(
+        _curve_from(name, rows, Cluster(**clusters[rows[0]["gpu"]]))
+        for name, rows in curves.items()
+    )
 
 
-def _curve_from(name: str, rows: list[Mapping[str, Any]]) -> Curve:
-    first = rows[0]
+def _curve_from(name: str, rows: list[Mapping[str, Any]], cluster: Cluster) -> Curve:
+    first, known = rows[0], constants()
     if "images_per_s" not in first:  # speed-ups alone were published
-        batch, step_s = 32, _value("k40_step")
+        batch, step_s = int(known["k40_batch"].median), known["k40_step"].median
     else:
         batch = first["batch_per_gpu"]
         step_s = batch / first["images_per_s"]
@@ -271,24 +181,19 @@ def _curve_from(name: str, rows: list[Mapping[str, Any]]) -> Curve:
     if first["mode"].startswith("replicated (NCCL)"):
         combine = Ring()
     elif "parameter_servers" not in first:
-        combine = ParameterServer(shards=int(_value("osdi_servers")), dedicated=True)
+        combine = ParameterServer(shards=int(known["osdi_servers"].median), dedicated=True)
     else:
         combine = ParameterServer({row["gpus"]: row["parameter_servers"] for row in rows})
+    tensors = {row["network"]: row["bytes"] for row in published("scaling_largest_tensors").rows}
     job = Job(
         name=f"{first['network']}, batch {batch}",
         gradient_bytes=1e6 * first["parameters_mb"],
         step_s=step_s,
         batch=batch,
-        largest_tensor_bytes=_LARGEST_TENSOR[first["network"]],
+        largest_tensor_bytes=tensors[first["network"]],
     )
-    return Curve(
-        name,
-        _CLUSTERS[first["gpu"]],
-        job,
-        combine,
-        tuple(row["gpus"] for row in rows),
-        tuple(row["speedup"] for row in rows),
-    )
+    workers, speedup = (tuple(row[key] for row in rows) for key in ("gpus", "speedup"))
+    return Curve(name, cluster, job, combine, workers, speedup)
 
 
 def error_table(curves: Iterable[Curve] | None = None) -> Table:
@@ -303,7 +208,7 @@ def error_table(curves: Iterable[Curve] | None = None) -> Table:
     """
     rows, every = [], {"blind": [], "fitted": [], "unseen": []}
     for curve in published_curves() if curves is None else curves:
-        fitted = fit(curve)
+        fitted = calibrate(curve)
         errors = {
             "blind": np.abs(curve.errors_pct(curve.predicted())),
             "fitted": np.abs(curve.errors_pct(fitted.predicted)),
@@ -320,22 +225,19 @@ def error_table(curves: Iterable[Curve] | None = None) -> Table:
     nothing = {"spread": None, "link_share": None, "gpus": None, "cause": ""}
     rows.append({"curve": "all points", **nothing} | _summary(every))
     made = Provenance.SIMULATED
-    return Table(
-        (
-            Column("curve"),
-            Column("blind_median", "blind, median", "%", made),
-            Column("blind_worst", "worst", "%", made),
-            Column("spread", "fitted spread", provenance=made),
-            Column("link_share", "link share", provenance=made),
-            Column("fitted_median", "fitted, median", "%", made),
-            Column("unseen_median", "unseen, median", "%", made),
-            Column("unseen_worst", "worst", "%", made),
-            Column("gpus", "GPUs"),
-            Column("cause", "held back there by", provenance=made),
-        ),
-        tuple(rows),
-        "Errors of simulated speed-ups against published ones",
+    columns = (
+        Column("curve"),
+        Column("blind_median", "blind, median", "%", made),
+        Column("blind_worst", "worst", "%", made),
+        Column("spread", "fitted spread", provenance=made),
+        Column("link_share", "link share", provenance=made),
+        Column("fitted_median", "fitted, median", "%", made),
+        Column("unseen_median", "unseen, median", "%", made),
+        Column("unseen_worst", "worst", "%", made),
+        Column("gpus", "GPUs"),
+        Column("cause", "held back there by", provenance=made),
     )
+    return Table(columns, tuple(rows), "Errors of simulated speed-ups against published ones")
 
 
 def _summary(errors: Mapping[str, Sequence[float]]) -> dict[str, float | None]:

@@ -32,7 +32,8 @@ from fastdl_lib.precision.formats import (
     INT8,
     FixedPoint,
 )
-from fastdl_lib.scaling.simulator import Cluster, Job, Ring, predict
+from fastdl_lib.scaling.clusters import Cluster, Job, Ring
+from fastdl_lib.scaling.simulator import step_times
 
 CARD = example()
 MACHINE = "Measured here: Example CPU, 8 cores"
@@ -139,7 +140,7 @@ DAYS = {
     "slide": [published_ms("Titan", 6.0, "days"), published_ms("Xeon", 43.0, "days", "cpu")],
 }
 NET = Cluster(nodes=4, between_gb_per_s=1, between_latency_s=0.0)
-SCALING = predict(
+SCALING = step_times(
     NET, Job(name="a job", gradient_bytes=1e9, step_s=1.0, batch=8), Ring(), [1, 2, 4]
 )
 SPEEDUPS = [

@@ -332,3 +332,42 @@ def test_binary_accuracies():
         assert row["tag"] == ("READ-2nd" if row["source"] == "BNN" else "READ")
     alexnet = [row["accuracy_pct"] for row in rows if row["network"] == "AlexNet"]
     assert round(sum(alexnet), 1) == 185.5 and max(alexnet) == 56.8
+
+
+def test_scaling_constants_are_sourced_and_calculated_right():
+    rows = load("scaling_constants")["rows"]
+    for row in rows:
+        assert row["unit"] and len(row["source"]) > 10, row["name"]
+        assert (row["tag"] == "ASSUMPTION") == row["source"].startswith("assumption: "), row["name"]
+    computed = {row["name"]: row["value"] for row in rows if row["tag"] == "COMPUTED"}
+    harmonic_100 = sum(1 / i for i in range(1, 101))
+    wanted = {
+        "backward_share": 2 / 3,
+        "spread": 0.1 / (harmonic_100 - 1),
+        "grpc_2017": 100 * 0.1 / 16 / 0.613,
+        "grpc_latency": 0.0018 / 2,
+    }
+    assert computed == pytest.approx(wanted, rel=1e-12)
+    k40 = {row["name"]: row["value"] for row in rows if row["name"].startswith("k40_")}
+    assert k40["k40_batch"] / k40["k40_step"] == pytest.approx(9.5, abs=0.01)
+
+
+def test_scaling_clusters_are_made_of_the_constants():
+    known = {row["name"]: row["value"] for row in load("scaling_constants")["rows"]}
+    rows = load("scaling_clusters")["rows"]
+    for row in rows:
+        if row["tag"] == "SIZE":
+            assert row["constant"] is None and isinstance(row["value"], int)
+        else:
+            # Of eight GPUs two share each way into memory: four ways, the one multiple there is.
+            ways = 4 if row["gpu"] == "P100 DGX-1" and "host_total" in row["quantity"] else 1
+            assert row["value"] == ways * known[row["constant"]], row
+        assert row["tag"] != "ASSUMPTION" or row["note"]
+    tables = (path for path in FILES if path.stem.startswith("scaling_"))
+    measured = {row["gpu"] for path in tables for row in load(path.stem)["rows"] if "gpus" in row}
+    assert {row["gpu"] for row in rows} == measured
+
+
+def test_scaling_largest_tensors_follow_from_their_shapes():
+    for row in load("scaling_largest_tensors")["rows"]:
+        assert row["bytes"] == 4 * math.prod(row["shape"])

@@ -1,0 +1,405 @@
+"""Clusters, the jobs that run on them, and what combining their gradients takes.
+
+Each way to combine (:class:`Ring`, :class:`Tree`, :class:`HalvingDoubling`,
+:class:`ParameterServer`) loads the links in its own way; the busiest link sets the time. Links are
+full duplex, and buckets follow each other through them: the two directions do not add up, the
+busier one takes the time. Times are seconds, sizes bytes, rates GB/s (1e9 bytes a second).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from fastdl_lib.core.checks import check_number, check_whole_number
+from fastdl_lib.measuring.evidence import Measurement, Provenance, published
+
+__all__ = [
+    "Cluster",
+    "Combine",
+    "Communication",
+    "HalvingDoubling",
+    "Job",
+    "ParameterServer",
+    "Ring",
+    "Tree",
+    "constants",
+]
+
+_TAGS = {
+    "PUBLISHED": Provenance.PUBLISHED,
+    "COMPUTED": Provenance.COMPUTED,
+    "ASSUMPTION": Provenance.SIMULATED,
+}
+UP_TO_1 = math.nextafter(1, 2)  # for shares that may be 1
+
+
+@functools.cache
+def constants() -> Mapping[str, Measurement]:
+    """Every number that the simulator brings along, with its unit and source, by name.
+
+    They stand in ``data/published/scaling_constants.json``. What is labelled *simulated* here is an
+    assumption, and its source says why it was made.
+
+    >>> print(constants()["ethernet_10g"])
+    1.25 GB/s (published)
+    """
+    return {
+        row["name"]: Measurement(
+            row["name"], row["unit"], (row["value"],), _TAGS[row["tag"]], source=row["source"]
+        )
+        for row in published("scaling_constants").rows
+    }
+
+
+def default(name: str) -> float:
+    """A field whose default is one of :func:`constants`."""
+    return dataclasses.field(default_factory=lambda: constants()[name].median)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Nodes with GPUs, and the links inside and between them.
+
+    Args:
+        name: shown in messages.
+        nodes: how many there are at most.
+        gpus_per_node: GPUs a node.
+        inside_gb_per_s: from one GPU to another of its node, one direction.
+        inside_latency_s: of one such transfer.
+        host_gb_per_s: from one GPU to its node's memory; by default as between two GPUs.
+        host_total_gb_per_s: what all GPUs of a node share on that way; None: no common limit.
+        between_gb_per_s: of a node's network link, one direction.
+        between_latency_s: of one message, with the software around it.
+        endpoint_gb_per_s: what the software (gRPC, TCP) gets out of a link; None: all of it.
+
+    Raises:
+        TypeError, ValueError: a rate or a count is missing, not positive or not finite.
+
+    >>> Cluster(nodes=4, between_gb_per_s=1.25, between_latency_s=5e-5).gpus
+    4
+    """
+
+    name: str = "cluster"
+    nodes: int
+    gpus_per_node: int = 1
+    inside_gb_per_s: float | None = None
+    inside_latency_s: float | None = None
+    host_gb_per_s: float | None = None
+    host_total_gb_per_s: float | None = None
+    between_gb_per_s: float | None = None
+    between_latency_s: float | None = None
+    endpoint_gb_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_whole_number("nodes", self.nodes, 1)
+        check_whole_number("gpus_per_node", self.gpus_per_node, 1)
+        for there, linked, what in (
+            ("inside", self.gpus_per_node > 1, f"{self.gpus_per_node} GPUs in a node"),
+            ("between", self.nodes > 1, f"{self.nodes} nodes"),
+        ):
+            for name, such_as in (("gb_per_s", "1.25 for 10 Gbit/s"), ("latency_s", "50e-6")):
+                if linked and getattr(self, f"{there}_{name}") is None:
+                    raise ValueError(f"{what} need a link: give {there}_{name}, such as {such_as}.")
+        for name, value in vars(self).items():
+            if value is not None and name.endswith(("_latency_s", "_gb_per_s")):
+                check_number(name, value, low=0, low_included=name.endswith("_latency_s"))
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs of the cluster."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def node_gb_per_s(self) -> float:
+        """What a node's link carries in one direction: the wire or the software, the slower."""
+        return min(self.between_gb_per_s, self.endpoint_gb_per_s or math.inf)
+
+    def with_link_share(self, share: float) -> "Cluster":
+        """The same cluster whose links carry only ``share`` of their rate.
+
+        >>> slow = Cluster(nodes=2, between_gb_per_s=4, between_latency_s=0).with_link_share(0.5)
+        >>> slow.between_gb_per_s
+        2.0
+        """
+        check_number("share", share, low=0, low_included=False)
+        fields = vars(self).items()
+        rates = {name: share * v for name, v in fields if v and name.endswith("_gb_per_s")}
+        return dataclasses.replace(self, **rates)
+
+    def spread_over(self, workers: int) -> tuple[int, int]:
+        """(nodes, GPUs in the fullest node) that ``workers`` take up, node by node.
+
+        Raises:
+            TypeError, ValueError: no whole number, or more than there are GPUs.
+        """
+        check_whole_number("workers", workers, 1)
+        if workers > self.gpus:
+            raise ValueError(
+                f"{workers} workers need {workers} GPUs; {self.name} has {self.gpus} "
+                f"({self.nodes} nodes with {self.gpus_per_node}). Ask for fewer, or give it more "
+                "nodes with dataclasses.replace(cluster, nodes=...)."
+            )
+        return math.ceil(workers / self.gpus_per_node), min(workers, self.gpus_per_node)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one worker does in a step.
+
+    Args:
+        name: shown in tables.
+        gradient_bytes: of all gradients; float32 takes 4 bytes a parameter.
+        step_s: forward and backward pass of one batch on one GPU.
+        batch: images in a worker's batch.
+        hidden_share: 0 to 1, the part of the communication that may run beside the computation.
+        bucket_bytes: gradients are sent in pieces of this size. The last piece is only ready when
+            the backward pass has ended, so it never hides.
+        largest_tensor_bytes: the largest piece that a parameter server holds whole.
+
+    Raises:
+        TypeError, ValueError: a number is missing or outside its range.
+
+    >>> Job(gradient_bytes=95e6, step_s=0.45, batch=64).images_per_s
+    142.22222222222223
+    """
+
+    name: str = "job"
+    gradient_bytes: float
+    step_s: float
+    batch: int
+    hidden_share: float = default("hidden_share")
+    bucket_bytes: float = default("bucket_bytes")
+    largest_tensor_bytes: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("gradient_bytes", "step_s", "bucket_bytes"):
+            check_number(name, getattr(self, name), low=0, low_included=False)
+        check_whole_number("batch", self.batch, 1)
+        check_number("hidden_share", self.hidden_share, low=0, high=UP_TO_1)
+        check_number("largest_tensor_bytes", self.largest_tensor_bytes, low=0)
+        if self.largest_tensor_bytes > self.gradient_bytes:
+            raise ValueError(
+                f"the largest tensor ({self.largest_tensor_bytes:g} bytes) cannot be larger than "
+                f"all gradients together ({self.gradient_bytes:g} bytes)."
+            )
+
+    @property
+    def images_per_s(self) -> float:
+        """Of one GPU alone."""
+        return self.batch / self.step_s
+
+    @property
+    def buckets(self) -> int:
+        """How many pieces the gradients are sent in."""
+        return math.ceil(self.gradient_bytes / self.bucket_bytes)
+
+    @property
+    def may_hide(self) -> float:
+        """Share of the communication that may hide: ``hidden_share``, but never the last bucket."""
+        return min(self.hidden_share, max(0.0, 1 - self.bucket_bytes / self.gradient_bytes))
+
+
+# --- ways to combine ----------------------------------------------------------------------------
+
+
+class Communication(NamedTuple):
+    """What combining the gradients of one step takes, in seconds, before any of it hides."""
+
+    bandwidth_s: float = 0.0
+    """Bytes of one worker over its own links."""
+    latency_s: float = 0.0
+    """Messages that wait for each other, whatever their size."""
+    incast_s: float = 0.0
+    """What comes on top because many share a link: the busiest server's, or a node's memory."""
+
+    @property
+    def total_s(self) -> float:
+        """All three."""
+        return self.bandwidth_s + self.latency_s + self.incast_s
+
+    def then(self, after: "Communication") -> "Communication":
+        """One after the other."""
+        return Communication(*(a + b for a, b in zip(self, after, strict=True)))
+
+
+class Combine:
+    """A way to combine the gradients of all workers; see the subclasses."""
+
+    @property
+    def hides_behind(self) -> float:
+        """Share of a step that communication can hide behind: an all-reduce runs beside the
+        backward pass, which makes the gradients."""
+        return constants()["backward_share"].median
+
+    def communication(self, cluster: Cluster, job: Job, workers: int) -> Communication:
+        """What combining takes.
+
+        Raises:
+            TypeError, ValueError: ``workers`` do not fit into the cluster.
+        """
+        return self._communication(cluster, job, workers, *cluster.spread_over(workers))
+
+    def _communication(
+        self, cluster: Cluster, job: Job, workers: int, nodes: int, gpus: int
+    ) -> Communication:
+        raise NotImplementedError(f"{type(self).__name__} does not say what it takes.")
+
+    def exposed_s(self, job: Job, communication: Communication) -> float:
+        """What of the communication is left over when the computation hides all that it can, s."""
+        total = communication.total_s
+        return total - min(job.may_hide * total, self.hides_behind * job.step_s)
+
+
+def _inside(cluster: Cluster, job: Job, gpus: int, volume: float, rounds: int) -> Communication:
+    """``volume`` bytes from GPU to GPU of a node, in ``rounds`` that wait for each other."""
+    if gpus == 1:
+        return Communication()
+    return Communication(
+        volume / (1e9 * cluster.inside_gb_per_s), job.buckets * rounds * cluster.inside_latency_s
+    )
+
+
+def _between(cluster: Cluster, job: Job, nodes: int, volume: float, rounds: int) -> Communication:
+    """``volume`` bytes out of (and into) each node, in ``rounds`` that wait for each other."""
+    if nodes == 1:
+        return Communication()
+    return Communication(
+        volume / (1e9 * cluster.node_gb_per_s), job.buckets * rounds * cluster.between_latency_s
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring(Combine):
+    """One ring through all GPUs; each link carries ``2 (n-1)/n`` of the gradients in ``2 (n-1)``
+    rounds (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009).
+
+    >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
+    >>> pair = Cluster(nodes=2, between_gb_per_s=1, between_latency_s=0.01)
+    >>> Ring().communication(pair, job, 2)
+    Communication(bandwidth_s=1.0, latency_s=0.02, incast_s=0.0)
+    """
+
+    def _communication(self, cluster, job, workers, nodes, gpus):
+        volume = 2 * (workers - 1) / workers * job.gradient_bytes
+        rounds = 2 * (workers - 1)
+        inside = _inside(cluster, job, gpus, volume, rounds)
+        if nodes == 1:
+            return inside
+        # The ring goes at the pace of its slowest link, and enters each node once.
+        between = _between(cluster, job, nodes, volume, rounds)
+        return between._replace(bandwidth_s=max(between.bandwidth_s, inside.bandwidth_s))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree(Combine):
+    """Sums go up a binary tree, the result comes down again: ``2 log2 n`` rounds, each with all
+    gradients. Few rounds and many bytes: good for small gradients.
+
+    >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
+    >>> eight = Cluster(nodes=8, between_gb_per_s=1, between_latency_s=0.01)
+    >>> Tree().communication(eight, job, 8)
+    Communication(bandwidth_s=6.0, latency_s=0.06, incast_s=0.0)
+    """
+
+    def _communication(self, cluster, job, workers, nodes, gpus):
+        size = job.gradient_bytes
+        up_down = 2 * math.ceil(math.log2(gpus))
+        inside = _inside(cluster, job, gpus, up_down * size, up_down)
+        up_down = 2 * math.ceil(math.log2(nodes))
+        return inside.then(_between(cluster, job, nodes, up_down * size, up_down))
+
+
+@dataclasses.dataclass(frozen=True)
+class HalvingDoubling(Combine):
+    """Partners swap halves, then quarters, and back: the bytes of a ring in ``2 log2 n`` rounds
+    (Thakur, Rabenseifner, Gropp, 2005). For an n that is no power of two the rounds are rounded
+    up; the extra bytes are left out.
+
+    >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
+    >>> four = Cluster(nodes=4, between_gb_per_s=1, between_latency_s=0.01)
+    >>> HalvingDoubling().communication(four, job, 4)
+    Communication(bandwidth_s=1.5, latency_s=0.04, incast_s=0.0)
+    """
+
+    def _communication(self, cluster, job, workers, nodes, gpus):
+        volume = 2 * (gpus - 1) / gpus * job.gradient_bytes
+        inside = _inside(cluster, job, gpus, volume, 2 * math.ceil(math.log2(gpus)))
+        volume, rounds = 2 * (nodes - 1) / nodes * job.gradient_bytes, math.ceil(math.log2(nodes))
+        return inside.then(_between(cluster, job, nodes, volume, 2 * rounds))
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterServer(Combine):
+    """Servers hold the weights, each its shard; gradients go in, weights come out.
+
+    Tensors are dealt out so that the shards are as even as they can be, but a tensor stays whole:
+    the largest shard is ``max(gradients / shards, largest tensor)``. Its server talks to everybody,
+    so its link carries that shard once for every client, in each direction. A single worker needs
+    no server.
+
+    Args:
+        shards: servers; or a mapping from the number of workers to it; None: one a node.
+        dedicated: servers run on nodes of their own; otherwise on the workers' nodes, whose links
+            they share.
+        summed_inside: a node sums its GPUs' gradients and talks to the servers once; otherwise
+            each GPU does.
+
+    Raises:
+        TypeError, ValueError: no whole number of shards from 1 up.
+
+    >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
+    >>> net = Cluster(nodes=10, between_gb_per_s=1, between_latency_s=0)
+    >>> ParameterServer(shards=1, dedicated=True).communication(net, job, 10)
+    Communication(bandwidth_s=1.0, latency_s=0.0, incast_s=9.0)
+    """
+
+    shards: int | Mapping[int, int] | None = None
+    dedicated: bool = False
+    summed_inside: bool = True
+
+    hides_behind: ClassVar[float] = 1.0  # weights are fetched beside the forward pass, too
+
+    def __post_init__(self) -> None:
+        if self.shards is not None:
+            several = isinstance(self.shards, Mapping)
+            for shards in self.shards.values() if several else [self.shards]:
+                check_whole_number("shards", shards, 1)
+
+    def _largest_shard_bytes(self, job: Job, workers: int, nodes: int) -> float:
+        """Bytes on the server that holds most."""
+        shards = nodes if self.shards is None else self.shards
+        if isinstance(shards, Mapping):
+            if workers not in shards:
+                raise KeyError(
+                    f"shards are given for {sorted(shards)} workers, not for {workers}: add it."
+                )
+            shards = shards[workers]
+        return max(job.gradient_bytes / shards, job.largest_tensor_bytes)
+
+    def _communication(self, cluster, job, workers, nodes, gpus):
+        size = job.gradient_bytes
+        inside = Communication()
+        if gpus > 1:
+            # Through the node's memory; with one node that is the server.
+            own_s = size / (1e9 * (cluster.host_gb_per_s or cluster.inside_gb_per_s))
+            shared_s = gpus * size / (1e9 * (cluster.host_total_gb_per_s or math.inf))
+            inside = Communication(own_s, 2 * cluster.inside_latency_s, max(0.0, shared_s - own_s))
+        if nodes == 1:
+            return inside
+        shard = self._largest_shard_bytes(job, workers, nodes)
+        clients = nodes if self.summed_inside else workers
+        here = clients / nodes  # clients that share a node's link
+        if self.dedicated:
+            even = here * size
+            busiest = max(even, clients * shard)
+        else:
+            # Were every node to serve an even share, its clients and its server would move this.
+            even = 2 * here * size * (nodes - 1) / nodes
+            # The node with the largest shard: its clients' other shards, all others' visits.
+            busiest = max(even, here * (size - shard) + (clients - here) * shard)
+        rate = 1e9 * cluster.node_gb_per_s
+        return inside.then(
+            Communication(even / rate, 2 * cluster.between_latency_s, (busiest - even) / rate)
+        )

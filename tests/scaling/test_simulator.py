@@ -1,0 +1,441 @@
+"""The scaling simulator: by hand, against exact expectations, the formulas against the events."""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdl_lib.measuring.evidence import Provenance
+from fastdl_lib.scaling.clusters import (
+    Cluster,
+    Combine,
+    Communication,
+    HalvingDoubling,
+    Job,
+    ParameterServer,
+    Ring,
+    Tree,
+    constants,
+)
+from fastdl_lib.scaling.events import run_events
+from fastdl_lib.scaling.simulator import (
+    Asynchronous,
+    Stragglers,
+    Synchronous,
+    all_reduce_schedule,
+    bottleneck,
+    expected_slowest,
+    step_times,
+)
+
+STEADY = Stragglers(spread=0)
+NET = Cluster(nodes=1000, between_gb_per_s=1.25, between_latency_s=5e-5)
+PODS = dataclasses.replace(
+    NET, nodes=16, gpus_per_node=8, inside_gb_per_s=20, inside_latency_s=1e-5
+)
+INCEPTION = Job(gradient_bytes=95e6, step_s=0.45, batch=64, largest_tensor_bytes=8.2e6)
+WAYS = (Ring(), Tree(), HalvingDoubling(), ParameterServer())
+ONE_SERVER = ParameterServer(shards=1, dedicated=True)
+
+
+def cluster(nodes, **fields):
+    """Links of 1 GB/s without latency, so that a second is a gigabyte."""
+    return Cluster(nodes=nodes, **{"between_gb_per_s": 1, "between_latency_s": 0} | fields)
+
+
+def job(**fields):
+    """A gigabyte of gradients, in one bucket, that hides nothing."""
+    plain = {"gradient_bytes": 1e9, "step_s": 1, "batch": 10, "hidden_share": 0}
+    return Job(**plain | {"bucket_bytes": fields.get("gradient_bytes", 1e9)} | fields)
+
+
+# --- ways to combine, by hand -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 8, 11])
+@pytest.mark.parametrize("combine", [Ring(), Tree()], ids=lambda c: type(c).__name__)
+def test_an_all_reduce_takes_what_its_schedule_says(combine, workers):
+    states, moved = all_reduce_schedule(type(combine).__name__.lower(), workers)
+    everybody = set(range(workers))
+    assert all(chunk == everybody for own in states[-1] for chunk in own)
+    assert any(chunk != everybody for own in states[-2] for chunk in own), "a step too many"
+    cost = combine.communication(cluster(workers, between_latency_s=0.01), job(), workers)
+    assert cost == pytest.approx((moved, 0.01 * (len(states) - 1), 0))
+
+
+def test_in_a_schedule_sums_only_travel():
+    for way, workers in (("ring", 5), ("tree", 6)):
+        states, moved = all_reduce_schedule(way, workers)
+        sent = 0
+        for before, after in itertools.pairwise(states):
+            for worker, chunk in np.ndindex(workers, len(before[0])):
+                had, has = before[worker][chunk], after[worker][chunk]
+                if has != had:
+                    sent += 1
+                    others = [own[chunk] for w, own in enumerate(before) if w != worker]
+                    assert any(has == had | other for other in others)
+        # All workers but one have to hear n - 1 times of a sum, and of its result.
+        assert sent == 2 * (workers - 1) * len(states[0][0])
+        assert way == "tree" or moved == sent / workers / workers
+
+
+@pytest.mark.parametrize(("way", "workers"), [("star", 4), ("ring", 1)])
+def test_no_schedule_of_another_way_or_of_one(way, workers):
+    with pytest.raises(ValueError, match=r"way must be|workers must be at least 2"):
+        all_reduce_schedule(way, workers)
+
+
+def test_halving_moves_no_more_than_a_ring_in_the_rounds_of_a_tree():
+    net = cluster(16, between_latency_s=0.01)
+    ring, tree, halving, _ = (c.communication(net, job(), 16) for c in WAYS)
+    assert halving.latency_s == tree.latency_s == pytest.approx(0.08)
+    assert halving.bandwidth_s == ring.bandwidth_s == pytest.approx(2 * 15 / 16)
+
+
+def test_each_bucket_pays_the_rounds_anew():
+    net = cluster(4, between_latency_s=0.01)
+    one = Ring().communication(net, job(), 4)
+    ten = Ring().communication(net, job(bucket_bytes=1e8), 4)
+    assert ten == pytest.approx((one.bandwidth_s, 10 * one.latency_s, 0))
+
+
+def test_a_ring_through_nodes_goes_at_the_pace_of_its_slowest_link():
+    slow_inside = dataclasses.replace(PODS, inside_gb_per_s=0.5)
+    for pods, workers, rate in ((slow_inside, 16, 0.5), (PODS, 16, 1.25), (PODS, 8, 20)):
+        # Within a node the network plays no part.
+        volume = 2 * (workers - 1) / workers * 0.095
+        cost = Ring().communication(pods, INCEPTION, workers)
+        assert cost.bandwidth_s == pytest.approx(volume / rate)
+
+
+@pytest.mark.parametrize("combine", WAYS, ids=lambda c: type(c).__name__)
+def test_one_worker_has_nothing_to_combine(combine):
+    assert combine.communication(PODS, INCEPTION, 1) == Communication()
+    assert step_times(PODS, INCEPTION, combine, 1).speedup == pytest.approx([1])
+
+
+def test_even_shards_on_all_nodes_take_what_a_ring_takes():
+    servers, ring = (c.communication(cluster(8), job(), 8) for c in (ParameterServer(), Ring()))
+    assert servers == pytest.approx(ring, abs=1e-12)
+
+
+def test_one_server_is_visited_by_everybody():
+    cost = ParameterServer(shards=1).communication(cluster(8), job(), 8)
+    # The server's own node needs no network: seven others, a gigabyte in and one out.
+    assert cost.total_s == pytest.approx(7)
+    assert ONE_SERVER.communication(cluster(8), job(), 8) == pytest.approx((1, 0, 7))
+    four = ParameterServer(shards=4, dedicated=True).communication(cluster(8), job(), 8)
+    assert four.total_s == pytest.approx(2)
+
+
+def test_a_tensor_that_stays_whole_makes_incast_grow_whatever_the_servers():
+    whole = job(largest_tensor_bytes=1e8)
+    times = [
+        ParameterServer(dedicated=True, shards=n).communication(cluster(n), whole, n).total_s
+        for n in (10, 20, 40)
+    ]
+    assert times == pytest.approx([1, 2, 4])
+
+
+def test_a_node_that_sums_its_gpus_talks_once():
+    for summed, clients in ((True, 16), (False, 128)):
+        servers = dataclasses.replace(ONE_SERVER, summed_inside=summed)
+        cost = servers.communication(PODS, INCEPTION, 128)
+        assert cost.total_s - 0.095 / 20 == pytest.approx(clients * 0.095 / 1.25, rel=1e-3)
+
+
+def test_gpus_of_a_node_share_the_way_into_its_memory():
+    pods = dataclasses.replace(PODS, host_gb_per_s=10, host_total_gb_per_s=10)
+    cost = ParameterServer().communication(pods, INCEPTION, 8)
+    assert cost.bandwidth_s == pytest.approx(0.0095)
+    assert cost.bandwidth_s + cost.incast_s == pytest.approx(8 * 0.0095)
+
+
+def test_shards_may_depend_on_the_workers():
+    combine = ParameterServer({2: 1, 4: 4}, dedicated=True)
+    assert combine.communication(cluster(4), job(), 2).total_s == pytest.approx(2)
+    assert combine.communication(cluster(4), job(), 4).total_s == pytest.approx(1)
+    with pytest.raises(KeyError, match="not for 3: add it"):
+        combine.communication(cluster(4), job(), 3)
+
+
+def test_software_may_be_slower_than_the_wire():
+    slow = cluster(4, endpoint_gb_per_s=0.25)
+    assert Ring().communication(slow, job(), 4).total_s == pytest.approx(6)
+    assert cluster(4, endpoint_gb_per_s=9).node_gb_per_s == 1
+
+
+# --- what hides ---------------------------------------------------------------------------------
+
+
+def test_communication_hides_up_to_its_share_its_window_and_the_last_bucket():
+    def exposed(seconds, combine=WAYS[0], **fields):
+        return combine.exposed_s(job(**fields), Communication(bandwidth_s=seconds))
+
+    assert exposed(0.3) == 0.3, "nothing hides where no share may"
+    some = {"hidden_share": 0.8, "bucket_bytes": 1e8}
+    assert exposed(0.3, **some) == pytest.approx(0.06)
+    assert exposed(3, **some) == pytest.approx(3 - 2 / 3), "no more than the backward pass"
+    assert exposed(3, ParameterServer(), **some) == pytest.approx(2), "fetching hides too"
+    assert exposed(0.3, hidden_share=1, bucket_bytes=5e8) == pytest.approx(0.15)
+    assert exposed(0.3, hidden_share=1, bucket_bytes=2e9) == 0.3
+
+
+def test_a_step_is_the_slowest_and_what_is_left_of_the_communication():
+    scaling = step_times(cluster(4), job(), Ring(), [1, 4], stragglers=Stragglers(spread=0.1))
+    assert scaling.compute_s == pytest.approx([1, 1])
+    assert scaling.waiting_s == pytest.approx([0, 0.1 * (1 / 2 + 1 / 3 + 1 / 4)])
+    assert scaling.communication_s == pytest.approx([0, 1.5])
+    step_s = scaling.compute_s + scaling.waiting_s + scaling.communication_s
+    assert scaling.step_s == pytest.approx(step_s)
+    assert scaling.images_per_s == pytest.approx(scaling.workers * 10 / step_s)
+    assert scaling.speedup == pytest.approx(scaling.images_per_s / 10)
+    assert scaling.efficiency_pct == pytest.approx(100 * scaling.speedup / [1, 4])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    workers=st.integers(1, 128),
+    combine=st.sampled_from([*WAYS, ParameterServer(3, dedicated=True)]),
+    gb_per_s=st.floats(0.01, 100),
+    spread=st.floats(0, 0.5),
+    backup=st.integers(0, 3),
+)
+def test_never_faster_than_the_gpus_and_slower_on_slower_links(
+    workers, combine, gb_per_s, spread, backup
+):
+    same = {"mode": Synchronous(min(backup, workers - 1)), "stragglers": Stragglers(spread=spread)}
+    pods = dataclasses.replace(PODS, between_gb_per_s=gb_per_s)
+    fast, slow = (
+        step_times(net, INCEPTION, combine, workers, **same)
+        for net in (pods, pods.with_link_share(0.5))
+    )
+    assert backup or fast.efficiency_pct[0] <= 100 + 1e-9
+    assert slow.speedup[0] <= fast.speedup[0] + 1e-9
+    assert min(fast.compute_s[0], fast.waiting_s[0], fast.communication_s[0]) >= 0
+
+
+# --- stragglers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backup", [0, 2])
+@pytest.mark.parametrize(("workers", "gpus"), [(3, 1), (20, 1), (20, 8)])
+@pytest.mark.parametrize(
+    "stragglers",
+    [Stragglers(spread=0.2), Stragglers(spread=0.1, slow_probability=0.05, slow_factor=3)],
+    ids=["plain", "slow nodes"],
+)
+def test_expected_slowest_against_drawing_it(stragglers, workers, gpus, backup):
+    """The definition: draw everybody, sort, take the last that counts."""
+    rng = np.random.default_rng(1)
+    drawn = np.array([stragglers.draw(rng, workers, gpus) for _ in range(40_000)])
+    wanted = np.sort(drawn, axis=1)[:, workers - 1 - backup].mean()
+    found = expected_slowest(workers, stragglers, backup=backup, gpus_per_node=gpus)
+    assert found == pytest.approx(wanted, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("spread", "chance", "factor"),
+    [(0.0, 0.1, 3), (0.0, 1e-3, 1000), (0.1, 1e-3, 1000), (1e-6, 0.3, 7)],
+)
+def test_expected_slowest_of_one_worker_is_its_mean(spread, chance, factor):
+    """However far apart the two kinds of steps are, and however steep the distribution."""
+    stragglers = Stragglers(spread=spread, slow_probability=chance, slow_factor=factor)
+    assert expected_slowest(1, stragglers) == pytest.approx(stragglers.mean, rel=1e-5)
+
+
+def test_the_closed_form_agrees_with_the_integral():
+    # A slow node that never comes takes the long way round.
+    numeric = Stragglers(spread=0.1, slow_probability=1e-12, slow_factor=1.0001)
+    for workers, backup in ((1, 0), (10, 0), (1000, 0), (100, 4)):
+        assert expected_slowest(workers, numeric, backup=backup) == pytest.approx(
+            expected_slowest(workers, Stragglers(spread=0.1), backup=backup), rel=1e-5
+        )
+
+
+def test_a_steps_mean_and_spread_are_what_they_say():
+    stragglers = Stragglers(spread=0.3)
+    times = stragglers.draw(np.random.default_rng(0), 200_000)
+    assert times.mean() == pytest.approx(1, rel=0.005)
+    assert times.std() == pytest.approx(0.3, rel=0.02)
+    grid = np.linspace(0.5, 3, 20)
+    assert stragglers.cdf(grid) == pytest.approx((times[:, None] <= grid).mean(axis=0), abs=0.005)
+
+
+# --- backup workers and staleness ---------------------------------------------------------------
+
+
+def test_backup_workers_shorten_the_step_and_do_not_count():
+    step = partial(step_times, NET, job(), Ring(), 50, stragglers=Stragglers(spread=0.2))
+    runs = [step(mode=Synchronous(backup)) for backup in (0, 1, 4)]
+    waits = [run.waiting_s[0] for run in runs]
+    assert waits == sorted(waits, reverse=True) and len(set(waits)) == 3
+    assert [run.counted[0] for run in runs] == [50, 49, 46]
+
+
+def test_staleness_trades_waiting_for_old_weights():
+    servers = ParameterServer(shards=16, dedicated=True)
+    step = partial(step_times, NET, INCEPTION, servers, 16, stragglers=Stragglers(spread=0.3))
+    waits = [step(mode=Asynchronous(bound)).waiting_s[0] for bound in (0, 1, 4, 16, None)]
+    assert waits == sorted(waits, reverse=True) and waits[-1] == 0
+    assert waits[0] == pytest.approx(step().waiting_s[0], rel=0.03), "no step ahead is synchronous"
+
+
+def test_asynchronous_workers_cannot_pass_the_busiest_link():
+    free = {"mode": Asynchronous(), "stragglers": STEADY}
+    scaling = step_times(cluster(64), job(), ONE_SERVER, [1, 8, 64], **free)
+    # A gigabyte an update over 1 GB/s: one update a second, however many workers.
+    assert scaling.images_per_s[1:] == pytest.approx([10, 10], rel=1e-6)
+
+
+def test_slow_nodes_slow_asynchronous_workers_by_their_mean():
+    servers, light = ParameterServer(shards=64, dedicated=True), job(gradient_bytes=1e3)
+    slow = Stragglers(spread=0, slow_probability=0.1, slow_factor=3)
+    free = {"mode": Asynchronous(), "stragglers": slow}
+    assert step_times(cluster(8), light, servers, 8, **free).step_s == pytest.approx([1.2], 1e-3)
+    run = run_events(cluster(8), light, servers, 8, steps=2000, **free)
+    assert run.step_s == pytest.approx([1.2], rel=0.02)
+
+
+# --- discrete events against the expectation ----------------------------------------------------
+
+DEDICATED = ParameterServer(shards=4, dedicated=True)
+MANY = ParameterServer(shards=16, dedicated=True)
+RAGGED = Stragglers(spread=0.2)
+SAME = {
+    "all-reduce": (NET, Ring(), [1, 8, 64], {}),
+    "all-reduce, slow nodes": (
+        PODS,
+        Ring(),
+        [16, 64],
+        {"stragglers": Stragglers(slow_probability=0.1, slow_factor=3), "steps": 1000},
+    ),
+    "servers on the nodes": (NET, ParameterServer(), [2, 8, 16, 128], {}),
+    "GPUs summed inside": (PODS, ParameterServer(), [8, 32], {}),
+    "one server: incast": (NET, ONE_SERVER, [2, 4, 8, 16], {}),
+    "four servers": (NET, DEDICATED, [2, 8, 32], {}),
+    "backup workers": (NET, MANY, [8, 16], {"mode": Synchronous(2), "stragglers": RAGGED}),
+    "asynchronous": (NET, DEDICATED, [4, 16, 48], {"mode": Asynchronous()}),
+    "bounded staleness": (NET, MANY, [4, 16], {"mode": Asynchronous(2), "stragglers": RAGGED}),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_discrete_events_agree_with_the_expectation(case):
+    net, combine, counts, options = SAME[case]
+    options = {"steps": 60, **options}
+    events = run_events(net, INCEPTION, combine, counts, **options)
+    del options["steps"]
+    expected = step_times(net, INCEPTION, combine, counts, **options)
+    assert events.step_s == pytest.approx(expected.step_s, rel=0.06)
+    assert (events.counted == expected.counted).all()
+    assert min(events.waiting_s.min(), events.communication_s.min()) >= 0
+
+
+def test_staleness_is_counted_and_bounded():
+    ragged = {"stragglers": Stragglers(spread=0.3), "steps": 200}
+
+    def staleness(bound):
+        return run_events(NET, INCEPTION, MANY, 8, mode=Asynchronous(bound), **ragged).staleness[0]
+
+    # Seven others update once in the meantime; in lockstep they do so one after another.
+    assert staleness(None) == pytest.approx(7, abs=0.2)
+    assert staleness(0) == pytest.approx(3.5, abs=0.1)
+    assert staleness(0) < staleness(1) < staleness(None)
+    assert run_events(NET, INCEPTION, MANY, 8, steps=5).staleness is None
+
+
+def test_the_seed_decides():
+    first, again, other = (
+        run_events(NET, INCEPTION, MANY, 8, steps=5, seed=seed).step_s for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+# --- what holds it back -------------------------------------------------------------------------
+
+VGG = Job(gradient_bytes=553e6, step_s=0.4, batch=64, largest_tensor_bytes=411e6)
+SMALL = Job(gradient_bytes=5e5, step_s=2e-3, batch=100)
+UNSTEADY = Stragglers(spread=0.1, slow_probability=0.1, slow_factor=5)
+HELD_BACK = {
+    "compute": (INCEPTION, Ring(), 8, Stragglers()),
+    "bandwidth": (VGG, Ring(), 16, Stragglers()),
+    "latency": (SMALL, Ring(), 256, Stragglers()),
+    "incast": (INCEPTION, ONE_SERVER, 64, Stragglers()),
+    "stragglers": (INCEPTION, HalvingDoubling(), 64, UNSTEADY),
+}
+
+
+@pytest.mark.parametrize("cause", HELD_BACK)
+def test_each_cause_is_named_where_it_holds_back(cause):
+    work, combine, workers, stragglers = HELD_BACK[cause]
+    found = bottleneck(NET, work, combine, workers, stragglers=stragglers)
+    assert found.cause == cause
+    assert set(found.saved_s) == set(HELD_BACK) and min(found.saved_s.values()) >= 0
+    step = step_times(NET, work, combine, workers, stragglers=stragglers)
+    assert found.step_s == pytest.approx(step.step_s[0])
+    assert found.saved_s["stragglers"] == pytest.approx(step.waiting_s[0])
+
+
+# --- errors that teach --------------------------------------------------------------------------
+
+
+def step_of(workers, combine=WAYS[0], **options):
+    return step_times(cluster(4), job(), combine, workers, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (partial(Cluster, nodes=0), ValueError, "nodes must be at least 1, got 0"),
+        (partial(Cluster, nodes=2), ValueError, "2 nodes need a link: give between_gb_per_s"),
+        (
+            partial(Cluster, nodes=1, gpus_per_node=4, inside_gb_per_s=20),
+            ValueError,
+            "4 GPUs in a node need a link: give inside_latency_s",
+        ),
+        (partial(cluster, 2, between_gb_per_s=0), ValueError, "between_gb_per_s must be above 0"),
+        (partial(cluster, 2, between_latency_s=-1), ValueError, "between_latency_s must be at"),
+        (partial(cluster, 2, endpoint_gb_per_s="3"), TypeError, "endpoint_gb_per_s must be a num"),
+        (partial(job, step_s=0), ValueError, "step_s must be above 0"),
+        (partial(job, batch=1.5), TypeError, "batch must be a whole number"),
+        (partial(job, hidden_share=1.1), ValueError, "hidden_share"),
+        (partial(job, largest_tensor_bytes=2e9), ValueError, "larger than all gradients"),
+        (partial(Stragglers, spread=-0.1), ValueError, "spread must be at least 0"),
+        (partial(Stragglers, slow_probability=1), ValueError, "slow_probability"),
+        (partial(Stragglers, slow_factor=0.5), ValueError, "slow_factor must be at least 1"),
+        (partial(Synchronous, -1), ValueError, "backup must be at least 0"),
+        (partial(Asynchronous, -1), ValueError, "staleness must be at least 0"),
+        (partial(ParameterServer, 0), ValueError, "shards must be at least 1"),
+        (partial(ParameterServer, {2: 0}), ValueError, "shards must be at least 1"),
+        (partial(step_of, []), ValueError, "workers is empty"),
+        (partial(step_of, 5), ValueError, "5 workers need 5 GPUs"),
+        (partial(step_of, 2.0), TypeError, "whole number|iterable"),
+        (partial(step_of, 2, mode=Synchronous(2)), ValueError, "2 backup workers of 2 leave no"),
+        (partial(step_of, 2, mode=Asynchronous()), ValueError, "ParameterServer; Ring is an all-"),
+        (partial(run_events, NET, job(), Ring(), 2, steps=0), ValueError, "steps must be"),
+        (partial(run_events, NET, job(), Ring(), 2, pieces=1), ValueError, "pieces must be at"),
+        (partial(step_of, 2, Combine()), NotImplementedError, "Combine does not"),
+    ],
+)
+def test_errors_say_what_came_and_what_to_do(make, error, says):
+    with pytest.raises(error, match=says):
+        make()
+
+
+def test_constants_keep_their_provenance():
+    kinds = {name: constant.provenance for name, constant in constants().items()}
+    assert kinds["ec2_high"] is Provenance.SIMULATED, "an assumption"
+    assert kinds["nvlink1"] is Provenance.PUBLISHED and kinds["spread"] is Provenance.COMPUTED
+
+
+def test_the_computed_constants_follow_from_what_was_published():
+    # Synchronous steps 10 % longer at 100 workers; 100 x 100 MB from 16 servers in 613 ms.
+    assert expected_slowest(100, Stragglers()) == pytest.approx(1.1)
+    google = cluster(100, between_gb_per_s=constants()["grpc_2017"].median)
+    fetch = MANY.communication(google, job(gradient_bytes=1e8), 100)
+    assert fetch.total_s == pytest.approx(0.613)
