@@ -15,15 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from fair import MIN_ROUNDS
 
-from fastdl_lib.measuring.evidence import (
-    Column,
-    Measurement,
-    Provenance,
-    Recording,
-    Table,
-    write_recording,
-)
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.measuring.recordings import Recording, write_recording
 from fastdl_lib.scaling.mpi import run_ranks
 
 ALEXNET_GRADIENTS = 60_965_224  # float32 values

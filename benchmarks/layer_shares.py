@@ -23,15 +23,9 @@ from peer_pytorch import LAYOUTS, torch, torch_layer
 from fastdl_lib.core.datasets import photos
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.measuring.costs import KINDS, layer_kind
-from fastdl_lib.measuring.evidence import (
-    Column,
-    Measurement,
-    Provenance,
-    Recording,
-    Table,
-    write_recording,
-)
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.recordings import Recording, write_recording
 from fastdl_lib.measuring.timing import LayerProfile
 from fastdl_lib.nn.network import Network, alexnet
 

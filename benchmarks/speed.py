@@ -39,15 +39,9 @@ from precision_contests import FLOAT16, add, cast, product, stored, stored_as
 
 from fastdl_lib.core.arrays import gpu_available, gpu_status
 from fastdl_lib.core.threads import blas_threads, threads_in_words
-from fastdl_lib.measuring.evidence import (
-    Column,
-    Measurement,
-    Provenance,
-    Recording,
-    Table,
-    write_recording,
-)
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.recordings import Recording, write_recording
 
 # --- sections -----------------------------------------------------------------------------------
 

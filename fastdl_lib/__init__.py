@@ -23,7 +23,7 @@ _HOMES = {
     "mnist": "core.datasets",
     "photos": "core.datasets",
     "predict": "figures.explore",
-    "published": "measuring.evidence",
+    "published": "measuring.published",
 }
 
 __all__ = list(_HOMES)

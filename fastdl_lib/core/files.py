@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and JSON files that hold what they should."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["whole_file"]
+__all__ = ["check_fields", "read_json", "whole_file"]
 
 
 @contextlib.contextmanager
@@ -45,3 +47,50 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         if path.exists():
             shutil.copymode(path, part)
         os.replace(part, path)
+
+
+def read_json(path: Path, schema: str) -> dict:
+    """Read a JSON file whose ``schema`` field must be ``schema``.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message lists its neighbours.
+        ValueError: the file is damaged, or of another schema.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {path.name} in {path.parent.name}/; "
+            f"it holds {sorted(p.name for p in path.parent.glob('*.json'))}."
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path.name} is damaged ({error}); restore it, for example with git checkout."
+        ) from None
+    found = fields.get("schema") if isinstance(fields, dict) else None
+    if found != schema:
+        raise ValueError(
+            f"{path.name} has the schema {found!r}, this version of fastdl reads {schema!r}; "
+            "update fastdl, or make the file anew."
+        )
+    return fields
+
+
+def check_fields(fields: Any, kinds: Mapping[str, type | tuple[type, ...]], what: str) -> None:
+    """Refuse anything but a dictionary with exactly these keys and kinds of values.
+
+    Raises:
+        ValueError: the message names ``what``, and the field.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError(f"{what} is a JSON object, got {type(fields).__name__}.")
+    missing, unknown = kinds.keys() - fields.keys(), fields.keys() - kinds.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"{what}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}."
+        )
+    for name, kind in kinds.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise ValueError(
+                f"{what}: field {name!r} has the wrong type, {type(fields[name]).__name__}."
+            )

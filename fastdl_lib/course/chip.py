@@ -17,8 +17,9 @@ from fastdl_lib.binary.export_c import C_FLAGS, compile_c, export_c
 from fastdl_lib.binary.inference import fold
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder, mnist
-from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, write_recording
+from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import machine_card
+from fastdl_lib.measuring.recordings import Recording, write_recording
 from fastdl_lib.measuring.timing import benchmark
 from fastdl_lib.nn.network import Network, binary_mlp
 from fastdl_lib.nn.training import predict_classes

@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdl_lib.core.datasets import data_folder
-from fastdl_lib.measuring.evidence import (
-    Measurement,
-    Provenance,
-    Recording,
-    read_recording,
-    write_recording,
-)
+from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.measuring.recordings import Recording, read_recording, write_recording
 from fastdl_lib.scaling.mpi import mpi_status, run_ranks
 
 __all__ = ["RANK_RUNS", "rank_run"]

@@ -40,14 +40,9 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.datasets import data_folder, mnist
 from fastdl_lib.core.threads import blas_threads_now, threads_in_words
 from fastdl_lib.measuring.costs import layer_costs
-from fastdl_lib.measuring.evidence import (
-    Measurement,
-    Provenance,
-    Recording,
-    read_recording,
-    write_recording,
-)
+from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.recordings import Recording, read_recording, write_recording
 from fastdl_lib.measuring.timing import (
     PRODUCT_SIZES,
     benchmark,
@@ -765,7 +760,7 @@ def check_recording(recording: Recording, network: Network | None = None) -> lis
         recording: as ``python -m fastdl_lib.course.record`` makes it.
         network: what was measured; by default the course's AlexNet.
 
-    >>> from fastdl_lib.measuring.evidence import machine_recordings
+    >>> from fastdl_lib.measuring.recordings import machine_recordings
     >>> [fault for run in machine_recordings().values() for fault in check_recording(run)]
     []
     """

@@ -28,14 +28,10 @@ from fastdl_lib.convolution.im2col import im2col, output_size
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.measuring.costs import KINDS, Ceilings, LayerCost
-from fastdl_lib.measuring.evidence import (
-    Measurement,
-    Provenance,
-    PublishedTable,
-    Recording,
-    format_number,
-)
+from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.measuring.published import PublishedTable
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import LayerProfile
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
 from fastdl_lib.scaling.simulator import Scaling
@@ -473,7 +469,7 @@ def _share_legend(shares: Sequence[Shares]) -> list[Patch]:
 def share_bars(shares: Sequence[Shares], machine: MachineCard, *notes: str, title: str) -> Picture:
     """Draw the same shares as stacked bars: lengths are easier to compare than angles.
 
-    >>> from fastdl_lib.measuring.evidence import published
+    >>> from fastdl_lib.measuring.published import published
     >>> from fastdl_lib.measuring.machine import machine_card
     >>> table = published("fig_8_14")
     >>> cpu = Shares.of_published("Fig 8-14, CPU", table, "share_pct", device="CPU")

@@ -1,4 +1,4 @@
-"""Numbers that say where they come from: measurements, recordings, published tables.
+"""Numbers that say where they come from, and tables of them.
 
 Every number of the course carries one of five labels (:class:`Provenance`). A measurement keeps
 all its samples, so that its spread is never lost, and the machine card that explains it.
@@ -7,17 +7,13 @@ all its samples, so that its spread is never lost, and the machine card that exp
 import dataclasses
 import enum
 import html
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastdl_lib.core.datasets import data_folder
-from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.files import check_fields
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
@@ -25,20 +21,12 @@ __all__ = [
     "Column",
     "Measurement",
     "Provenance",
-    "PublishedTable",
-    "Recording",
     "Table",
     "Verdict",
     "claim_table",
     "device_in_words",
-    "machine_recordings",
-    "published",
-    "read_recording",
-    "write_recording",
+    "format_number",
 ]
-
-RECORDING_SCHEMA = "fastdl-recording/1"
-PUBLISHED_SCHEMA = "fastdl-published/1"
 
 
 class Provenance(enum.StrEnum):
@@ -263,7 +251,7 @@ class Measurement:
             "source": str,
             "conditions": dict,
         }
-        _check_fields(fields, kinds, "a measurement")
+        check_fields(fields, kinds, "a measurement")
         name = fields["name"]
         if not all(
             isinstance(s, (int, float)) and not isinstance(s, bool) for s in fields["samples"]
@@ -307,159 +295,6 @@ def format_number(value: float) -> str:
     if 1e-4 <= abs(rounded) < 1e15:
         return f"{rounded:,.{max(0, digits)}f}"
     return f"{rounded:.2e}"
-
-
-def _check_fields(fields: Any, kinds: Mapping[str, Any], what: str) -> None:
-    """Refuse anything but a dictionary with exactly these keys and kinds of values."""
-    if not isinstance(fields, dict):
-        raise ValueError(f"{what} is a JSON object, got {type(fields).__name__}.")
-    missing, unknown = kinds.keys() - fields.keys(), fields.keys() - kinds.keys()
-    if missing or unknown:
-        raise ValueError(
-            f"{what}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}."
-        )
-    for name, kind in kinds.items():
-        if not isinstance(fields[name], kind):
-            raise ValueError(
-                f"{what}: field {name!r} has the wrong type, {type(fields[name]).__name__}."
-            )
-
-
-# --- recordings ---------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """What one machine measured in one run."""
-
-    machine: MachineCard
-    command: str
-    """What was typed to make it."""
-    measurements: tuple[Measurement, ...]
-
-    def __getitem__(self, name: str) -> Measurement:
-        for measurement in self.measurements:
-            if measurement.name == name:
-                return measurement
-        raise KeyError(f"no measurement {name!r}; there are {[m.name for m in self.measurements]}.")
-
-    def select(self, **conditions: Any) -> tuple[Measurement, ...]:
-        """The measurements whose conditions equal these, in order.
-
-        Raises:
-            ValueError: there is none; the message says which condition fails and what there is.
-
-        >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
-        >>> len(recording.select(layer="conv1", batch=16))
-        5
-        """
-        found = self.measurements
-        for place, (key, wanted) in enumerate(conditions.items()):
-            left = tuple(m for m in found if key in m.conditions and m.conditions[key] == wanted)
-            if not left:
-                given = dict(list(conditions.items())[:place])
-                there = {repr(m.conditions[key]): None for m in found if key in m.conditions}
-                raise ValueError(
-                    f"no measurement of {self.machine.summary} has {key}={wanted!r}"
-                    f"{f' where {given}' if given else ''}; "
-                    + (f"there is {key} {', '.join(there)}." if there else f"none says its {key}.")
-                )
-            found = left
-        return found
-
-    def has(self, **conditions: Any) -> bool:
-        """Whether :meth:`select` finds a measurement with these conditions."""
-        return any(
-            all(key in m.conditions and m.conditions[key] == conditions[key] for key in conditions)
-            for m in self.measurements
-        )
-
-
-def write_recording(path: str | os.PathLike, recording: Recording) -> None:
-    """Write ``recording`` as JSON: the whole file, or nothing.
-
-    Raises:
-        FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
-    """
-    head = {
-        "schema": RECORDING_SCHEMA,
-        "machine": recording.machine.to_dict(),
-        "command": recording.command,
-    }
-    # One measurement a line: half the size of indented JSON, and a change shows where it is.
-    lines = [json.dumps(m.to_dict(), allow_nan=False) for m in recording.measurements]
-    text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
-    text += ',\n "measurements": [\n  ' + ",\n  ".join(lines) + "\n ]\n}"
-    with whole_file(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
-
-
-def read_recording(path: str | os.PathLike) -> Recording:
-    """Read a recording; its measurements come back labelled *recorded*.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another schema version, or misses a field.
-
-    >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
-    >>> recording.measurements[0].provenance.value
-    'recorded'
-    """
-    path = Path(path)
-    fields = _read_json(path, RECORDING_SCHEMA)
-    try:
-        _check_fields(
-            fields,
-            {"schema": str, "machine": dict, "command": str, "measurements": list},
-            "a recording",
-        )
-        machine = MachineCard.from_dict(fields["machine"])
-        measurements = tuple(Measurement.from_dict(m, machine) for m in fields["measurements"])
-    except (ValueError, OverflowError) as error:
-        raise ValueError(
-            f"{path.name} is not a valid recording: {error} Record it anew, or restore the file."
-        ) from None
-    return Recording(machine, fields["command"], measurements)
-
-
-def machine_recordings() -> dict[str, Recording]:
-    """Every machine's whole run in ``data/recordings/``, by the file's name without its ending.
-
-    ``python -m fastdl_lib.course.record`` makes them.
-
-    Raises:
-        ValueError: a file is damaged; see :func:`read_recording`.
-
-    >>> all(name.startswith("machine_") for name in machine_recordings())
-    True
-    """
-    folder = data_folder() / "recordings"
-    return {path.stem: read_recording(path) for path in sorted(folder.glob("machine_*.json"))}
-
-
-def _read_json(path: Path, schema: str) -> dict:
-    """Read a JSON file whose ``schema`` field must be ``schema``."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {path.name} in {path.parent.name}/; "
-            f"it holds {sorted(p.name for p in path.parent.glob('*.json'))}."
-        )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path.name} is damaged ({error}); restore it, for example with git checkout."
-        ) from None
-    found = fields.get("schema") if isinstance(fields, dict) else None
-    if found != schema:
-        raise ValueError(
-            f"{path.name} has the schema {found!r}, this version of fastdl reads {schema!r}; "
-            "update fastdl, or make the file anew."
-        )
-    return fields
-
-
-# --- tables -------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -587,101 +422,4 @@ def claim_table(*rows: tuple[str, str, str, str]) -> Table:
             for claim, says, verdict, evidence in rows
         ),
         caption="The chapter's claims and their verdicts",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishedTable:
-    """Numbers somebody else published, with the source and how they were read."""
-
-    name: str
-    title: str
-    source: str
-    url: str
-    item: str
-    how_read: str
-    caveats: tuple[str, ...]
-    tags: Mapping[str, str]
-    columns: tuple[Column, ...]
-    rows: tuple[Mapping[str, Any], ...]
-
-    def select(self, **where: Any) -> list[Mapping[str, Any]]:
-        """The rows whose columns equal ``where``, in order.
-
-        Raises:
-            KeyError: a column does not exist.
-            ValueError: no row matches.
-        """
-        known = [column.key for column in self.columns] + ["tag"]
-        for key in where:
-            if key not in known:
-                raise KeyError(f"{self.name} has no column {key!r}; it has {known}.")
-        rows = [row for row in self.rows if all(row[k] == v for k, v in where.items())]
-        if not rows:
-            raise ValueError(f"{self.name} has no row with {where}.")
-        return rows
-
-    def table(self, **where: Any) -> Table:
-        """The selected rows as a :class:`Table` labelled *published*."""
-        return Table(
-            columns=(*self.columns, Column("tag")),
-            rows=tuple(self.select(**where)),
-            caption=f"{self.title} (published: {self.source}, {self.item})",
-        )
-
-
-def published(name: str) -> PublishedTable:
-    """Read ``data/published/<name>.json``.
-
-    Raises:
-        FileNotFoundError: there is no such table; the message lists those there are.
-        ValueError: the file is damaged, of another schema version, or breaks the format.
-
-    >>> published("alexnet_shapes").rows[0]["layer"]
-    'conv1'
-    """
-    path = data_folder() / "published" / f"{name}.json"
-    fields = _read_json(path, PUBLISHED_SCHEMA)
-    try:
-        return _published_from(fields)
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not a valid published table: {error}") from None
-
-
-def _published_from(fields: dict) -> PublishedTable:
-    kinds = {
-        "schema": str,
-        "name": str,
-        "title": str,
-        "source": str,
-        "url": str,
-        "item": str,
-        "how_read": str,
-        "caveats": list,
-        "tags": dict,
-        "columns": list,
-        "rows": list,
-    }
-    _check_fields(fields, kinds, "a published table")
-    columns = []
-    for column in fields["columns"]:
-        _check_fields(
-            column, {"name": str, "unit": (str, type(None)), "description": str}, "a column"
-        )
-        provenance = Provenance.PUBLISHED if column["unit"] else None
-        columns.append(Column(column["name"], unit=column["unit"] or "", provenance=provenance))
-    keys = {column.key for column in columns} | {"tag"}
-    for number, row in enumerate(fields["rows"], start=1):
-        if not isinstance(row, dict) or row.keys() != keys:
-            raise ValueError(f"row {number} must have exactly the columns {sorted(keys)}.")
-        if row["tag"] not in list(fields["tags"]):
-            raise ValueError(f"row {number} has the tag {row['tag']!r}, which 'tags' lacks.")
-    rest = {
-        key: fields[key] for key in ("name", "title", "source", "url", "item", "how_read", "tags")
-    }
-    return PublishedTable(
-        **rest,
-        caveats=tuple(fields["caveats"]),
-        columns=tuple(columns),
-        rows=tuple(fields["rows"]),
     )

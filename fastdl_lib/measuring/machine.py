@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import html
 import platform
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 
 from fastdl_lib.core.arrays import gpu_status
+from fastdl_lib.core.files import check_fields
 from fastdl_lib.core.threads import (
     blas_libraries,
     blas_threads_now,
@@ -98,27 +100,15 @@ class MachineCard:
         Raises:
             ValueError: a field is missing, unknown, or of another type.
         """
-        if not isinstance(fields, dict):
-            raise ValueError(f"a machine card is a JSON object, got {type(fields).__name__}.")
         expected = {
             field.name: (int, float) if field.type is float else field.type
             for field in dataclasses.fields(cls)
         }
-        expected["versions"] = dict
-        missing, unknown = expected.keys() - fields.keys(), fields.keys() - expected.keys()
-        if missing or unknown:
-            raise ValueError(
-                f"machine card: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}."
-            )
-        for name, kind in expected.items():
-            if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
-                raise ValueError(
-                    f"machine card: field {name!r} has the value {fields[name]!r}, "
-                    "which is not of the expected type."
-                )
+        check_fields(fields, {**expected, "versions": dict}, "a machine card")
         return cls(**fields)
 
 
+@functools.cache
 def _cpu_model() -> str:
     """The CPU's marketing name; each system keeps it elsewhere."""
     name = ""
@@ -140,6 +130,7 @@ def _cpu_model() -> str:
     return name or f"{platform.machine()} processor"
 
 
+@functools.cache
 def _memory_gib() -> float:
     total = psutil.virtual_memory().total
     limit = container_limit("memory.max")
@@ -148,6 +139,7 @@ def _memory_gib() -> float:
     return round(total / 2**30, 1)
 
 
+@functools.cache
 def _blas_name() -> str:
     names = {
         " ".join(
@@ -170,13 +162,23 @@ def _blas_name() -> str:
     return built_with.capitalize()
 
 
+@functools.cache
+def _system_and_versions() -> tuple[str, dict[str, str]]:
+    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    return f"{platform.system()} {platform.machine()}", versions
+
+
 def machine_card() -> MachineCard:
     """Describe this machine: no host name, no user name, no path.
+
+    What cannot change while the process runs is looked up once; cores, threads, GPU and date are
+    those of the moment.
 
     >>> machine_card().cores >= 1
     True
     """
     gpu = gpu_status()
+    system, versions = _system_and_versions()
     return MachineCard(
         cpu=_cpu_model(),
         cores=usable_cores(),
@@ -185,8 +187,8 @@ def machine_card() -> MachineCard:
         blas_threads=blas_threads_now(),
         # A failed kernel's message may hold a path.
         gpu=gpu.name if gpu.available else "none. " + re.sub(r"\S*[/\\]\S*", "...", gpu.reason),
-        system=f"{platform.system()} {platform.machine()}",
+        system=system,
         python=platform.python_version(),
-        versions={name: metadata.version(name) for name in _LIBRARIES} | gpu.versions,
+        versions=versions | gpu.versions,
         date=datetime.date.today().isoformat(),
     )

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.core.arrays import keep_freed_memory, release_gpu_memory, to_cpu, to_gpu
-from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, published
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.published import published
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import benchmark
 from fastdl_lib.nn.layers import Conv2d, Layer
 from fastdl_lib.nn.network import Network
@@ -159,7 +161,7 @@ def recorded_training_speeds(
     Where a batch was recorded in several ways (algorithms, threads), the fastest in float32 is
     taken. Empty where there is none.
 
-    >>> from fastdl_lib.measuring.evidence import machine_recordings
+    >>> from fastdl_lib.measuring.recordings import machine_recordings
     >>> speeds = [recorded_training_speeds(run, "cpu") for run in machine_recordings().values()]
     >>> all(speed.unit == "images/s" for by_batch in speeds for speed in by_batch.values())
     True

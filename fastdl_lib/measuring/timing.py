@@ -27,15 +27,9 @@ from fastdl_lib.core.arrays import (
 )
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring.costs import KINDS, Ceilings, layer_kind
-from fastdl_lib.measuring.evidence import (
-    Column,
-    Measurement,
-    Provenance,
-    Recording,
-    Table,
-    device_in_words,
-)
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table, device_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.nn.layers import softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 
@@ -473,7 +467,7 @@ def recorded_profile(
     """Take a layer profile out of a machine's recording, for the same plots and tables.
 
     Args:
-        recording: one of :func:`fastdl_lib.measuring.evidence.machine_recordings`.
+        recording: one of :func:`fastdl_lib.measuring.recordings.machine_recordings`.
         device: "cpu" or "gpu".
         batch: images a pass.
         training: a training step, forward and backward, instead of the forward pass alone.

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from fastdl_lib.core.checks import check_number, check_whole_number
-from fastdl_lib.measuring.evidence import Measurement, Provenance, published
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.published import published
 
 __all__ = [
     "Cluster",

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.core.checks import check_whole_number
-from fastdl_lib.measuring.evidence import Column, Provenance, Table, published
+from fastdl_lib.measuring.evidence import Column, Provenance, Table
+from fastdl_lib.measuring.published import published
 from fastdl_lib.scaling.clusters import Cluster, Combine, Job, ParameterServer, Ring, constants
 from fastdl_lib.scaling.simulator import Stragglers, bottleneck, step_times
 

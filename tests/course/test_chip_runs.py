@@ -9,7 +9,8 @@ from fastdl_lib.binary.inference import fold
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.course import chip as chip_runs
 from fastdl_lib.course.chip import chip_run, main
-from fastdl_lib.measuring.evidence import Provenance, read_recording
+from fastdl_lib.measuring.evidence import Provenance
+from fastdl_lib.measuring.recordings import read_recording
 from fastdl_lib.nn.network import binary_mlp
 from fastdl_lib.nn.training import predict_classes
 

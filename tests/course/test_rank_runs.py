@@ -8,7 +8,8 @@ from fastdl_lib.core.checks import Status
 from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.course import ranks as rank_runs
 from fastdl_lib.course.ranks import RANK_RUNS, rank_run
-from fastdl_lib.measuring.evidence import Provenance, read_recording
+from fastdl_lib.measuring.evidence import Provenance
+from fastdl_lib.measuring.recordings import read_recording
 from fastdl_lib.nn.network import deep_convnet
 
 KINDS = {

@@ -23,7 +23,7 @@ from fastdl_lib.course.record import (
     recording_name,
 )
 from fastdl_lib.measuring import timing
-from fastdl_lib.measuring.evidence import (
+from fastdl_lib.measuring.recordings import (
     Recording,
     machine_recordings,
     read_recording,

@@ -14,13 +14,9 @@ from PIL import Image
 from fastdl_lib.figures import picture as plots
 from fastdl_lib.figures.picture import Shares
 from fastdl_lib.measuring.costs import layer_costs, layer_kind, training_days
-from fastdl_lib.measuring.evidence import (
-    Column,
-    Measurement,
-    Provenance,
-    PublishedTable,
-    Recording,
-)
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance
+from fastdl_lib.measuring.published import PublishedTable
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import LayerProfile
 from fastdl_lib.nn.network import deep_convnet
 from fastdl_lib.precision.formats import (

@@ -11,15 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdl_lib.measuring import evidence
-from fastdl_lib.measuring.evidence import (
-    Column,
-    Measurement,
-    Provenance,
+from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table, claim_table
+from fastdl_lib.measuring.published import published
+from fastdl_lib.measuring.recordings import (
     Recording,
-    Table,
-    claim_table,
     machine_recordings,
-    published,
     read_recording,
     write_recording,
 )

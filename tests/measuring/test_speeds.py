@@ -7,7 +7,9 @@ import pytest
 from helpers import example
 
 from fastdl_lib.core.arrays import array_module
-from fastdl_lib.measuring.evidence import Measurement, Provenance, Recording, published
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.published import published
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.speeds import (
     forward_ms,
     published_training_speeds,

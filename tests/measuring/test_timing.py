@@ -14,7 +14,8 @@ from helpers import batch, needs_a_known_blas, small_alexnet
 from fastdl_lib.core.arrays import tf32_allowed, to_gpu
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring import timing
-from fastdl_lib.measuring.evidence import Provenance, Recording
+from fastdl_lib.measuring.evidence import Provenance
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import (
     benchmark,
     measure_ceilings,

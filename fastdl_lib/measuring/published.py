@@ -1,0 +1,110 @@
+"""Numbers that others published: the tables in ``data/published/``."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fastdl_lib.core.datasets import data_folder
+from fastdl_lib.core.files import check_fields, read_json
+from fastdl_lib.measuring.evidence import Column, Provenance, Table
+
+__all__ = ["PublishedTable", "published"]
+
+SCHEMA = "fastdl-published/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedTable:
+    """Numbers somebody else published, with the source and how they were read."""
+
+    name: str
+    title: str
+    source: str
+    url: str
+    item: str
+    how_read: str
+    caveats: tuple[str, ...]
+    tags: Mapping[str, str]
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def select(self, **where: Any) -> list[Mapping[str, Any]]:
+        """The rows whose columns equal ``where``, in order.
+
+        Raises:
+            KeyError: a column does not exist.
+            ValueError: no row matches.
+        """
+        known = [column.key for column in self.columns] + ["tag"]
+        for key in where:
+            if key not in known:
+                raise KeyError(f"{self.name} has no column {key!r}; it has {known}.")
+        rows = [row for row in self.rows if all(row[k] == v for k, v in where.items())]
+        if not rows:
+            raise ValueError(f"{self.name} has no row with {where}.")
+        return rows
+
+    def table(self, **where: Any) -> Table:
+        """The selected rows as a :class:`Table` labelled *published*."""
+        return Table(
+            columns=(*self.columns, Column("tag")),
+            rows=tuple(self.select(**where)),
+            caption=f"{self.title} (published: {self.source}, {self.item})",
+        )
+
+
+def published(name: str) -> PublishedTable:
+    """Read ``data/published/<name>.json``.
+
+    Raises:
+        FileNotFoundError: there is no such table; the message lists those there are.
+        ValueError: the file is damaged, of another schema version, or breaks the format.
+
+    >>> published("alexnet_shapes").rows[0]["layer"]
+    'conv1'
+    """
+    path = data_folder() / "published" / f"{name}.json"
+    fields = read_json(path, SCHEMA)
+    try:
+        return _published_from(fields)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not a valid published table: {error}") from None
+
+
+def _published_from(fields: dict) -> PublishedTable:
+    kinds = {
+        "schema": str,
+        "name": str,
+        "title": str,
+        "source": str,
+        "url": str,
+        "item": str,
+        "how_read": str,
+        "caveats": list,
+        "tags": dict,
+        "columns": list,
+        "rows": list,
+    }
+    check_fields(fields, kinds, "a published table")
+    columns = []
+    for column in fields["columns"]:
+        check_fields(
+            column, {"name": str, "unit": (str, type(None)), "description": str}, "a column"
+        )
+        provenance = Provenance.PUBLISHED if column["unit"] else None
+        columns.append(Column(column["name"], unit=column["unit"] or "", provenance=provenance))
+    keys = {column.key for column in columns} | {"tag"}
+    for number, row in enumerate(fields["rows"], start=1):
+        if not isinstance(row, dict) or row.keys() != keys:
+            raise ValueError(f"row {number} must have exactly the columns {sorted(keys)}.")
+        if row["tag"] not in list(fields["tags"]):
+            raise ValueError(f"row {number} has the tag {row['tag']!r}, which 'tags' lacks.")
+    rest = {
+        key: fields[key] for key in ("name", "title", "source", "url", "item", "how_read", "tags")
+    }
+    return PublishedTable(
+        **rest,
+        caveats=tuple(fields["caveats"]),
+        columns=tuple(columns),
+        rows=tuple(fields["rows"]),
+    )
