@@ -29,6 +29,7 @@ FLOORS = {
     "scaling.mpi": 2,
     "convolution.im2col": 2,
     "precision.formats": 2,
+    "precision.products": 3,
     "binary.bits": 3,
     "measuring.evidence": 3,
     "measuring.recordings": 3.1,

@@ -1,9 +1,4 @@
-"""Number formats, rounding into them, and a product in which every sum is rounded.
-
-Three choices that are often taken for one: the format in which numbers are *stored*
-(:meth:`NumberFormat.store`), the one in which they are *computed*, multiplied say, and the one in
-which sums are *accumulated* (the last two in :func:`product`). A GPU that stores and multiplies
-halves may well add up in 32 bits.
+"""Number formats: which numbers they hold, how others are rounded to these, and their bits.
 
 A float has a sign, an exponent and a fraction. Its value is (-1)^sign * 1.fraction * 2^(exponent -
 bias): the one before the point is hidden, no bit is spent on it, and the bias lets the exponent's
@@ -18,7 +13,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -27,7 +22,7 @@ import numpy as np
 
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.checks import check_whole_number
-from fastdl_lib.core.threads import in_parallel
+from fastdl_lib.core.threads import in_flat_blocks
 
 __all__ = [
     "BFLOAT16",
@@ -44,17 +39,14 @@ __all__ = [
     "NumberFormat",
     "ScaledInteger",
     "Stored",
-    "product",
+    "check_format",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
-# So many values, what they become and two temporaries stay in a core's cache.
-BLOCK = 2**15
-
 
 class NumberFormat(ABC):
-    """What the formats share: which numbers they hold, and how others are rounded to these."""
+    """What the formats share."""
 
     name: str
     """Such as ``"float16"``."""
@@ -69,7 +61,6 @@ class NumberFormat(ABC):
     epsilon: float
     """The distance from 1.0 to the next number; the step where the spacing is even."""
 
-    @abstractmethod
     def spacing(self, x: Array | float) -> Array | float:
         """Return the distance between neighbours where x lies: the same from one power of two to
         the next.
@@ -84,6 +75,12 @@ class NumberFormat(ABC):
         >>> FLOAT16.spacing(1.0) == FLOAT16.epsilon, FLOAT16.spacing(2048.0)
         (True, 2.0)
         """
+        if isinstance(x, Real):
+            return float(self._spacing(np.array([float(x)]))[0])
+        return self._spacing(x.astype(np.float64).reshape(-1)).reshape(x.shape)
+
+    @abstractmethod
+    def _spacing(self, x: Array) -> Array: ...
 
     def round(self, x: Array, *, rng: Any = None, saturate: bool = False) -> Array:
         """Round every value to one that the format holds; the array keeps its dtype.
@@ -91,19 +88,17 @@ class NumberFormat(ABC):
         To the nearest, between two equally near ones to the one whose last bit is 0 ("ties to
         even"). With ``rng``, stochastically: to one of the two neighbours, to the nearer the more
         likely, so that the mean is x; S. Gupta et al., "Deep learning with limited numerical
-        precision", ICML 2015. A value that the format holds stays in both. x is rounded once,
-        straight from its own dtype.
+        precision", ICML 2015. A value that the format holds stays in both.
 
         Args:
             x: float32 or float64, any shape, NumPy or CuPy; it is kept.
             rng: None, or a random generator of x's library, such as ``np.random.default_rng(0)``.
-                It is asked for one number per value, whose fineness is that of x's dtype (2^-24,
-                2^-53): by no more of a spacing is the mean off. One seed, one result.
-            saturate: what lies beyond ``largest``, infinities too, becomes ``largest``. Otherwise
-                floats become infinite (NaN in float8_e4m3, which has no infinity) as if the
-                numbers went on beyond ``largest``: from half a spacing above it on, or, for
-                stochastic rounding, with a probability that grows from 0 at ``largest`` to 1 one
-                spacing above. Fixed point and integers always saturate.
+                It is asked for one number per value, as fine as x's dtype. One seed, one result.
+            saturate: what lies beyond ``largest`` becomes ``largest``. Otherwise floats become
+                infinite (NaN in float8_e4m3, which has no infinity) as if the numbers went on
+                there: from half a spacing above on, or, for stochastic rounding, with a
+                probability that grows from 0 to 1 within a spacing. Fixed point and integers
+                always saturate.
 
         Returns:
             An array of x's shape, dtype, library and order in memory.
@@ -118,7 +113,6 @@ class NumberFormat(ABC):
         >>> np.unique(halves).tolist(), bool(abs(halves.mean() - 2049) < 0.1)
         ([2048.0, 2050.0], True)
         """
-        self._check(x, rng)
         chance = self._chance(x, rng)
         out = array_module(x).empty_like(x)
         self._round_into(x, chance, out, saturate)
@@ -130,9 +124,7 @@ class NumberFormat(ABC):
 
     @abstractmethod
     def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
-        """Round as :meth:`round` does and keep the bits alone.
-
-        Args, Raises: as :meth:`round`.
+        """Round as :meth:`round` does, with its arguments and errors, and keep the bits alone.
 
         >>> stored = FLOAT16.store(np.array([1.0, -2.0], np.float32))
         >>> [hex(code) for code in stored.codes.tolist()], stored.nbytes
@@ -143,7 +135,6 @@ class NumberFormat(ABC):
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
         """The values behind the codes."""
 
-    @abstractmethod
     def all_values(self) -> np.ndarray:
         """Return every finite value of the format, ascending, float64; the two zeros are one.
 
@@ -153,67 +144,61 @@ class NumberFormat(ABC):
         >>> FLOAT8_E5M2.all_values()[-3:].tolist(), len(FLOAT16.all_values())
         ([40960.0, 49152.0, 57344.0], 63487)
         """
-
-    def _check_listable(self) -> None:
         if self.bits > 16:
             raise ValueError(
                 f"{self.name} has {self.bits} bits and about 2^{self.bits} values; all_values() "
                 "lists formats of up to 16 bits."
             )
+        return self._all_values()
 
-    def _check(self, x: Array, rng: Any) -> None:
-        """Refuse other dtypes, and a generator of another library."""
+    @abstractmethod
+    def _all_values(self) -> np.ndarray: ...
+
+    def _chance(self, x: Array, rng: Any) -> Array | None:
+        """A uniform random number for each value, in the order of x's shape whatever its order in
+        memory; None without a generator. Other dtypes, and a generator of another library, are
+        refused."""
         xp = array_module(x)
-        if x.dtype not in (np.float32, np.float64):
+        if x.dtype not in _ROUNDED:
             raise TypeError(
                 f"{self.name} rounds float32 and float64, got {x.dtype}; use x.astype(np.float32)."
             )
         if rng is None:
-            return
+            return None
         if isinstance(rng, np.random.Generator) != (xp is np) or not hasattr(rng, "random"):
             raise TypeError(
                 "rng must be a generator of x's library, such as "
                 f"{xp.__name__}.random.default_rng(0), got {rng!r}."
             )
-
-    def _chance(self, x: Array, rng: Any) -> Array | None:
-        """A uniform random number for each value, in the order of x's shape whatever its order in
-        memory; None without a generator."""
-        if rng is None:
-            return None
         chance = rng.random(x.shape, dtype=x.dtype.type)
         if x.flags.c_contiguous:
             return chance
-        like_x = array_module(x).empty_like(x)
+        like_x = xp.empty_like(x)
         like_x[...] = chance
         return like_x
+
+    def of(self, array: Array) -> "NumberFormat":
+        """The format of one of a network's arrays: scales of channels are for the weights that
+        have channels; a bias has one scale."""
+        return self
 
     def __repr__(self) -> str:
         return self.name
 
 
+def check_format(name: str, format: Any, kind: type[NumberFormat] = NumberFormat) -> None:
+    """Refuse, by a TypeError, what is no format of that kind."""
+    if not isinstance(format, kind):
+        wanted = "a floating-point format such as FLOAT16"
+        if kind is NumberFormat:
+            wanted = "a number format such as FLOAT16 or FixedPoint(8, 8)"
+        raise TypeError(f"{name} must be {wanted}, got {format!r}.")
+
+
 def _in_blocks(work: Callable[..., None], arrays: Sequence[Array | None]) -> None:
-    """Call ``work`` on views of the same BLOCK values of every array (None stays None), shared out
-    among threads; on the GPU, and where memory has gaps, on whole arrays."""
-    given = [array for array in arrays if array is not None]
-    first = given[0]
-    if array_module(*given) is not np:
-        work(*arrays)
-        return
     # NumPy warns of what is meant to happen here, such as overflow to infinity.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        axes = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
-        turned = [None if array is None else array.transpose(axes) for array in arrays]
-        if not all(array is None or array.flags.c_contiguous for array in turned):
-            work(*arrays)
-            return
-        flat = [None if array is None else array.reshape(-1) for array in turned]
-        in_parallel(
-            lambda part: work(*(None if array is None else array[part] for array in flat)),
-            first.size,
-            block=BLOCK,
-            least=BLOCK,
-        )
+        in_flat_blocks(work, arrays)
 
 
 def _to_whole(y: Array, chance: Array | None) -> None:
@@ -229,7 +214,7 @@ def _to_whole(y: Array, chance: Array | None) -> None:
 
 
 def _take_sign(out: Array, x: Array) -> None:
-    """Give positive numbers, in place, the signs of x; those of zeros and NaN too."""
+    """Give positive numbers, in place, the signs of x, of zeros and NaN too."""
     _, whole = _EXPONENT[x.dtype.name]
     bits = out.view(whole)
     bits |= x.view(whole) & np.iinfo(whole).min
@@ -237,8 +222,8 @@ def _take_sign(out: Array, x: Array) -> None:
 
 # The exponent's bits of a dtype, and the whole numbers of its width.
 _EXPONENT = {"float32": (0x7F800000, np.int32), "float64": (0x7FF0000000000000, np.int64)}
-# Those that NumPy and CuPy convert themselves.
-_NATIVE = (np.float16, np.float32, np.float64)
+_ROUNDED = (np.float32, np.float64)
+_NATIVE = (np.float16, *_ROUNDED)  # those that NumPy and CuPy convert themselves
 
 
 @dataclass(frozen=True, repr=False)
@@ -266,12 +251,6 @@ class FloatFormat(NumberFormat):
     fraction_bits: int
     dtype: np.dtype | None = None
     has_infinity: bool = True
-    bits: int = field(init=False)
-    bias: int = field(init=False)
-    largest: float = field(init=False)
-    smallest_normal: float = field(init=False)
-    smallest_subnormal: float = field(init=False)
-    epsilon: float = field(init=False)
 
     def __post_init__(self) -> None:
         bits = 1 + self.exponent_bits + self.fraction_bits
@@ -287,47 +266,32 @@ class FloatFormat(NumberFormat):
         # Without infinities the top exponent counts, and NaN has only its last fraction.
         top = 2**self.exponent_bits - 1 - self.has_infinity - bias
         below_two = 2 - 2.0**-self.fraction_bits * (1 if self.has_infinity else 2)
-        values = {
-            "bits": bits,
-            "bias": bias,
-            "largest": below_two * 2.0**top,
-            "smallest_normal": 2.0 ** (1 - bias),
-            "smallest_subnormal": 2.0 ** (1 - bias - self.fraction_bits),
-            "epsilon": 2.0**-self.fraction_bits,
-        }
-        for attribute, value in values.items():
-            object.__setattr__(self, attribute, value)
-
-    @property
-    def _top_power(self) -> float:
-        """The power of two at or below ``largest``."""
-        return 2.0 ** (math.frexp(self.largest)[1] - 1)
+        self.__dict__.update(  # a frozen object's own door stays closed behind this
+            bits=bits,
+            bias=bias,
+            largest=below_two * 2.0**top,
+            smallest_normal=2.0 ** (1 - bias),
+            smallest_subnormal=2.0 ** (1 - bias - self.fraction_bits),
+            epsilon=2.0**-self.fraction_bits,
+        )
 
     def _powers(self, x: Array) -> Array:
         """The power of two at or below each \\|x\\|, not below the smallest normal number (so the
         subnormals get the spacing they have) nor above that of the largest (so infinity does not
         become inf/inf)."""
-        xp = array_module(x)
         # Exponent without sign and fraction: the bits of a power of two.
         mask, whole = _EXPONENT[x.dtype.name]
         powers = (x.view(whole) & mask).view(x.dtype)
         # Plain floats, no NumPy float64: they would widen float32.
-        return xp.clip(powers, self.smallest_normal, self._top_power, out=powers)
+        top = 2.0 ** (math.frexp(self.largest)[1] - 1)
+        return array_module(x).clip(powers, self.smallest_normal, top, out=powers)
 
-    def spacing(self, x: Array | float) -> Array | float:
-        if isinstance(x, Real):
-            return float(self.spacing(np.asarray(float(x))))
+    def _spacing(self, x: Array) -> Array:
         xp = array_module(x)
-        flat = x.astype(np.float64).reshape(-1)
-        spacing = xp.where(xp.abs(flat) <= self.largest, self._powers(flat) * self.epsilon, xp.nan)
-        return spacing.reshape(x.shape)
-
-    def _holds(self, dtype: np.dtype) -> bool:
-        """Whether every value of that dtype, float32 or float64, is one of this format."""
-        return self.bits >= 8 * dtype.itemsize
+        return xp.where(xp.abs(x) <= self.largest, self._powers(x) * self.epsilon, xp.nan)
 
     def _round_into(self, x: Array, chance: Array | None, out: Array, saturate: bool) -> None:
-        if self._holds(x.dtype):
+        if self.bits >= 8 * x.dtype.itemsize:  # every value of that dtype is one of this format
             out[...] = x
             if saturate:  # infinities; float64's own largest is no float32
                 largest = min(self.largest, float(np.finfo(x.dtype).max))
@@ -354,15 +318,14 @@ class FloatFormat(NumberFormat):
         _take_sign(out, x)
 
     def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
+        plain = rng is None and not saturate
         xp = array_module(x)
-        self._check(x, rng)
-        # NumPy and CuPy round to their own formats in the same way, and keep what a NaN carries.
-        direct = self.dtype in _NATIVE and rng is None and not saturate
-        plain = rng is None and not saturate and self.dtype is not None
-        if plain and xp is np and x.dtype == np.float32:
+        if plain and self.dtype is not None and xp is np and x.dtype == np.float32:
             # The same bits as below, several times as fast.
             with np.errstate(over="ignore", invalid="ignore"):
                 return Stored(self, x.astype(self.dtype).view(self._code_dtype))
+        # NumPy and CuPy round to their own formats in the same way, and keep what a NaN carries.
+        direct = plain and self.dtype in _NATIVE and x.dtype in _ROUNDED
         rounded = x if direct else self.round(x, rng=rng, saturate=saturate)
         codes = xp.empty_like(rounded, dtype=self._code_dtype)
         _in_blocks(self._encode_block, [rounded, codes])
@@ -373,11 +336,6 @@ class FloatFormat(NumberFormat):
         return np.min_scalar_type(2**self.bits - 1)
 
     @property
-    def _shift(self) -> int:
-        """How many fraction bits float32 has more."""
-        return 23 - self.fraction_bits
-
-    @property
     def _infinity_code(self) -> int:
         """Exponent all ones, fraction 0; above the last code where that is no infinity."""
         return (2**self.exponent_bits - 1) << self.fraction_bits
@@ -385,12 +343,12 @@ class FloatFormat(NumberFormat):
     @property
     def _nan_code(self) -> int:
         """The positive NaN that the package with the dtype writes."""
-        if self.dtype is None:
-            quiet = (
-                2 ** (self.fraction_bits - 1) if self.has_infinity else 2**self.fraction_bits - 1
-            )
-            return self._infinity_code | quiet
-        return int(np.array(np.nan, self.dtype).view(self._code_dtype)) & (2 ** (self.bits - 1) - 1)
+        if self.dtype is not None:
+            code = int(np.array(np.nan, self.dtype).view(self._code_dtype))
+            return code & (2 ** (self.bits - 1) - 1)
+        if self.has_infinity:
+            return self._infinity_code | 2 ** (self.fraction_bits - 1)
+        return 2 ** (self.bits - 1) - 1
 
     def _encode_block(self, rounded: Array, codes: Array) -> None:
         """The bits of values that the format holds; of any, where NumPy converts."""
@@ -400,13 +358,13 @@ class FloatFormat(NumberFormat):
             return
         single = rounded.astype(np.float32, copy=False)
         # A factor aligns the two exponents, down to the subnormals: the rest is leaving bits out.
-        codes_wide = (single * 2.0 ** (self.bias - 127)).view(np.uint32)
-        sign = (codes_wide >> 31) << (self.bits - 1)
-        codes_wide = (codes_wide & 0x7FFFFFFF) >> self._shift
+        wide = (single * 2.0 ** (self.bias - 127)).view(np.uint32)
+        sign = (wide >> 31) << (self.bits - 1)
+        wide = (wide & 0x7FFFFFFF) >> (23 - self.fraction_bits)  # float32 has 23
         if self.has_infinity:
-            codes_wide = xp.minimum(codes_wide, np.uint32(self._infinity_code))
-        codes_wide = xp.where(xp.isnan(single), np.uint32(self._nan_code), codes_wide)
-        codes[...] = codes_wide | sign
+            wide = xp.minimum(wide, np.uint32(self._infinity_code))
+        wide = xp.where(xp.isnan(single), np.uint32(self._nan_code), wide)
+        codes[...] = wide | sign
 
     def _decode_block(self, codes: Array, out: Array) -> None:
         """The way back, exact in float32 for all but float64."""
@@ -415,7 +373,7 @@ class FloatFormat(NumberFormat):
             return
         wide = codes.astype(np.uint32)
         size = wide & (2 ** (self.bits - 1) - 1)
-        values = (size << self._shift).view(np.float32)
+        values = (size << (23 - self.fraction_bits)).view(np.float32)
         values *= 2.0 ** (127 - self.bias)
         if self.has_infinity:
             values[size == self._infinity_code] = np.inf
@@ -430,8 +388,7 @@ class FloatFormat(NumberFormat):
         _in_blocks(self._decode_block, [stored.codes, out])
         return out
 
-    def all_values(self) -> np.ndarray:
-        self._check_listable()
+    def _all_values(self) -> np.ndarray:
         codes = np.arange(2**self.bits).astype(self._code_dtype)
         values = Stored(self, codes).decode(np.float64)
         return np.unique(values[np.isfinite(values)])
@@ -488,23 +445,28 @@ FLOAT8_E5M2 = FloatFormat("float8_e5m2", 5, 2, np.dtype(ml_dtypes.float8_e5m2))
 class _EvenlySpaced(NumberFormat):
     """Whole multiples of a step: what fixed point and scaled integers share."""
 
+    _step: float
+    _lowest: int
+    """The lowest code."""
+
+    @property
+    def _highest(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def largest(self) -> float:
+        return self._highest * self._step
+
     @property
     def smallest_normal(self) -> float:
         return self._step
 
     smallest_subnormal = epsilon = smallest_normal
 
-    def spacing(self, x: Array | float) -> Array | float:
-        if isinstance(x, Real):
-            return float(self.spacing(np.asarray(float(x))))
+    def _spacing(self, x: Array) -> Array:
         xp = array_module(x)
-        lowest = self._lowest * self._step
-        inside = (x >= lowest) & (x <= self.largest)
-        return xp.where(inside, self._step, xp.nan).astype(np.float64)
-
-    @property
-    def _highest(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        inside = (x >= self._lowest * self._step) & (x <= self.largest)
+        return xp.where(inside, self._step, xp.nan)
 
     @property
     def _code_dtype(self) -> np.dtype:
@@ -524,8 +486,7 @@ class _EvenlySpaced(NumberFormat):
             highest = float(np.nextafter(y.dtype.type(highest), y.dtype.type(0)))
         xp.clip(y, float(self._lowest), highest, out=y)
 
-    def all_values(self) -> np.ndarray:
-        self._check_listable()
+    def _all_values(self) -> np.ndarray:
         return np.arange(self._lowest, self._highest + 1) * self._step
 
 
@@ -538,9 +499,6 @@ class FixedPoint(_EvenlySpaced):
     Args:
         integer_bits: the bits before the point, the sign among them; at least 1.
         fraction_bits: those behind it; at least 0. 2 to 32 bits together.
-
-    Raises:
-        TypeError, ValueError: one is no whole number, or they are too small or large.
 
     Source: S. Gupta et al., "Deep learning with limited numerical precision", ICML 2015, whose
     <IL, FL> these are.
@@ -572,10 +530,6 @@ class FixedPoint(_EvenlySpaced):
         return self.integer_bits + self.fraction_bits
 
     @property
-    def largest(self) -> float:
-        return self._highest * self._step
-
-    @property
     def _step(self) -> float:
         return 2.0**-self.fraction_bits
 
@@ -602,7 +556,7 @@ class FixedPoint(_EvenlySpaced):
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
         # Through float64: 32 bits are more than float32 holds, and are rounded once.
         values = stored.codes.astype(np.float64)
-        values *= self._step
+        values *= self._step  # in place: else 0 axes would give a number
         return values.astype(dtype)
 
 
@@ -618,9 +572,6 @@ class ScaledInteger(_EvenlySpaced):
     Args:
         bits: 2 to 16.
         axis: None, or the axis whose indices have scales of their own, from 0 up.
-
-    Raises:
-        TypeError, ValueError: bits or axis are no such number.
 
     >>> x = np.array([[1.0, -2.0], [0.25, 0.5]], np.float32)
     >>> INT8.store(x).codes.tolist(), INT8_PER_CHANNEL.store(x).codes.tolist()
@@ -642,17 +593,14 @@ class ScaledInteger(_EvenlySpaced):
         ending = {None: "", 0: " per channel"}.get(self.axis, f" per index of axis {self.axis}")
         return f"int{self.bits}{ending}"
 
-    @property
-    def largest(self) -> float:
-        return float(self._highest)
-
-    @property
-    def _step(self) -> float:
-        return 1.0
+    _step = 1.0
 
     @property
     def _lowest(self) -> int:
         return -self._highest
+
+    def of(self, array: Array) -> NumberFormat:
+        return ScaledInteger(self.bits) if array.ndim < 2 else self
 
     def _scale(self, x: Array) -> Array:
         """The scale, or one for each index of the axis, float32."""
@@ -669,52 +617,42 @@ class ScaledInteger(_EvenlySpaced):
             raise ValueError(f"{self.name} scales by the largest value, and x holds inf or NaN.")
         return xp.where(scale == 0, np.float32(1), scale)
 
-    def _spread(self, scale: Array, ndim: int) -> Array:
-        """The scales in a shape that goes with an array's."""
-        if self.axis is None:
-            return scale
-        return scale.reshape(-1, *(1,) * (ndim - 1 - self.axis))
+    def _spread(self, scale: Array, like: Array, dtype: Any) -> Array:
+        """The scales in that dtype, in a shape that goes with an array's."""
+        if self.axis is not None:
+            scale = scale.reshape(-1, *(1,) * (like.ndim - 1 - self.axis))
+        return scale.astype(dtype)
 
     def _in_steps(self, x: Array, chance: Array | None) -> tuple[Array, Array]:
         """Whole numbers in x's dtype, and the scale."""
         scale = self._scale(x)
         xp = array_module(x)
-        whole = xp.divide(x, self._spread(scale, x.ndim).astype(x.dtype), out=xp.empty_like(x))
+        whole = xp.divide(x, self._spread(scale, x, x.dtype), out=xp.empty_like(x))
         _in_blocks(self._whole_block, [whole, chance])
         return whole, scale
 
     def _round_into(self, x: Array, chance: Array | None, out: Array, saturate: bool) -> None:
         whole, scale = self._in_steps(x, chance)
-        array_module(x).multiply(whole, self._spread(scale, x.ndim).astype(x.dtype), out=out)
+        array_module(x).multiply(whole, self._spread(scale, x, x.dtype), out=out)
 
     def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
-        self._check(x, rng)
         whole, scale = self._in_steps(x, self._chance(x, rng))
         return Stored(self, whole.astype(self._code_dtype), scale)
 
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
-        scale = self._spread(stored.scale, stored.codes.ndim).astype(dtype)
         values = stored.codes.astype(dtype)
-        values *= scale
+        values *= self._spread(stored.scale, values, dtype)
         return values
 
 
 INT8 = ScaledInteger(8)
 INT8_PER_CHANNEL = ScaledInteger(8, axis=0)
 
-FORMATS: dict[str, NumberFormat] = {
-    one.name: one
-    for one in (
-        FLOAT64,
-        FLOAT32,
-        FLOAT16,
-        BFLOAT16,
-        FLOAT8_E4M3,
-        FLOAT8_E5M2,
-        INT8,
-        INT8_PER_CHANNEL,
-    )
-}
+_NAMED = (
+    *(FLOAT64, FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2),
+    *(INT8, INT8_PER_CHANNEL),
+)
+FORMATS: dict[str, NumberFormat] = {format.name: format for format in _NAMED}
 """The formats with a name of their own, widest first."""
 
 
@@ -745,159 +683,16 @@ class Stored:
         return self.codes.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def decode(self, dtype: Any = np.float32) -> Array:
-        """Return the values, in float32 or float64; the same as the format's ``round`` gave.
+        """Return the values, in float32 or float64 (TypeError: another dtype); the same as the
+        format's ``round`` gave.
 
         Exact, but that float32 rounds what it does not hold: float64, fixed point beyond 24 bits,
         and the product of integer and scale.
-
-        Raises:
-            TypeError: another dtype.
 
         >>> FixedPoint(4, 4).store(np.array([1.03])).decode().tolist()
         [1.0]
         """
         dtype = np.dtype(dtype)
-        if dtype not in (np.float32, np.float64):
+        if dtype not in _ROUNDED:
             raise TypeError(f"decode() gives float32 or float64, not {dtype}.")
         return self.format._decode(self, dtype)
-
-
-# So many sums are carried on at a time: they and their part of the second matrix stay in cache.
-SUMS = 256
-
-
-@functools.cache
-def _compiled_sums(round_products: bool, round_sums: bool, sticky: bool) -> Callable[..., None]:
-    """The loops of :func:`product`, to be compiled at the first call. Importing Numba takes a
-    while.
-
-    A number is rounded by adding and subtracting 1.5 * 2^52 of the spacings it is to have: a
-    float64 as large as that has no bits below the spacing, so the addition itself rounds, to
-    nearest even.
-    """
-    import numba
-
-    exponent = np.int64(_EXPONENT["float64"][0])
-
-    @numba.njit(inline="always")
-    def rounded(s, smallest_normal, magic, limit, beyond):
-        power = np.int64(np.float64(s).view(np.int64) & exponent).view(np.float64)
-        power = power if power > smallest_normal else smallest_normal
-        shift = power * magic
-        return s * beyond if abs(s) > limit else (s + shift) - shift
-
-    @numba.njit(nogil=True)
-    def sums(a, b, out, start, product_constants, sum_constants):
-        p0, p1, p2, p3 = product_constants
-        s0, s1, s2, s3 = sum_constants
-        total = np.empty(b.shape[1])
-        for row in range(a.shape[0]):
-            total[:] = 0.0
-            for k in range(a.shape[1]):
-                left = a[row, k]
-                for i in range(b.shape[1]):
-                    if round_products:
-                        term = rounded(np.float64(left) * np.float64(b[k, i]), p0, p1, p2, p3)
-                    else:
-                        term = np.float64(left * b[k, i])
-                    before = total[i]
-                    s = before + term
-                    if sticky:
-                        # What s has lost (Knuth's TwoSum) makes its last bit odd, so that rounding
-                        # again does not take it for a tie: Boldo, Melquiond, "Emulation of FMA
-                        # and correctly rounded sums", IEEE Trans. Computers 57(4), 2008.
-                        part = s - before
-                        lost = (before - (s - part)) + (term - part)
-                        bits = np.float64(s).view(np.int64)
-                        step = 1 if (lost > 0) == (s > 0) else -1
-                        bits += step if lost != 0 and bits & 1 == 0 else 0
-                        s = np.int64(bits).view(np.float64)
-                    total[i] = rounded(s, s0, s1, s2, s3) if round_sums else s
-            for i in range(b.shape[1]):
-                out[row, start + i] = total[i]
-
-    return sums
-
-
-def _constants(rounding: FloatFormat) -> tuple[float, float, float, float]:
-    """What the loops need to round: the smallest normal number; 1.5 * 2^52 spacings at 1; the
-    largest float64 that does not overflow; and the factor that makes the rest infinite, or NaN."""
-    limit = rounding.largest + rounding.spacing(rounding.largest) / 2
-    if rounding.has_infinity:  # the tie goes to the even one, which is infinity
-        limit = math.nextafter(limit, 0.0)
-    beyond = math.inf if rounding.has_infinity else math.nan
-    return rounding.smallest_normal, 1.5 * 2**52 * rounding.epsilon, limit, beyond
-
-
-def product(
-    a: np.ndarray,
-    b: np.ndarray,
-    *,
-    compute: FloatFormat = FLOAT32,
-    accumulate: FloatFormat = FLOAT32,
-) -> np.ndarray:
-    """Multiply two matrices in which every product and every partial sum is rounded; CPU only.
-
-    Both matrices are rounded to ``compute``, and so is each product of two numbers. The sums begin
-    at 0 and go on in the order of k; each is the exact sum rounded once, to ``accumulate``, to
-    nearest even. With float32 for both, or float64 for both, it is the BLAS's product, which adds
-    up in an order of its own. The first call for each kind of rounding compiles, which takes about
-    a second. Threads as in :func:`fastdl_lib.core.threads.in_parallel`.
-
-    Args:
-        a: (M, K), float32 or float64.
-        b: (K, N), float32 or float64.
-        compute, accumulate: floating-point formats.
-
-    Returns:
-        (M, N), float32. A zero has no sign.
-
-    Raises:
-        TypeError: an array is on the GPU or of another dtype, or a format is no FloatFormat.
-        ValueError: the matrices do not fit.
-
-    >>> ones = np.ones((1, 4096), np.float32)
-    >>> float(product(ones, ones.T, compute=FLOAT16, accumulate=FLOAT16)[0, 0])  # 2048 + 1 = 2048
-    2048.0
-    >>> float(product(ones, ones.T, compute=FLOAT16, accumulate=FLOAT32)[0, 0])
-    4096.0
-    """
-    for name, one in (("compute", compute), ("accumulate", accumulate)):
-        if not isinstance(one, FloatFormat):
-            raise TypeError(
-                f"{name} must be a floating-point format, such as FLOAT16, got {one!r}."
-            )
-    if array_module(a, b) is not np:
-        raise TypeError("product() runs on the CPU only: move a and b there with to_cpu().")
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-        raise ValueError(f"product() takes (M, K) and (K, N), got {a.shape} and {b.shape}.")
-    kind = np.float64 if compute == FLOAT64 else np.float32
-    a, b = (compute.round(one).astype(kind, copy=False) for one in (a, b))
-    if compute == accumulate and compute in (FLOAT32, FLOAT64):
-        return (a @ b).astype(np.float32, copy=False)
-    # Neighbours in memory are computed side by side: the longer of the two axes.
-    if len(a) > b.shape[1]:
-        return _product(b.T, a.T, compute, accumulate).T
-    return _product(a, b, compute, accumulate)
-
-
-def _product(
-    a: np.ndarray, b: np.ndarray, compute: FloatFormat, accumulate: FloatFormat
-) -> np.ndarray:
-    """:func:`product` of matrices that are rounded already."""
-    # A float64 sum of products that are longer than the sums' format may fall on a tie only for
-    # having been rounded. It cannot where that format's range is narrow, float16's or less.
-    sticky = compute.fraction_bits > accumulate.fraction_bits and (
-        compute == FLOAT64 or accumulate.exponent_bits > FLOAT16.exponent_bits
-    )
-    round_products = compute not in (FLOAT32, FLOAT64)  # the processor does it
-    loops = _compiled_sums(round_products, accumulate != FLOAT64, sticky)
-    a = np.ascontiguousarray(a)
-    out = np.empty((len(a), b.shape[1]), np.float32)
-    constants = _constants(compute), _constants(accumulate)
-
-    def work(part: slice) -> None:
-        loops(a, np.ascontiguousarray(b[:, part]), out, part.start, *constants)
-
-    in_parallel(work, b.shape[1], block=SUMS, least=SUMS // 8)
-    return out

@@ -27,8 +27,8 @@ from fastdl_lib.precision.formats import (
     FloatFormat,
     NumberFormat,
     ScaledInteger,
-    product,
 )
+from fastdl_lib.precision.products import product
 
 __all__ = [
     "DynamicLossScale",
