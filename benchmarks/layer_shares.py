@@ -22,10 +22,11 @@ from peer_pytorch import LAYOUTS, torch, torch_layer
 
 from fastdl_lib.core.datasets import photos
 from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.course.record import check_place, save
 from fastdl_lib.measuring.costs import KINDS, layer_kind
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
-from fastdl_lib.measuring.recordings import Recording, write_recording
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import LayerProfile
 from fastdl_lib.nn.network import Network, alexnet
 
@@ -188,7 +189,7 @@ def arguments() -> argparse.Namespace:
     if not (chosen.batch >= 1 and chosen.threads >= 1 and 0 < chosen.budget < float("inf")):
         parser.error("--batch, --threads and --budget must be positive.")
     if chosen.record:
-        chosen.record.parent.mkdir(parents=True, exist_ok=True)
+        check_place(chosen.record)
     return chosen
 
 
@@ -221,8 +222,7 @@ def main() -> None:
         options = f"--batch {chosen.batch} --budget {chosen.budget:g} --threads {chosen.threads}"
         command = f"python benchmarks/layer_shares.py {options}"
         kept = tuple(m for profile in profiles.values() for m in profile.forward.values())
-        write_recording(chosen.record, Recording(card, command, kept))
-        print(f"\n{len(kept)} measurements written to {chosen.record}")
+        save(Recording(card, command, kept), chosen.record)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ from precision_contests import FLOAT16, add, cast, product, stored, stored_as
 
 from fastdl_lib.core.arrays import gpu_available, gpu_status
 from fastdl_lib.core.threads import blas_threads, threads_in_words
+from fastdl_lib.course.record import check_place, save
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
-from fastdl_lib.measuring.recordings import Recording, write_recording
+from fastdl_lib.measuring.recordings import Recording
 
 # --- sections -----------------------------------------------------------------------------------
 
@@ -326,7 +327,7 @@ def arguments() -> argparse.Namespace:
     if not 0 < chosen.budget < float("inf") or (chosen.threads or 1) < 1:
         parser.error("--budget and --threads must be positive.")
     if chosen.record:
-        chosen.record.parent.mkdir(parents=True, exist_ok=True)
+        check_place(chosen.record)
     return chosen
 
 
@@ -352,8 +353,7 @@ def main() -> None:
         if chosen.threads:
             command += f" --threads {chosen.threads}"
         kept = tuple(sample for result in results for sample in result.samples())
-        write_recording(chosen.record, Recording(card, command, kept))
-        print(f"\n{len(kept)} measurements written to {chosen.record}")
+        save(Recording(card, command, kept), chosen.record)
 
 
 if __name__ == "__main__":

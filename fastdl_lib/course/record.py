@@ -13,6 +13,7 @@ import datetime
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import re
 import sys
@@ -58,7 +59,15 @@ from fastdl_lib.nn.training import evaluate, fit, training_pass
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import MixedPrecision
 
-__all__ = ["PARTS", "Plan", "check_recording", "measure_machine", "recording_name"]
+__all__ = [
+    "PARTS",
+    "Plan",
+    "check_place",
+    "check_recording",
+    "measure_machine",
+    "recording_name",
+    "save",
+]
 
 PARTS = {
     "ceiling": "large products by dtype, GFLOP/s, and a large copy, GB/s",
@@ -1047,6 +1056,51 @@ def _saving(layer: Any, algorithm: str) -> float:
     return max([1.0, *((m * taps / (m + taps - 1)) ** 2 for m in outputs)])
 
 
+# --- where a recording goes ---------------------------------------------------------------------
+
+
+def check_place(path: Path, machine: MachineCard | None = None) -> None:
+    """Refuse, before anything is measured, a place where no recording can or must be written.
+
+    Args:
+        machine: refuse also to take the place of another machine's recording.
+
+    Raises:
+        ValueError: the name is no .json file's, or what is there is not the same kind of recording.
+        FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
+    """
+    if path.suffix != ".json" or path.is_dir():
+        raise ValueError(f"a recording is a .json file, got the name {path.name!r}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent.name!r}; make it.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent.name!r} cannot be written to.")
+    if not path.exists():
+        return
+    there = read_recording(path).machine
+    if machine and (there.cpu, there.cores, there.gpu) != (
+        *(machine.cpu, machine.cores, machine.gpu),
+    ):
+        raise ValueError(
+            f"{path.name} is the recording of another machine ({there.summary}); "
+            "give yours another name with --out."
+        )
+
+
+def save(recording: Recording, path: Path) -> Recording:
+    """Write the whole file or nothing, say so, and return what is read back from it.
+
+    What was measured is *recorded* there. Call :func:`check_place` before the work.
+
+    Raises:
+        As :func:`check_place`, and ValueError where JSON does not keep what a measurement holds.
+    """
+    check_place(path)
+    write_recording(path, recording)
+    print(f"{len(recording.measurements)} measurements written to {path.name}", flush=True)
+    return read_recording(path)
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -1071,7 +1125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _record(options: argparse.Namespace) -> int:
     card = machine_card()
     path = options.out or data_folder() / "recordings" / f"{recording_name(card)}.json"
-    _check_place(path, card)
+    check_place(path, card)
     time_scale()  # refused now rather than in a minute
     # While this process sleeps, all that runs is others'.
     others = psutil.cpu_percent(interval=1.0) * (psutil.cpu_count() or 1)
@@ -1079,10 +1133,7 @@ def _record(options: argparse.Namespace) -> int:
         print(f"Other programs use {others:.0f} % of a core: stop them, or they are measured too.")
     plan = Plan(minutes=options.minutes, parts=tuple(options.parts or PARTS))
     recording = measure_machine(plan, partial(print, flush=True))
-    write_recording(path, recording)
-    print(f"{len(recording.measurements)} measurements written to {path.name}")
-    # Read back: what was measured is now recorded, and the file is proved.
-    return _report(path.name, check_recording(read_recording(path)))
+    return _report(path.name, check_recording(save(recording, path)))
 
 
 def recording_name(card: MachineCard) -> str:
@@ -1094,22 +1145,6 @@ def recording_name(card: MachineCard) -> str:
     """
     device = card.gpu if _has_gpu(card) else card.cpu
     return f"machine_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}_{card.date}"
-
-
-def _check_place(path: Path, card: MachineCard) -> None:
-    """Refuse, before anything is measured, to write where it cannot or must not be."""
-    if path.suffix != ".json":
-        raise ValueError(f"a recording is a .json file, got the name {path.name!r}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent.name!r}; make it.")
-    if not path.exists():
-        return
-    there = read_recording(path).machine
-    if (there.cpu, there.cores, there.gpu) != (card.cpu, card.cores, card.gpu):
-        raise ValueError(
-            f"{path.name} is the recording of another machine ({there.summary}); "
-            "give yours another name with --out."
-        )
 
 
 def _report(name: str, faults: list[str]) -> int:
