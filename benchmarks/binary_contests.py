@@ -12,7 +12,7 @@ from fair import clocked
 from peer_pytorch import torch, torch_network
 from precision_contests import FLOAT32
 
-from fastdl_lib.binary.bits import pack, two_rows_product, xnor_product_compiled, xnor_product_numpy
+from fastdl_lib.binary.bits import pack, two_rows_product, xnor_product
 from fastdl_lib.binary.export_c import compile_c, export_c
 from fastdl_lib.binary.inference import fold
 from fastdl_lib.core.compiler import c_compiler
@@ -43,9 +43,9 @@ def multiplied(rows: int, outputs: int, length: int) -> Contest:
     out = np.empty((rows, outputs), np.float32)
     runs: dict[str, Callable[[], Any]] = {
         FLOAT32: lambda: np.matmul(x, columns, out=out),
-        BITS: lambda: xnor_product_compiled(bits_x, bits_w, length),
-        PACKED: lambda: xnor_product_compiled(pack(x), bits_w, length),
-        NUMPY_BITS: lambda: xnor_product_numpy(bits_x, bits_w, length),
+        BITS: lambda: xnor_product(bits_x, bits_w, length),
+        PACKED: lambda: xnor_product(pack(x), bits_w, length),
+        NUMPY_BITS: lambda: xnor_product(bits_x, bits_w, length, algorithm="numpy"),
         TWO_ROWS: lambda: two_rows_product(x, w),
     }
     if torch:

@@ -11,9 +11,8 @@ with zeros to whole words; there both bits agree, nothing is counted, and the re
 Source: Courbariaux et al., "Binarized neural networks", 2016, section 3; Rastegari et al.,
 "XNOR-Net", ECCV 2016, section 3.2.
 
-The products share one signature, ``(a_words, b_words, length) -> (M, N)``: every row of ``a`` with
-every row of ``b``, int32, exact for every length. :func:`two_rows_product` needs no bits at all:
-it is what a float32 product alone can do with +1 and -1.
+:func:`xnor_product` multiplies so. :func:`two_rows_product` needs no bits at all: it is what a
+float32 product alone can do with +1 and -1.
 """
 
 import functools
@@ -25,23 +24,15 @@ import numpy as np
 
 from fastdl_lib.convolution.im2col import check_on_cpu
 from fastdl_lib.core.arrays import array_module
-from fastdl_lib.core.checks import check_whole_number
+from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
 
-__all__ = [
-    "XNOR_PRODUCTS",
-    "pack",
-    "two_rows_product",
-    "unpack",
-    "xnor_product",
-    "xnor_product_compiled",
-    "xnor_product_gpu",
-    "xnor_product_numpy",
-]
+__all__ = ["WORD", "pack", "two_rows_product", "unpack", "xnor_product"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 WORD = 64
+"""Bits of a word."""
 
 
 def pack(x: Array) -> Array:
@@ -100,17 +91,6 @@ def unpack(words: Array, length: int) -> Array:
     return out
 
 
-def _check_product(a_words: Array, b_words: Array, length: int) -> None:
-    array_module(a_words, b_words)
-    for words in (a_words, b_words):
-        _check_words(words, length)
-        if words.ndim != 2 or len(words) < 1:
-            raise ValueError(
-                "a product takes rows of words, (M, words) and (N, words), M and N from 1 up; got "
-                f"{a_words.shape} and {b_words.shape}."
-            )
-
-
 def _check_words(words: Array, length: int) -> None:
     if words.dtype != np.uint64:
         raise TypeError(f"words must be uint64, as pack() makes them; got {words.dtype}.")
@@ -130,21 +110,9 @@ _A_ROWS, _B_ROWS = 32, 4096
 _WORDS_A_BYTE = 255 // WORD
 
 
-def xnor_product_numpy(a_words: Array, b_words: Array, length: int) -> np.ndarray:
-    """Multiply every row of a with every row of b in plain NumPy: XOR and ``bitwise_count``.
-
-    Word by word, outermost, so that NumPy runs along many rows of b at once; blocks stay in the
-    cache and are shared out among threads. Arguments and result as :func:`xnor_product`. CPU only.
-
-    Raises:
-        TypeError, ValueError: as :func:`xnor_product`.
-
-    >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
-    >>> xnor_product_numpy(a, b, 3).tolist()
-    [[1, -3]]
-    """
-    _check_product(a_words, b_words, length)
-    check_on_cpu("xnor_product_numpy", a_words)
+def _numpy_product(a_words: np.ndarray, b_words: np.ndarray, length: int) -> np.ndarray:
+    """XOR and ``bitwise_count``, word by word, outermost, so that NumPy runs along many rows of b
+    at once; blocks stay in the cache and are shared out among threads."""
     out = np.empty((len(a_words), len(b_words)), np.int32)
     columns = np.ascontiguousarray(b_words.T)
     count_dtype = np.uint16 if length < 2**16 else np.uint32
@@ -170,6 +138,10 @@ def xnor_product_numpy(a_words: Array, b_words: Array, length: int) -> np.ndarra
     return out
 
 
+_SHIFT = 12  # bits of a count
+_LONGEST = 2 * 2**_SHIFT - 1
+
+
 def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Multiply rows of +1 and -1 with a float32 product that does two rows of a at once. CPU only.
 
@@ -179,14 +151,13 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     take them apart.
 
     Args:
-        a, b: (M, length) and (N, length), float32, +1 and -1 only.
+        a, b: (M, length) and (N, length), float32, +1 and -1 only; length up to 8191.
 
     Returns:
         (M, N), int32: ``a @ b.T``, exact.
 
     Raises:
-        TypeError: another dtype than float32, or an array on the GPU.
-        ValueError: shapes that do not fit, or a length above 8191.
+        TypeError, ValueError: other arrays.
 
     >>> a = np.array([[1, -1, 1]], np.float32)
     >>> two_rows_product(a, np.array([[1, 1, 1], [-1, 1, -1]], np.float32)).tolist()
@@ -214,7 +185,7 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     half = -(-rows // 2)
     # Bits of the first half of the rows, plus 4096 times those of the second.
     pairs = (a[:half] * sides[:half, None] > 0).astype(np.float32)
-    pairs[: rows - half] += _SHIFTED * (a[half:] * sides[half:, None] > 0)
+    pairs[: rows - half] += np.float32(2**_SHIFT) * (a[half:] * sides[half:, None] > 0)
     b_bits = (b > 0).astype(np.float32)
     counts = pairs @ b_bits.T
     b_ones = np.count_nonzero(b > 0, axis=1)
@@ -235,11 +206,6 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
-_SHIFT = 12
-_SHIFTED = np.float32(2**_SHIFT)
-_LONGEST = 2 * 2**_SHIFT - 1
-
-
 # --- Numba --------------------------------------------------------------------------------------
 
 # Rows of b at a time: their counts and words stay in the cache.
@@ -247,7 +213,7 @@ _TILE = 512
 
 
 @functools.cache
-def _compiled_product() -> Callable[..., None]:
+def _compiled_loops() -> Callable[..., None]:
     """The loops, to be compiled at their first call. Importing Numba takes a while."""
     import numba
     from numba.extending import intrinsic
@@ -258,6 +224,10 @@ def _compiled_product() -> Callable[..., None]:
             return builder.ctpop(arguments[0])
 
         return numba.types.uint64(numba.types.uint64), code
+
+    @numba.njit(inline="always")
+    def ones(p, q, r, s):
+        return popcount(p) + popcount(q) + popcount(r) + popcount(s)
 
     # Four rows of a and four words at a time: of a word of b that was fetched once, four bits of
     # work are made, and sixteen words of a stay in registers. Along j the machine takes eight words
@@ -284,30 +254,10 @@ def _compiled_product() -> Callable[..., None]:
                     b3 = b_columns[k + 3, first : first + width]
                     for j in range(width):
                         w0, w1, w2, w3 = b0[j], b1[j], b2[j], b3[j]
-                        n0[j] += (
-                            popcount(a00 ^ w0)
-                            + popcount(a01 ^ w1)
-                            + popcount(a02 ^ w2)
-                            + popcount(a03 ^ w3)
-                        )
-                        n1[j] += (
-                            popcount(a10 ^ w0)
-                            + popcount(a11 ^ w1)
-                            + popcount(a12 ^ w2)
-                            + popcount(a13 ^ w3)
-                        )
-                        n2[j] += (
-                            popcount(a20 ^ w0)
-                            + popcount(a21 ^ w1)
-                            + popcount(a22 ^ w2)
-                            + popcount(a23 ^ w3)
-                        )
-                        n3[j] += (
-                            popcount(a30 ^ w0)
-                            + popcount(a31 ^ w1)
-                            + popcount(a32 ^ w2)
-                            + popcount(a33 ^ w3)
-                        )
+                        n0[j] += ones(a00 ^ w0, a01 ^ w1, a02 ^ w2, a03 ^ w3)
+                        n1[j] += ones(a10 ^ w0, a11 ^ w1, a12 ^ w2, a13 ^ w3)
+                        n2[j] += ones(a20 ^ w0, a21 ^ w1, a22 ^ w2, a23 ^ w3)
+                        n3[j] += ones(a30 ^ w0, a31 ^ w1, a32 ^ w2, a33 ^ w3)
                 for row in range(min(4, stop - i)):
                     results, found = out[i + row, first : first + width], counts[row]
                     for j in range(width):  # all in 32 bits, as many at once as there are
@@ -316,30 +266,14 @@ def _compiled_product() -> Callable[..., None]:
     return product
 
 
-def _word_fours(words: np.ndarray) -> np.ndarray:
-    """Contiguous rows of a multiple of four words, filled up with zeros where they are not."""
-    more = -words.shape[1] % 4
-    return np.pad(words, ((0, 0), (0, more))) if more else np.ascontiguousarray(words)
-
-
-def xnor_product_compiled(a_words: Array, b_words: Array, length: int) -> np.ndarray:
-    """Multiply every row of a with every row of b, compiled by Numba to popcount instructions.
-
-    Blocks of rows are shared out among threads. Arguments and result as :func:`xnor_product`. The
-    first call compiles, which takes about a second. CPU only.
-
-    Raises:
-        TypeError, ValueError: as :func:`xnor_product`.
-
-    >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
-    >>> xnor_product_compiled(a, b, 3).tolist()
-    [[1, -3]]
-    """
-    _check_product(a_words, b_words, length)
-    check_on_cpu("xnor_product_compiled", a_words)
+def _compiled(a_words: np.ndarray, b_words: np.ndarray, length: int) -> np.ndarray:
+    """By Numba, to popcount instructions; blocks of rows are shared out among threads."""
     out = np.empty((len(a_words), len(b_words)), np.int32)
-    a, columns = _word_fours(a_words), np.ascontiguousarray(_word_fours(b_words).T)
-    product = _compiled_product()
+    more = -a_words.shape[1] % 4
+    if more:  # four words are taken at a time; zeros in both agree
+        a_words, b_words = (np.pad(one, ((0, 0), (0, more))) for one in (a_words, b_words))
+    a, columns = np.ascontiguousarray(a_words), np.ascontiguousarray(b_words.T)
+    product = _compiled_loops()
 
     def work(part: slice) -> None:
         product(a, columns, length, part.start, part.stop, out)
@@ -368,26 +302,9 @@ def _product_kernel(xp: ModuleType) -> Any:
     return xp.ElementwiseKernel(PRODUCT_INPUTS, "int32 y", PRODUCT_KERNEL, "fastdl_xnor_product")
 
 
-def xnor_product_gpu(a_words: Array, b_words: Array, length: int) -> Array:
-    """Multiply every row of a with every row of b by a CUDA kernel of our own. GPU only.
-
-    Arguments and result as :func:`xnor_product`, beside the words.
-
-    Raises:
-        TypeError, ValueError: as :func:`xnor_product`; more than 2**31 results.
-
-    >>> from fastdl_lib.core.arrays import to_cpu, to_gpu
-    >>> from fastdl_lib.core.pretend_gpu import pretend_gpu
-    >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
-    >>> with pretend_gpu():  # on a machine with a GPU it needs no pretending
-    ...     to_cpu(xnor_product_gpu(to_gpu(a), to_gpu(b), 3)).tolist()
-    [[1, -3]]
-    """
-    _check_product(a_words, b_words, length)
-    xp = array_module(a_words, b_words)
-    if xp is np:
-        raise TypeError("xnor_product_gpu runs on the GPU only: move the words there by to_gpu().")
-    shape = len(a_words), len(b_words)
+def _gpu_product(a_words: Array, b_words: Array, length: int) -> Array:
+    """By a CUDA kernel of our own."""
+    xp, shape = array_module(a_words, b_words), (len(a_words), len(b_words))
     if shape[0] * shape[1] >= 2**31:
         raise ValueError(f"the kernel counts to 2**31 results, got {shape}: multiply part by part.")
     out = xp.empty(shape, np.int32)
@@ -395,32 +312,42 @@ def xnor_product_gpu(a_words: Array, b_words: Array, length: int) -> Array:
     return _product_kernel(xp)(a, columns, shape[1], a.shape[1], length, out)
 
 
-XNOR_PRODUCTS = {
-    "numpy": xnor_product_numpy,
-    "compiled": xnor_product_compiled,
-    "gpu": xnor_product_gpu,
-}
+XNOR_PRODUCTS = {"numpy": _numpy_product, "compiled": _compiled, "gpu": _gpu_product}
 """Every way to multiply packed rows; the last one runs on the GPU only, the others on the CPU."""
 
 
-def xnor_product(a_words: Array, b_words: Array, length: int) -> Array:
-    """Multiply every row of a with every row of b: compiled on the CPU, by a kernel on the GPU.
+def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str = "auto") -> Array:
+    """Multiply every row of a with every row of b, exactly for every length.
 
     Args:
         a_words, b_words: (M, words) and (N, words), uint64, as :func:`pack` makes them.
         length: places of a row that count.
+        algorithm: a key of :data:`XNOR_PRODUCTS`; "auto": compiled by Numba on the CPU, which takes
+            about a second at the first call, a kernel on the GPU.
 
     Returns:
         (M, N), int32, beside the words: the sums of products of +1 and -1, from -length to length.
 
     Raises:
-        TypeError: words of another dtype, or on two devices; length is not whole.
-        ValueError: shapes that do not fit each other or the length.
+        TypeError: words of another dtype, or on another device; length is not whole.
+        ValueError: shapes that do not fit each other or the length; another algorithm.
 
     >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
     >>> xnor_product(a, b, 3).tolist()
     [[1, -3]]
     """
-    array_module(a_words, b_words)
-    on_cpu = array_module(a_words) is np
-    return (xnor_product_compiled if on_cpu else xnor_product_gpu)(a_words, b_words, length)
+    xp = array_module(a_words, b_words)
+    check_choice("algorithm", algorithm, ["auto", *XNOR_PRODUCTS])
+    for words in (a_words, b_words):
+        _check_words(words, length)
+        if words.ndim != 2 or len(words) < 1:
+            raise ValueError(
+                "a product takes rows of words, (M, words) and (N, words), M and N from 1 up; got "
+                f"{a_words.shape} and {b_words.shape}."
+            )
+    if algorithm == "auto":
+        algorithm = "compiled" if xp is np else "gpu"
+    if (algorithm == "gpu") == (xp is np):
+        there, move = ("GPU", "to_gpu()") if xp is np else ("CPU", "to_cpu()")
+        raise TypeError(f"{algorithm} runs on the {there} only: move the words there by {move}.")
+    return XNOR_PRODUCTS[algorithm](a_words, b_words, length)

@@ -12,24 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdl_lib.binary import bits
-from fastdl_lib.binary.bits import (
-    XNOR_PRODUCTS,
-    pack,
-    two_rows_product,
-    unpack,
-    xnor_product,
-    xnor_product_gpu,
-)
+from fastdl_lib.binary.bits import pack, two_rows_product, unpack, xnor_product
 from fastdl_lib.core.arrays import gpu_available, gpu_status, to_cpu, to_gpu
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.core.threads import blas_threads
 
 LENGTHS = st.integers(1, 300) | st.sampled_from([64, 128, 192, 256, 784, 1024, 2048])
-CPU_PRODUCTS = [product for name, product in XNOR_PRODUCTS.items() if name != "gpu"]
+on_the_cpu = pytest.mark.parametrize("algorithm", ["numpy", "compiled"])
 
 
 def signs(rng, *shape):
     return rng.choice(np.array([-1, 1], np.float32), shape)
+
+
+def random_rows(m, n, length):
+    rng = np.random.default_rng(0)
+    return signs(rng, m, length), signs(rng, n, length)
 
 
 def whole_product(a, b):
@@ -70,33 +68,31 @@ def test_pack_takes_views():
 # --- products -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("product", CPU_PRODUCTS)
+@on_the_cpu
 @given(m=st.integers(1, 40), n=st.integers(1, 40), length=LENGTHS, seed=SEEDS)
-def test_a_product_of_bits_is_that_of_whole_numbers(product, m, n, length, seed):
+def test_a_product_of_bits_is_that_of_whole_numbers(algorithm, m, n, length, seed):
     rng = np.random.default_rng(seed)
     a, b = signs(rng, m, length), signs(rng, n, length)
-    out = product(pack(a), pack(b), length)
+    out = xnor_product(pack(a), pack(b), length, algorithm=algorithm)
     assert out.dtype == np.int32 and (out == whole_product(a, b)).all()
 
 
-@pytest.mark.parametrize("product", CPU_PRODUCTS)
+@on_the_cpu
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(67, 1030, 130), (3, 4200, 65), (130, 5, 20_000)])
-def test_large_products_are_cut_into_blocks(product, threads, shape):
-    m, n, length = shape
-    rng = np.random.default_rng(0)
-    a, b = signs(rng, m, length), signs(rng, n, length)
+def test_large_products_are_cut_into_blocks(algorithm, threads, shape):
+    a, b = random_rows(*shape)
     with blas_threads(threads):
-        out = product(pack(a), pack(b), length)
+        out = xnor_product(pack(a), pack(b), shape[2], algorithm=algorithm)
     assert (out == (a @ b.T)).all()  # float32 is exact here
 
 
-@pytest.mark.parametrize("product", CPU_PRODUCTS)
+@on_the_cpu
 @pytest.mark.parametrize("length", [1, 64, 255, 4096, 70_000])
-def test_extreme_sums(product, length):
-    ones, minus = pack(np.ones((1, length))), pack(-np.ones((1, length)))
-    both = np.concatenate([ones, minus])
-    assert product(both, both, length).tolist() == [[length, -length], [-length, length]]
+def test_extreme_sums(algorithm, length):
+    both = pack(np.stack([np.ones(length), -np.ones(length)]))
+    out = xnor_product(both, both, length, algorithm=algorithm)
+    assert out.tolist() == [[length, -length], [-length, length]]
 
 
 @given(
@@ -131,19 +127,19 @@ def test_two_rows_refuses_what_is_not_exact():
         two_rows_product(x[:, :5], x[:, :4])
 
 
-@pytest.mark.parametrize("product", [*CPU_PRODUCTS, xnor_product])
-def test_words_that_do_not_fit_are_refused(product):
+def test_words_that_do_not_fit_are_refused():
     words = np.zeros((2, 2), np.uint64)
-    with pytest.raises(ValueError, match=r"length=64 takes 1 words a row, got the shape \(2, 2\)"):
-        product(words, words, 64)
-    with pytest.raises(ValueError, match=r"length=65 takes 2 words a row, got the shape \(2, 1\)"):
-        product(words, words[:, :1], 65)
-    with pytest.raises(TypeError, match="words must be uint64, as pack"):
-        product(words.astype(np.int64), words, 65)
-    with pytest.raises(ValueError, match="a product takes rows of words"):
-        product(words[None], words, 65)
-    with pytest.raises(TypeError, match="length must be a whole number"):
-        product(words, words, 65.0)
+    for arguments, error, message in (
+        ((words, words, 64), ValueError, r"length=64 takes 1 words a row, got the shape \(2, 2\)"),
+        ((words, words[:, :1], 65), ValueError, r"length=65 takes 2 words a row, got the shape"),
+        ((words.astype(np.int64), words, 65), TypeError, "words must be uint64, as pack"),
+        ((words[None], words, 65), ValueError, "a product takes rows of words"),
+        ((words, words, 65.0), TypeError, "length must be a whole number"),
+    ):
+        with pytest.raises(error, match=message):
+            xnor_product(*arguments)
+    with pytest.raises(ValueError, match="algorithm must be one of 'auto', 'numpy', 'compiled'"):
+        xnor_product(words, words, 65, algorithm="bits")
 
 
 # --- the GPU ------------------------------------------------------------------------------------
@@ -151,13 +147,11 @@ def test_words_that_do_not_fit_are_refused(product):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 65), (20, 33, 784)])
 def test_the_kernel_on_the_pretend_gpu(shape):
-    m, n, length = shape
-    rng = np.random.default_rng(0)
-    a, b = signs(rng, m, length), signs(rng, n, length)
+    a, b = random_rows(*shape)
     with pretend_gpu():
         there = [to_gpu(array) for array in (a, b)]
-        out = to_cpu(xnor_product(*map(pack, there), length))
-        back = to_cpu(unpack(pack(there[0]), length))
+        out = to_cpu(xnor_product(*map(pack, there), shape[2]))
+        back = to_cpu(unpack(pack(there[0]), shape[2]))
     assert out.dtype == np.int32 and (out == whole_product(a, b)).all() and (back == a).all()
 
 
@@ -165,21 +159,19 @@ def test_the_kernel_on_the_pretend_gpu(shape):
 @pytest.mark.skipif(not gpu_available(), reason=gpu_status().reason)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (100, 4096, 4096), (33, 65, 130)])
 def test_the_kernel_on_a_gpu(shape):
-    m, n, length = shape
-    rng = np.random.default_rng(0)
-    a, b = signs(rng, m, length), signs(rng, n, length)
-    out = to_cpu(xnor_product(pack(to_gpu(a)), pack(to_gpu(b)), length))
+    a, b = random_rows(*shape)
+    out = to_cpu(xnor_product(pack(to_gpu(a)), pack(to_gpu(b)), shape[2]))
     assert (out == a @ b.T).all()
 
 
-def test_the_gpu_product_needs_words_on_the_gpu():
+def test_each_algorithm_needs_words_on_its_device():
     words = np.zeros((2, 2), np.uint64)
-    with pytest.raises(TypeError, match="move the words there by to_gpu"):
-        xnor_product_gpu(words, words, 65)
+    with pytest.raises(TypeError, match=r"gpu runs on the GPU only: move the words there by to_g"):
+        xnor_product(words, words, 65, algorithm="gpu")
     with pretend_gpu():
-        for product in CPU_PRODUCTS:
-            with pytest.raises(TypeError, match="runs on the CPU only"):
-                product(to_gpu(words), to_gpu(words), 65)
+        for algorithm in ("numpy", "compiled"):
+            with pytest.raises(TypeError, match=f"{algorithm} runs on the CPU only"):
+                xnor_product(to_gpu(words), to_gpu(words), 65, algorithm=algorithm)
 
 
 def nvrtc():
