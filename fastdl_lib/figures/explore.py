@@ -13,7 +13,8 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
-from fastdl_lib.figures.picture import Picture, guess_and_truth
+from fastdl_lib.figures.forms import guess_and_truth
+from fastdl_lib.figures.picture import Picture
 from fastdl_lib.measuring.evidence import Measurement
 
 __all__ = ["Prediction", "explore", "predict"]
@@ -54,7 +55,7 @@ class Prediction:
                     f"{measurement.unit}; convert it first."
                 )
         self._slider.disabled = True
-        return guess_and_truth(self.question, self.unit, self.value, measured, published)
+        return guess_and_truth(self.question, self.unit, self.value, measured, *published)
 
     def _repr_mimebundle_(self, **_: Any) -> dict:
         heading = widgets.HTML(f"<b>{self.question}</b>: your guess, in {self.unit}")
@@ -81,7 +82,7 @@ def predict(question: str, guess: float, *, unit: str, low: float, high: float) 
     >>> predict("share of convolution", 50, unit="%", low=0, high=100).value
     50.0
     """
-    if not isinstance(guess, (int, float)) or isinstance(guess, bool):
+    if not isinstance(guess, Real) or isinstance(guess, bool):
         raise TypeError(f"a guess is a number, got {guess!r}.")
     if not low <= guess <= high:
         raise ValueError(f"a guess must lie between {low} and {high} {unit}, got {guess}.")
@@ -133,7 +134,7 @@ def _control(name: str, values: Sequence[Any] | float) -> widgets.Widget:
     if isinstance(values, Real):
         return widgets.FloatText(value=float(values), description=name.replace("_", " "))
     common = {"options": list(values), "value": values[0], "description": name.replace("_", " ")}
-    if all(isinstance(value, (int, float)) for value in values):
+    if all(isinstance(value, Real) for value in values):
         return widgets.SelectionSlider(**common, continuous_update=False)
     return widgets.Dropdown(**common)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastdl_lib.figures import explore as room
 from fastdl_lib.figures.explore import explore, predict
-from fastdl_lib.figures.picture import Picture
+from fastdl_lib.figures.picture import Origin, Picture
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -33,7 +33,7 @@ def slider_of(prediction):
 # --- predictions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guess", [0, 37.2, 100])
+@pytest.mark.parametrize("guess", [0, 37.2, 100, np.int64(5), np.float32(0.5)])
 def test_a_guess_is_the_number_given(guess):
     prediction = predict("share of convolution", guess, unit="%", low=0, high=100)
     assert prediction.value == guess and type(prediction.value) is float
@@ -48,7 +48,7 @@ def test_a_slider_moves_the_guess():
     assert "guess 73 %" in prediction._repr_mimebundle_()["text/plain"]
 
 
-@pytest.mark.parametrize("guess", ["50", None, True, [50]])
+@pytest.mark.parametrize("guess", ["50", None, True, np.True_, [50], 1j])
 def test_a_guess_is_a_number(guess):
     with pytest.raises(TypeError, match="a guess is a number, got"):
         predict("share", guess, unit="%", low=0, high=100)
@@ -103,7 +103,7 @@ def draw(size=1, colour="red"):
     axes = figure.subplots()
     axes.bar([0], [size], color=colour)
     axes.set_ylim(0, 10)
-    return Picture(figure, "A bar", "Computed", f"a {colour} bar, {size} high")
+    return Picture(figure, "A bar", [Origin(Provenance.COMPUTED)], f"a {colour} bar, {size} high")
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_the_text_alternative_cannot_break_the_page(shown):
 
 
 def test_controls_carry_their_names(shown):
-    box = explore(lambda batch_size: draw(batch_size), batch_size=[2, 4])
+    box = explore(lambda batch_size: draw(batch_size), batch_size=np.array([2, 4]))
     (slider,), _ = controls_and_image(box)
     assert slider.description == "batch size" and slider.value == 2
 

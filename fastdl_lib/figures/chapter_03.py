@@ -1,0 +1,108 @@
+"""Figures of chapter 03, CPU against GPU: sizes, transfers, memory."""
+
+from collections.abc import Mapping
+
+from fastdl_lib.figures import forms
+from fastdl_lib.figures.forms import Bar, Line
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn, origins_of
+from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
+
+__all__ = ["memory_against_batch", "size_sweep", "transfer_bars"]
+
+
+@drawn
+def size_sweep(
+    lines: Mapping[str, Mapping[int, Measurement]], *notes: str, title: str, cpu_wins_to: int = 0
+) -> Picture:
+    """Draw how long a square product takes against its size, a line for each device.
+
+    Args:
+        lines: for each label, size to milliseconds; the condition ``device`` gives the colour,
+            the provenance the style: solid where a clock ran.
+        notes: for the caption, such as what a simulated line rests on.
+        cpu_wins_to: the largest size at which the CPU is ahead, shaded up to there; 0: none.
+    """
+    figure, axes = canvas(9, 4.6)
+    drawn_lines = []
+    for label, line in lines.items():
+        times = [line[size] for size in sorted(line)]
+        look = forms.device_colour(times[0]), forms.PROVENANCE_LOOK[times[0].provenance]
+        drawn_lines.append(Line(f"{label} ({times[0].provenance})", sorted(line), times, *look))
+    words = forms.draw_lines(axes, drawn_lines)
+    forms.log_axes(axes, 2, 10)
+    if cpu_wins_to:
+        edges, said = axes.get_xlim(), f"the CPU is ahead up to {cpu_wins_to}"
+        axes.axvspan(edges[0], cpu_wins_to, color=Colour.GREY, alpha=0.12, linewidth=0)
+        axes.set_xlim(edges)
+        look = {"fontsize": 9, "va": "top", "bbox": forms.PALE_BOX}
+        axes.text(0.02, 0.95, said, transform=axes.transAxes, **look)
+        words.append(said)
+    axes.set_xlabel("size n of a product n x n times n x n, float32")
+    axes.set_ylabel("time, ms (median, line: quartiles)")
+    origins = origins_of(time for line in lines.values() for time in line.values())
+    alt, legend = f"ms by size. {'. '.join(words)}", axes.get_legend_handles_labels()[0]
+    return Picture(figure, title, origins, alt, notes, legend)
+
+
+@drawn
+def transfer_bars(
+    rows: Mapping[str, Mapping[str, Measurement]], *notes: str, title: str
+) -> Picture:
+    """Draw what a step takes on the way to the GPU and on it, one part after the other.
+
+    Args:
+        rows: for each bar its parts in order, name to milliseconds; all bars share the names. The
+            first part is the computing, the others are transfers.
+    """
+    first, *_ = parts = list(next(iter(rows.values())))
+    palette = (Colour.GREEN, Colour.ORANGE, Colour.PURPLE, Colour.SKY)
+    colours = dict(zip(parts, palette, strict=False))
+    figure, axes = canvas(9.5, 1.9 + 0.5 * len(rows))
+    words, ends = [], []
+    for place, (label, row) in enumerate(rows.items()):
+        bars = [Bar.of(time, "", colours[part]) for part, time in row.items()]
+        ends.append(forms.stacked_bar(axes, place, bars))
+        moving = 100 * (ends[-1] - row[first].median) / ends[-1]
+        text = f"{format_number(ends[-1])} ms, {moving:.0f} % of it on the way"
+        forms.write_beside(axes, text, (ends[-1], place))
+        said = ", ".join(f"{part} {format_number(time.median)}" for part, time in row.items())
+        words.append(f"{label}: {said}; {text}")
+    forms.name_rows(axes, list(rows))
+    axes.set_xlim(0, 1.02 * max(ends))
+    axes.set_xlabel("time for one batch, ms")
+    times = [time for row in rows.values() for time in row.values()]
+    legend = [*forms.patches(colours), *forms.provenance_patches(times)]
+    return Picture(figure, title, origins_of(times), "; ".join(words), notes, legend)
+
+
+@drawn
+def memory_against_batch(
+    needs: Mapping[str, Mapping[int, float]],
+    limits: Mapping[str, float],
+    *notes: str,
+    title: str,
+) -> Picture:
+    """Draw the memory a batch needs against its size, and what machines have, as lines.
+
+    Args:
+        needs: for each line, batch size to bytes, counted.
+        limits: name, as it is written at the line, to the bytes of a memory.
+    """
+    figure, axes = canvas(9, 4.6)
+    lines = []
+    for (label, line), (colour, _, marker) in zip(needs.items(), forms.LOOKS[2:], strict=False):
+        gigabytes = [line[batch] / 1e9 for batch in sorted(line)]
+        lines.append(Line(label, sorted(line), gigabytes, colour, f"{marker}--"))
+    words = forms.draw_lines(axes, lines)
+    forms.log_axes(axes, 2, 10)
+    axes.margins(x=0.02)
+    for name, size in limits.items():
+        axes.axhline(size / 1e9, color=Colour.INK, linewidth=0.9, linestyle=":")
+        left = axes.get_yaxis_transform()
+        axes.text(0.01, size / 1e9, name, transform=left, va="bottom", fontsize=9)
+        words.append(f"{name} has {format_number(size / 1e9)}")
+    axes.set_xlabel("batch, images")
+    axes.set_ylabel(f"memory, GB ({Provenance.COMPUTED})")
+    counted = Origin(Provenance.COMPUTED, "counted from the layers' shapes, float32")
+    alt, legend = f"GB by batch. {'; '.join(words)}", axes.get_legend_handles_labels()[0]
+    return Picture(figure, title, [counted], alt, notes, legend)

@@ -1,0 +1,438 @@
+"""Figures of chapter 05, half precision: bits, ranges, sizes of values, accuracy, formats."""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.ticker
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from fastdl_lib.core.arrays import to_cpu
+from fastdl_lib.figures import forms
+from fastdl_lib.figures.forms import Line
+from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
+from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.precision.formats import FloatFormat, NumberFormat
+
+__all__ = [
+    "BitsRow",
+    "accuracy_lines",
+    "bit_layout",
+    "bits_summary",
+    "format_ranges",
+    "magnitude_histogram",
+]
+
+_BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
+
+
+@drawn
+def bit_layout(
+    number_format: FloatFormat, value: float | str, *, asked: float | None = None
+) -> Picture:
+    """Draw the bits of a number, what each counts, and how they become the number.
+
+    Args:
+        number_format: a float format of up to 32 bits.
+        value: a number, which is rounded to the format, or its bits as a string of 0s and 1s.
+        asked: the number that was meant, if bits are given: those that differ from its bits are
+            framed, and the error is that against it.
+
+    Raises:
+        TypeError: the format is no float format.
+        ValueError: it has more than 32 bits, or the bits do not fit it.
+
+    >>> from fastdl_lib.precision.formats import FLOAT16
+    >>> print(bit_layout(FLOAT16, 0.1).alt[:59])
+    0.1 as float16 is 0.0999755859375. Bits: 0 01011 1001100110
+    """
+    if not isinstance(number_format, FloatFormat):
+        raise TypeError(f"{number_format!r} has no exponent; give a float format such as FLOAT16.")
+    if number_format.bits > 32:
+        raise ValueError(
+            f"{number_format.name} has {number_format.bits} bits; 32 at most fit into the figure."
+        )
+    if not isinstance(value, str):
+        asked = float(value)
+        value = number_format.bits_of(asked)
+    stored = number_format.value_of(value)
+    bits = "".join(value.split())
+    meant = bits if asked is None else number_format.bits_of(asked).replace(" ", "")
+    flips = [place for place, bit in enumerate(bits) if bit != meant[place]]
+    figure, axes = canvas(9.5, 3.7)
+    _draw_bits(axes, bits, number_format.exponent_bits, flips)
+    formula, plain = _decoding(number_format, bits, stored)
+    fate = _stored_in_words(number_format, asked, stored)
+    axes.text(0, -0.92, formula, fontsize=13, color=Colour.INK, va="center")
+    axes.text(0, -1.6, fate, fontsize=10.5, color=Colour.INK, va="center")
+    for text in axes.texts:  # long ones would squeeze the boxes, and measuring takes time
+        text.set_in_layout(False)
+    end = 1 + number_format.exponent_bits
+    spaced = f"{bits[0]} {bits[1:end]} {bits[end:]}"
+    name = number_format.name
+    is_what = f"{spaced} in {name}" if asked is None else f"{asked:.8g} as {name}"
+    if flips:
+        is_what += f" with bit {', '.join(str(len(bits) - 1 - place) for place in flips)} flipped"
+    layout = (
+        f"{name} has 1 bit of sign, {number_format.exponent_bits} of exponent (bias "
+        f"{number_format.bias}), {number_format.fraction_bits} of fraction"
+    )
+    title = f"{is_what} is {stored:.13g}"
+    alt = f"{title}. Bits: {spaced}. {plain}. {fate}"
+    notes, legend = ["dark: 1, pale: 0, framed: flipped"], forms.patches(_BITS)
+    return Picture(figure, title, [Origin(Provenance.COMPUTED, layout)], alt, notes, legend)
+
+
+def _draw_bits(axes: Any, bits: str, exponent_bits: int, flips: Sequence[int]) -> None:
+    """A box a bit: above it its number, below it what a 1 there counts."""
+    weights = ["+/-", *(f"{2**power}" for power in range(exponent_bits)[::-1])]
+    weights += [f"$2^{{-{place}}}$" for place in range(1, len(bits) - exponent_bits)]
+    for place, (bit, weight) in enumerate(zip(bits, weights, strict=True)):
+        part = "fraction" if place > exponent_bits else "exponent" if place else "sign"
+        look = {"fc": _BITS[part], "alpha": 0.9 if bit == "1" else 0.3, "ec": "white", "lw": 1.5}
+        forms.cell(axes, (place, 0), bit, 13, **look)
+        if place in flips:
+            frame = Rectangle((place + 0.06, 0.05), 0.88, 0.9, fill=False, ec=Colour.INK, lw=2.5)
+            axes.add_patch(frame)
+        for height, text, size in ((1.17, str(len(bits) - 1 - place), 7.5), (-0.2, weight, 8.5)):
+            axes.text(place + 0.5, height, text, fontsize=size, ha="center", va="center")
+    axes.set_xlim(-0.02, max(len(bits), 16) + 0.02)
+    axes.set_ylim(-1.95, 1.3)
+    forms.bare(axes)
+    said = "above each bit its number, below it what a 1 there counts"
+    axes.set_title(said, fontsize=8.5, color=Colour.GREY)
+
+
+def _decoding(number_format: FloatFormat, bits: str, stored: float) -> tuple[str, str]:
+    """How the bits become the number: for the figure, and in plain text."""
+    end = 1 + number_format.exponent_bits
+    sign, exponent, fraction = bits[0], int(bits[1:end], 2), int(bits[end:], 2)
+    words = ""
+    if math.isnan(stored):
+        not_zero = "not 0: NaN" if number_format.has_infinity else "all ones: NaN, not a number"
+        words = f"exponent all ones, fraction {not_zero}"
+    elif math.isinf(stored):
+        words = f"exponent all ones, fraction 0: {'-' * int(sign)}infinity"
+    elif stored == 0:
+        words = f"exponent and fraction all zeros: {'-' * int(sign)}0"
+    if words:
+        return words, words
+    factor, note = 1 + fraction / 2**number_format.fraction_bits, ""
+    if exponent == 0:
+        exponent, factor, note = 1, factor - 1, "   (subnormal: no 1 is hidden)"
+    shown = f"{exponent} - {number_format.bias}"
+    formula = rf"$(-1)^{sign} \times 2^{{{shown}}} \times {factor:.9g}$ = {stored:.9g}{note}"
+    return formula, f"(-1)^{sign} x 2^({shown}) x {factor:.9g} = {stored:.9g}{note}"
+
+
+def _stored_in_words(number_format: FloatFormat, asked: float | None, stored: float) -> str:
+    """What was asked for, what is stored, and the error."""
+    if asked is None:
+        return f"stored: {stored:.13g}"
+    said = f"asked: {asked:.13g}    stored: {stored:.13g}    "
+    if asked == stored or (math.isnan(asked) and math.isnan(stored)):
+        return said + "exact"
+    if not (math.isfinite(stored) and math.isfinite(asked)):
+        beyond = abs(asked) > number_format.largest
+        return said + f"largest: {number_format.largest:.6g}" * beyond
+    error = f"error: {stored - asked:.3g}"
+    if asked == 0:
+        return said + error
+    if abs(stored) > 2 * abs(asked):
+        return said + f"{format_number(stored / asked)} times what was asked"
+    return said + f"{error}, {format_number(100 * abs((stored - asked) / asked))} % of it"
+
+
+def _in_digits(number_format: NumberFormat) -> str:
+    """How fine a format is, below its name."""
+    if isinstance(number_format, FloatFormat):
+        digits = (number_format.fraction_bits + 1) * math.log10(2)
+        return f"{number_format.fraction_bits} fraction bits: {digits:.1f} digits"
+    return f"steps of {number_format.smallest_subnormal:g}"
+
+
+def _range_bar(axis: Any, place: float, number_format: NumberFormat) -> None:
+    """A bar over powers of two from the smallest number, pale up to the smallest normal one."""
+    numbers = (number_format.smallest_subnormal, number_format.smallest_normal)
+    lowest, normal, largest = map(math.log2, (*numbers, number_format.largest))
+    colour = Colour.BLUE if isinstance(number_format, FloatFormat) else Colour.ORANGE
+    axis.barh(place, normal - lowest, left=lowest, height=0.5, color=colour, alpha=0.35)
+    axis.barh(place, largest - normal, left=normal, height=0.5, color=colour)
+
+
+def _powers_of_two(axis: Any) -> None:
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"$2^{{{v:.0f}}}$"))
+
+
+def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
+    floats = [isinstance(number_format, FloatFormat) for number_format in formats]
+    legend = forms.patches({"normal numbers: all digits": Colour.BLUE})
+    if any(floats):
+        legend += forms.patches({"subnormal: digits get lost": Colour.BLUE}, alpha=0.35)
+    return legend if all(floats) else legend + forms.patches({"evenly spaced": Colour.ORANGE})
+
+
+@drawn
+def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> Picture:
+    """Draw from which to which size the positive numbers of each format reach.
+
+    Integers with a scale are drawn at the scale 1.
+    """
+    figure, axes = canvas(9.5, 1.7 + 0.52 * len(formats))
+    # float64 would leave the others no room: it runs out of the picture.
+    left, right = -176, 155
+    words, names = [], []
+    for place, number_format in enumerate(formats):
+        _range_bar(axes, place, number_format)
+        smallest, largest = number_format.smallest_subnormal, number_format.largest
+        for number, beside in ((smallest, -1.5), (largest, 1.5)):
+            text = f"{number:,.6g}" if 1 <= number < 1e6 else f"{number:.1e}"
+            at, colour = math.log2(number) + beside, Colour.INK
+            if not left < at - beside < right:
+                arrow = "\N{LEFTWARDS ARROW}" if beside < 0 else "\N{RIGHTWARDS ARROW}"
+                text = f"{arrow} {text}" if beside < 0 else f"{text} {arrow}"
+                at, beside, colour = (left if beside < 0 else right) - beside, -beside, "white"
+            side = "left" if beside > 0 else "right"
+            axes.text(at, place, text, ha=side, va="center", fontsize=9, color=colour)
+        digits = _in_digits(number_format)
+        names.append(f"{number_format.name}\n{digits}")
+        reach = f"{smallest:.3g} to {largest:.6g}"
+        words.append(f"{number_format.name}, {number_format.bits} bits: {reach}, {digits}")
+    axes.set_yticks(range(len(formats)), names)
+    axes.set_ylim(len(formats) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color=Colour.INK, linewidth=0.9, linestyle=":")
+    axes.set_xlim(left, right)
+    axes.set_xticks(range(-140, 140, 20))
+    _powers_of_two(axes.xaxis)
+    axes.set_xlabel("size of a positive number (dotted: 1)")
+    reach = "from the smallest number above 0 to the largest of each format"
+    origins, legend = [Origin(Provenance.COMPUTED, reach)], _range_patches(formats)
+    return Picture(figure, title, origins, "; ".join(words), notes, legend)
+
+
+@drawn
+def magnitude_histogram(
+    groups: Mapping[str, Any],
+    formats: Sequence[NumberFormat],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+    least: int = -60,
+) -> Picture:
+    """Draw how large values are, power of two by power of two, above what formats can hold.
+
+    Args:
+        groups: label to an array of any shape, NumPy or CuPy. Zeros are counted apart.
+        formats: a bar below the histogram each, with a line up at both of its ends.
+        origin: the machine that computed the values.
+        least: smaller powers of two are counted with this one, in the first step.
+
+    Raises:
+        ValueError: a value is infinite or NaN.
+    """
+    ratios = [8, 0.8 + 0.85 * len(formats)]
+    figure, (upper, lower) = canvas(
+        9.5, 4.1 + 0.3 * len(formats), rows=2, sharex=True, height_ratios=ratios
+    )
+    words, ends = [], []
+    for (label, array), (colour, dashes, _) in zip(groups.items(), forms.LOOKS, strict=False):
+        values = np.abs(to_cpu(array).astype(np.float64)).ravel()
+        if not np.isfinite(values).all():
+            raise ValueError(f"{label!r} holds infinite values or NaN, which have no size.")
+        sizes = values[values > 0]
+        zeros = 100 * float(np.mean(values == 0))
+        powers = np.maximum(np.frexp(sizes)[1] - 1, least)
+        first, last = (int(powers.min()), int(powers.max())) if sizes.size else (0, 0)
+        share = 100 * np.bincount(powers - first, minlength=1) / max(1, values.size)
+        edges = np.arange(first, last + 2)  # stairs that start and end on the axis
+        text = f"{label} ({zeros:.0f} % are 0)"
+        upper.stairs(share, edges, color=colour, linestyle=dashes, linewidth=2, label=text)
+        upper.stairs(share, edges, color=colour, fill=True, alpha=0.12)
+        ends += [first, last + 1]
+        start = f"2^{first}" if first > least else "less"
+        said = f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"
+        words.append(", ".join([said, *_lost(sizes, formats)]))
+    _draw_limits(upper, lower, formats, ends)
+    upper.set_ylim(bottom=0)
+    upper.set_ylabel("share of all values, %")
+    # A legend between the two: the histogram keeps all of its room.
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+    upper.legend(ncols=2, frameon=False, fontsize=9, **above)
+    step = "a step holds the values between two powers of two"
+    if min(ends) == least:
+        step += f", the first one all below 2^{least + 1} too"
+    upper.set_xlabel(step, fontsize=8.5)
+    alt, legend = f"Sizes of values. {'. '.join(words)}", _range_patches(formats)
+    return Picture(figure, title, [Origin.on(origin)], alt, notes, legend)
+
+
+def _lost(sizes: np.ndarray, formats: Sequence[NumberFormat]) -> list[str]:
+    """Which share of values above 0 each format rounds to 0 or cannot reach, in words."""
+    said = []
+    for number_format in formats if sizes.size else ():
+        lost = 100 * float(np.mean(sizes <= number_format.smallest_subnormal / 2))
+        over = 100 * float(np.mean(sizes > number_format.largest))
+        said.append(
+            f"of these {format_number(lost)} % become 0 in {number_format.name} and "
+            f"{format_number(over)} % lie beyond its largest"
+        )
+    return said
+
+
+def _draw_limits(
+    upper: Any, lower: Any, formats: Sequence[NumberFormat], ends: Sequence[float]
+) -> None:
+    """Draw the formats' bars below a histogram that has these ends, and lines up to it."""
+    for place, number_format in enumerate(formats):
+        _range_bar(lower, place, number_format)
+        for number in (number_format.smallest_subnormal, number_format.largest):
+            power, line = (
+                math.log2(number),
+                {"color": Colour.GREY, "linewidth": 0.9, "linestyle": ":"},
+            )
+            upper.axvline(power, **line)
+            lower.plot([power, power], [-0.7, place], **line)
+    # Formats that reach further than everything else may run out of the picture.
+    reach = [math.log2(f.smallest_subnormal) for f in formats if f.smallest_subnormal > 1e-20]
+    reach += [math.log2(f.largest) for f in formats if f.largest < 1e20]
+    upper.set_xlim(min([*ends, *reach]) - 2, max([*ends, *reach]) + 2)
+    lower.set_yticks(range(len(formats)), [number_format.name for number_format in formats])
+    lower.set_ylim(len(formats) - 0.4, -0.6)
+    lower.tick_params(axis="y", length=0)
+    lower.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
+    _powers_of_two(lower.xaxis)
+    lower.set_xlabel("size |x| of a value, in powers of two")
+
+
+@drawn
+def accuracy_lines(
+    panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+) -> Picture:
+    """Draw accuracy against something, one to three panels side by side.
+
+    Args:
+        panels: ``(what is on the axis, "linear" or "log")`` to lines, label to numbers and to the
+            accuracy at each, %. A label keeps its colour in all panels.
+        origin: the machine that counted the right answers.
+
+    Raises:
+        ValueError: no panel or more than 3, another scale, or a logarithm of 0.
+    """
+    if not 1 <= len(panels) <= 3:
+        raise ValueError(f"1 to 3 panels fit beside each other, got {len(panels)}.")
+    figure, axes = canvas(9.5, 4.4, len(panels), sharey=True, squeeze=False)
+    labels = dict.fromkeys(label for lines in panels.values() for label in lines)
+    looks = dict(zip(labels, forms.LOOKS, strict=False))
+    words = []
+    for axis, ((xlabel, scale), lines) in zip(axes[0], panels.items(), strict=True):
+        for label, (xs, accuracies) in lines.items():
+            colour, dashes, marker = looks[label]
+            line = Line(label, xs, accuracies, colour, marker + dashes)
+            words += forms.draw_lines(axis, [line._replace(label=f"{label}, %, by {xlabel}")])
+        numbers = sorted({float(x) for xs, _ in lines.values() for x in xs})
+        _set_scale(axis, xlabel, scale, numbers)
+        axis.grid(axis="y", color=Colour.GREY, alpha=0.2, linewidth=0.8)
+    axes[0][0].set_ylim(-2, 102)
+    axes[0][0].set_ylabel(f"accuracy, % ({Provenance.MEASURED})")
+    legend = [
+        Line2D([], [], color=colour, ls=dashes, marker=marker, label=label)
+        for label, (colour, dashes, marker) in looks.items()
+    ]
+    return Picture(figure, title, [Origin.on(origin)], ". ".join(words), notes, legend)
+
+
+def _set_scale(axis: Any, xlabel: str, scale: str, numbers: Sequence[float]) -> None:
+    """Name and scale the horizontal axis; a few powers of two get ticks of their own."""
+    if scale not in ("linear", "log") or (scale == "log" and numbers[0] <= 0):
+        raise ValueError(f"{xlabel!r}: 'linear', or 'log' above 0; got {scale!r}, {numbers[0]:g}.")
+    axis.set_xlabel(xlabel)
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    if scale == "log":
+        powers = [math.frexp(x)[1] - 1 for x in numbers if math.frexp(x)[0] == 0.5]
+        binary = len(powers) == len(numbers)
+        forms.log_axes(axis, 2 if binary else 10)
+        if binary and len(numbers) <= 12:
+            axis.set_xticks(numbers, [f"$2^{{{power}}}$" for power in powers])
+
+
+class BitsRow(NamedTuple):
+    """One network in one format: how right, how large, how fast."""
+
+    name: str
+    bits: int
+    accuracy_pct: float
+    size_bytes: int
+    speed: Measurement
+    """Images/s."""
+    emulated: bool
+    """Whether the arithmetic was rounded in software, since the processor lacks the format."""
+
+
+@drawn
+def bits_summary(
+    rows: Sequence[BitsRow | tuple], origin: MachineCard, *notes: str, title: str
+) -> Picture:
+    """Draw accuracy, size and speed of one network against the bits of a number.
+
+    Args:
+        rows: :class:`BitsRow` or plain tuples of the same order, most bits first.
+        origin: the machine that counted the right answers.
+    """
+    rows = [BitsRow(*row) for row in rows]
+    figure, panels = canvas(9.5, 7.0, rows=3, sharex=True)
+    steps = [1.0 if a.bits == b.bits else 1.45 for a, b in itertools.pairwise(rows)]
+    places = list(itertools.accumulate(steps, initial=0.0))
+    for axis in panels:
+        axis.tick_params(axis="x", length=0)
+        for bits in dict.fromkeys(row.bits for row in rows):
+            alike = [place for place, row in zip(places, rows, strict=True) if row.bits == bits]
+            grey = {"color": Colour.GREY, "alpha": 0.08, "linewidth": 0}
+            axis.axvspan(alike[0] - 0.55, alike[-1] + 0.55, **grey)
+    accuracy, size, speed = panels
+    diamond = {"color": Colour.VERMILION, "marker": "D", "ms": 8, "mew": 1.8}
+    fills = {False: Colour.VERMILION, True: "white"}
+    hatch, words = PROVENANCE_HATCH[Provenance.COMPUTED], []
+    for place, row in zip(places, rows, strict=True):
+        right, kilobytes, fast = row.accuracy_pct, row.size_bytes / 1e3, row.speed
+        accuracy.plot(place, right, "o", color=Colour.BLUE, markersize=9)
+        size.bar(place, kilobytes, 0.62, color=Colour.ORANGE, edgecolor="white", hatch=hatch)
+        speed.plot([place, place], [fast.low, fast.high], color=Colour.INK, linewidth=1.5)
+        speed.plot(place, fast.median, zorder=3, mfc=fills[row.emulated], **diamond)
+        texts = f"{right:.2f}", format_number(kilobytes), format_number(fast.median)
+        ends = right, kilobytes, fast.high
+        for axis, text, end in zip(panels, texts, ends, strict=True):
+            forms.write_above(axis, text, (place, end))
+        said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * row.emulated
+        words.append(f"{row.name}, {row.bits} bits: {said}")
+    accuracy.margins(y=0.35)
+    size.set_ylim(0, 1.25 * max(row.size_bytes / 1e3 for row in rows))
+    forms.plain_ticks(size.yaxis)
+    forms.log_axes(speed, 0, 10)
+    speed.set_ylim(min(r.speed.low for r in rows) / 2.2, max(r.speed.high for r in rows) * 6)
+    titles = {
+        "accuracy, %\n(not from 0)": f"right answers ({Provenance.MEASURED})",
+        "weights, kB": f"size of the weights ({Provenance.COMPUTED})",
+        "speed, images/s\n(line: quartiles)": f"forward pass ({rows[0].speed.provenance})",
+    }
+    for axis, (ylabel, heading) in zip(panels, titles.items(), strict=True):
+        axis.set_ylabel(ylabel)
+        axis.set_title(heading, fontsize=9.5)
+    names = ["\n".join(textwrap.wrap(row.name, 12, break_long_words=False)) for row in rows]
+    ticks = [f"{name}\n{row.bits} bits" for name, row in zip(names, rows, strict=True)]
+    speed.set_xticks(places, ticks)
+    speed.set_xlabel("format of a number")
+    marks = ("arithmetic of the format itself", "rounded in software (emulated)")
+    legend = [
+        Line2D([], [], ls="", mfc=fills[emulated], label=label, **diamond)
+        for emulated, label in enumerate(marks)
+    ]
+    return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)
