@@ -26,10 +26,8 @@ def all_reduce_steps(way: str, workers: int = 4) -> Picture:
         workers: from 2 up.
 
     Raises:
-        ValueError: another way, or fewer than 2 workers.
+        TypeError, ValueError: as :func:`fastdl_lib.scaling.simulator.all_reduce_schedule`.
     """
-    if way not in ("ring", "tree") or workers < 2:
-        raise ValueError(f"a 'ring' or a 'tree' of 2 workers or more, got {way!r}, {workers}.")
     states, moved = all_reduce_schedule(way, workers)
     chunks = len(states[0][0])
     width = (0.27 * chunks + 0.22) * len(states) + 0.7

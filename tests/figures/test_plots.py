@@ -647,12 +647,6 @@ def test_a_tree_sums_up_and_down(workers, steps):
     assert end == "; ".join(["all"] * workers)
 
 
-@pytest.mark.parametrize(("way", "workers"), [("star", 4), ("ring", 1)])
-def test_another_all_reduce_is_refused(way, workers):
-    with pytest.raises(ValueError, match="a 'ring' or a 'tree' of 2 workers or more"):
-        chapter_04.all_reduce_steps(way, workers)
-
-
 @pytest.mark.parametrize(
     ("number_format", "value", "bits", "words"),
     [
