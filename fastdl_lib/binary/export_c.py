@@ -7,11 +7,9 @@ byte, 0 to 255.
 
 import ctypes
 import dataclasses
-import hashlib
 import math
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,14 +19,14 @@ from fastdl_lib.binary.bits import WORD, pack
 from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
 from fastdl_lib.convolution.im2col import output_size
 from fastdl_lib.core.arrays import to_cpu
-from fastdl_lib.core.compiler import c_compiler
+from fastdl_lib.core.compiler import Compiled, compile_library
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.nn.network import Network
 
-__all__ = ["CFile", "CNetwork", "compile_c", "export_c"]
+__all__ = ["C_FLAGS", "CFile", "CNetwork", "compile_c", "export_c"]
 
-# As the tests compile; -march=native is for speed, and the answers do not depend on it.
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O3")
+"""With which :func:`compile_c` compiles: warnings are errors."""
 
 _PARTS = {
     "popcount": """
@@ -157,6 +155,8 @@ class CFile:
     path: Path
     name: str
     """What its functions' names begin with."""
+    input_shape: tuple[int, int, int]
+    """(C, H, W) of a picture."""
     classes: int
     constants_bytes: int
     """What lies in read-only memory (flash) beside the code."""
@@ -197,58 +197,63 @@ def export_c(network: Network, path: str | os.PathLike, *, name: str = "network"
         raise ValueError(f"name must be letters, digits and _, a letter first; got {name!r}.")
     folded = network if isinstance(network, BinaryNetwork) else fold(network)
     stages = [_Stage(folded, *stage) for stage in enumerate(folded.layers, start=1)]
-    classes = stages[-1].layer.outputs
     sums = max(stage.sums for stage in stages)
-    words = [max((s.words_out for s in stages[turn::2]), default=0) or 1 for turn in (0, 1)]
-    patch_words = stages[0].layer.buffers["words"].shape[1]
+    # The layers read and write bits in turns; the last one writes none.
+    turns = [stages[turn:-1:2] for turn in (0, 1)]
+    words = [max(stage.words_out for stage in turn) for turn in turns if turn]
+    text = _c_text(folded, name, stages, sums, words)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="ascii")
+    constants = folded.bytes + 8 * sum(stage.around_words for stage in stages)
+    buffers = 4 * sums + 8 * sum(words) + 8 * 8 * stages[0].patch_words
+    classes = stages[-1].layer.outputs
+    return CFile(path, name, folded.input_shape, classes, constants, buffers)
+
+
+def _c_text(
+    folded: BinaryNetwork, name: str, stages: list["_Stage"], sums: int, words: list[int]
+) -> str:
+    """The file, with buffers of so many sums and words."""
     needed = {"popcount", "pixel_sums"}  # a function that is not used would be a warning
     if len(stages) > 1:
         needed |= {"bit_sums", "compare"}
     if any(stage.layer.pool for stage in stages):
         needed.add("pool")
-    parts = [part for part in _PARTS if part in needed]
-    constants = [line for stage in stages for line in stage.constants()]
+    patch_words = str(stages[0].patch_words)
     channels, height, width = folded.input_shape
-    text = "\n".join(
-        [
-            f"/* {_in_comment(folded.name)}: pictures of {channels}x{height}x{width} bytes,",
-            f"   {classes} classes. Written by fastdl_lib.binary.export_c.export_c; C99, no heap. */",
-            "#include <stdint.h>",
-            *(_PARTS[part].replace("@PATCH_WORDS@", str(patch_words)) for part in parts),
-            *constants,
-            f"static int32_t sums[{sums}];",
-            *(
-                f"static uint64_t bits{turn}[{words[turn]}];"
-                for turn in (0, 1)
-                if len(stages) > turn + 1
-            ),
-            "",
-            f"void {name}_logits(const uint8_t *pixels, float *logits);",
-            f"int {name}_classify(const uint8_t *pixels);",
-            "",
-            f"void {name}_logits(const uint8_t *pixels, float *logits)",
-            "{",
-            *(line for turn, stage in enumerate(stages) for line in stage.calls(turn)),
-            "}",
-            "",
-            f"int {name}_classify(const uint8_t *pixels)",
-            "{",
-            f"    float logits[{classes}];",
-            "    int best = 0;",
-            f"    {name}_logits(pixels, logits);",
-            f"    for (int o = 1; o < {classes}; ++o)",
-            "        if (logits[o] > logits[best]) best = o;",
-            "    return best;",
-            "}",
-            "",
-        ]
-    )
-    with whole_file(path) as part:
-        part.write_text(text, encoding="ascii")
-    used = sum(words[turn] for turn in (0, 1) if len(stages) > turn + 1)
-    buffers = 4 * sums + 8 * used + 8 * 8 * patch_words
-    around = sum(stage.around_words for stage in stages)
-    return CFile(path, name, classes, folded.bytes + 8 * around, buffers)
+    classes = stages[-1].layer.outputs
+    lines = [
+        f"/* {_in_comment(folded.name)}: pictures of {channels}x{height}x{width} bytes,",
+        f"   {classes} classes. Written by fastdl_lib.binary.export_c; C99, no heap. */",
+        "#include <stdint.h>",
+        *(_PARTS[part].replace("@PATCH_WORDS@", patch_words) for part in _PARTS if part in needed),
+        *(line for stage in stages for line in stage.constants()),
+        f"static int32_t sums[{sums}];",
+        *(f"static uint64_t bits{turn}[{count}];" for turn, count in enumerate(words)),
+        "",
+        f"void {name}_logits(const uint8_t *pixels, float *logits);",
+        f"int {name}_classify(const uint8_t *pixels);",
+        "",
+        f"void {name}_logits(const uint8_t *pixels, float *logits)",
+        "{",
+        *(line for turn, stage in enumerate(stages) for line in stage.calls(turn)),
+        "}",
+        _CLASSIFY.replace("@NAME@", name).replace("@CLASSES@", str(classes)),
+    ]
+    return "\n".join(lines)
+
+
+_CLASSIFY = """
+int @NAME@_classify(const uint8_t *pixels)
+{
+    float logits[@CLASSES@];
+    int best = 0;
+    @NAME@_logits(pixels, logits);
+    for (int o = 1; o < @CLASSES@; ++o)
+        if (logits[o] > logits[best]) best = o;
+    return best;
+}
+"""
 
 
 def _in_comment(text: str) -> str:
@@ -269,21 +274,13 @@ class _Stage:
             output_size(size, kernel, self.layer.stride, self.layer.padding)
             for size, kernel in zip(self.input_shape[1:], self.layer.kernel, strict=True)
         ]
-        pooled = network.shapes[name][1:] or (1, 1)
-        self.pooled = math.prod(pooled)
-
-    @property
-    def sums(self) -> int:
-        return math.prod(self.places) * self.layer.outputs
-
-    @property
-    def words_out(self) -> int:
-        return self.pooled * -(-self.layer.outputs // WORD) if self.layer.ends_in_sign else 0
-
-    @property
-    def around_words(self) -> int:
         layer = self.layer
-        return -(-layer.channels // WORD) if layer.padding and not layer.takes_pixels else 0
+        self.pooled = math.prod(network.shapes[name][1:])
+        self.sums = math.prod(self.places) * layer.outputs
+        self.patch_words = layer.buffers["words"].shape[1]
+        self.pixel_words = -(-layer.channels // WORD)
+        self.words_out = self.pooled * -(-layer.outputs // WORD)
+        self.around_words = self.pixel_words if layer.padding and not layer.takes_pixels else 0
 
     def constants(self) -> Iterator[str]:
         for kind, array in self.layer.buffers.items():
@@ -298,15 +295,14 @@ class _Stage:
         channels, height, width = self.input_shape
         kernel = f"{layer.kernel[0]}, {layer.kernel[1]}, {layer.stride}, {layer.padding}"
         if layer.takes_pixels:
-            words = layer.buffers["words"].shape[1]
             yield (
                 f"    pixel_sums(pixels, {height}, {width}, {channels}, {kernel}, "
-                f"{layer.outputs}, {words}, {name}_words, sums);"
+                f"{layer.outputs}, {self.patch_words}, {name}_words, sums);"
             )
         else:
             around = f"{name}_around" if self.around_words else "0"
             yield (
-                f"    bit_sums(bits{(turn - 1) % 2}, {height}, {width}, {-(-channels // WORD)}, "
+                f"    bit_sums(bits{(turn - 1) % 2}, {height}, {width}, {self.pixel_words}, "
                 f"{kernel}, {around}, {layer.outputs}, {layer.length}, {name}_words, sums);"
             )
         if layer.pool is not None:
@@ -348,66 +344,46 @@ def _constant(name: str, array: np.ndarray) -> Iterator[str]:
 class CNetwork:
     """A compiled C network: answers for pictures. Made by :func:`compile_c`."""
 
-    def __init__(self, file: CFile, library: Path) -> None:
-        self.file, self.library = file, library
-        loaded = ctypes.CDLL(str(library))
-        self._logits = getattr(loaded, f"{file.name}_logits")
-        self._classify = getattr(loaded, f"{file.name}_classify")
+    def __init__(self, file: CFile, compiled: Compiled) -> None:
+        self.file, self.library_bytes = file, compiled.size_bytes
+        self._logits = getattr(compiled.functions, f"{file.name}_logits")
+        self._classify = getattr(compiled.functions, f"{file.name}_classify")
         self._logits.restype, self._classify.restype = None, ctypes.c_int
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """(N, classes), float32, for images (N, C, H, W), uint8.
-
-        Raises:
-            TypeError: images of another dtype.
-        """
+        """(N, classes), float32, for images (N, C, H, W), uint8; others are refused by a TypeError
+        or ValueError."""
         out = np.empty((len(images), self.file.classes), np.float32)
-        for place, row in zip(_addresses(images), out, strict=True):
+        for place, row in zip(self._addresses(images), out, strict=True):
             self._logits(place, ctypes.c_void_p(row.ctypes.data))
         return out
 
     def predict_classes(self, images: np.ndarray) -> np.ndarray:
-        """(N,), int64, for images (N, C, H, W), uint8.
+        """(N,), int64, for images as :meth:`logits` takes them."""
+        return np.array([self._classify(place) for place in self._addresses(images)], np.int64)
 
-        Raises:
-            TypeError: images of another dtype.
-        """
-        return np.array([self._classify(place) for place in _addresses(images)], np.int64)
-
-
-def _addresses(images: np.ndarray) -> list[ctypes.c_void_p]:
-    if images.dtype != np.uint8:
-        raise TypeError(
-            f"a C network takes pixels as uint8, 0 to 255, got {images.dtype}; "
-            "use np.rint(255 * x).astype(np.uint8)."
-        )
-    if not images.flags.c_contiguous:
-        raise ValueError("a C network takes contiguous images: use np.ascontiguousarray(x).")
-    start = images.ctypes.data
-    return [ctypes.c_void_p(start + place * images[0].nbytes) for place in range(len(images))]
+    def _addresses(self, images: np.ndarray) -> list[ctypes.c_void_p]:
+        if images.dtype != np.uint8:
+            raise TypeError(
+                f"a C network takes pixels as uint8, 0 to 255, got {images.dtype}; "
+                "use np.rint(255 * x).astype(np.uint8)."
+            )
+        if images.shape[1:] != self.file.input_shape:
+            wanted = ", ".join(map(str, self.file.input_shape))
+            raise ValueError(f"this C network takes images (N, {wanted}), got {images.shape}.")
+        if not images.flags.c_contiguous:
+            raise ValueError("a C network takes contiguous images: use np.ascontiguousarray(x).")
+        start, size = images.ctypes.data, math.prod(images.shape[1:])
+        return [ctypes.c_void_p(start + place * size) for place in range(len(images))]
 
 
 def compile_c(file: CFile, flags: Sequence[str] = ("-march=native",)) -> CNetwork:
-    """Compile a C network with this machine's compiler, beside its file, and load it.
+    """Compile a C network with this machine's compiler and load it.
 
-    Warnings are errors. ``flags`` are added to :data:`C_FLAGS`.
+    ``flags`` are added to :data:`C_FLAGS`; -march=native is for speed, answers do not depend on it.
 
     Raises:
         RuntimeError: there is no C compiler, or it refuses the file.
     """
-    compiler = c_compiler()
-    if compiler is None:
-        raise RuntimeError(
-            "there is no C compiler here: install one (Debian and Ubuntu: sudo apt install gcc)."
-        )
-    # A library that is loaded already would be taken again for another of the same name.
-    made_of = hashlib.sha256(file.path.read_bytes() + repr(flags).encode()).hexdigest()[:8]
-    library = file.path.with_name(f"{file.path.stem}-{made_of}.so")
-    told = subprocess.run(
-        [compiler, *C_FLAGS, *flags, "-shared", "-fPIC", "-o", library, file.path],
-        capture_output=True,
-        text=True,
-    )
-    if told.returncode:
-        raise RuntimeError(f"{compiler} does not take {file.path.name}:\n{told.stderr[-2000:]}")
-    return CNetwork(file, library)
+    code = file.path.read_text(encoding="ascii")
+    return CNetwork(file, compile_library(code, (*C_FLAGS, *flags), name=file.path.stem))

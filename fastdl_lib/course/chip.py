@@ -68,7 +68,7 @@ def chip_run(
         few = pixels[:_CLOCKED]
         time_ms = benchmark(chip.predict_classes, few, budget_s=_BUDGET_S, threads=1, machine=card)
         speed = time_ms.convert(lambda ms: round(1e3 * len(few) / ms, 1), "images/s")
-        rest = chip.library.stat().st_size - file.constants_bytes
+        rest = chip.library_bytes - file.constants_bytes
     counted = {
         "constants": ("bytes", file.constants_bytes, {}),
         "buffers": ("bytes", file.buffers_bytes, {}),
