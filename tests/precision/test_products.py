@@ -1,0 +1,205 @@
+"""Products of matrices, rounded one step at a time."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.precision.formats import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT8_E5M2,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    FloatFormat,
+)
+from fastdl_lib.precision.products import product
+
+
+def step_by_step(a, b, compute, accumulate):
+    """The definition, in the formats' own arithmetic."""
+    total = np.zeros((len(a), b.shape[1]), accumulate.dtype)
+    with np.errstate(all="ignore"):
+        a, b = a.astype(compute.dtype), b.astype(compute.dtype)
+        for k in range(a.shape[1]):
+            products = a[:, k, None] * b[None, k]
+            assert products.dtype == compute.dtype
+            total = total + products.astype(accumulate.dtype)
+            assert total.dtype == accumulate.dtype
+    return total.astype(np.float32)
+
+
+def matrices(scale=1.0, shape=(9, 60, 37), seed=0, dtype=np.float32):
+    rng, (rows, inner, columns) = np.random.default_rng(seed), shape
+    a, b = rng.normal(0, scale, (rows, inner)), rng.normal(0, scale, (inner, columns))
+    return a.astype(dtype), b.astype(dtype)
+
+
+# The operands reach the ends of the formats: subnormal products and sums, and overflow.
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 3e-5, 150.0])
+@pytest.mark.parametrize(
+    "pair",
+    [(FLOAT16, FLOAT16), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT32), (BFLOAT16, FLOAT32),
+     (FLOAT8_E5M2, FLOAT16), (FLOAT8_E4M3, FLOAT32), (FLOAT16, FLOAT64), (FLOAT32, FLOAT64)],
+    ids=str,
+)  # fmt: skip
+def test_product_is_the_formats_own_arithmetic(pair, scale):
+    for shape in ((9, 60, 37), (37, 60, 9), (1, 33, 1), (3, 1, 2)):
+        a, b = matrices(scale, shape)
+        got = product(a, b, compute=pair[0], accumulate=pair[1])
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, step_by_step(a, b, *pair))
+    spread = a * np.float32(2.0) ** np.random.default_rng(1).integers(-20, 20, a.shape)
+    spread = spread.astype(np.float32)
+    np.testing.assert_array_equal(
+        product(spread, b, compute=pair[0], accumulate=pair[1]), step_by_step(spread, b, *pair)
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0**-68, 2.0**62])
+def test_bfloat16_at_the_ends_of_its_range(scale):
+    a, b = matrices(scale)
+    got = product(a, b, compute=BFLOAT16, accumulate=BFLOAT16)
+    exact = FLOAT64.round(BFLOAT16.round(a).astype(np.float64))
+    total = np.zeros(got.shape)
+    for k in range(a.shape[1]):
+        products = BFLOAT16.round(exact[:, k, None] * BFLOAT16.round(b)[None, k].astype(np.float64))
+        total = BFLOAT16.round(total + products)
+    np.testing.assert_array_equal(got, total.astype(np.float32))
+    assert np.isfinite(got).mean() > 0
+    assert (np.abs(got[got != 0]) < BFLOAT16.smallest_normal).any() or np.isinf(got).any()
+
+
+def test_product_against_numpys_running_sum_of_halves():
+    a, b = matrices(shape=(4, 500, 3))
+    got = product(a, b, compute=FLOAT16, accumulate=FLOAT16)
+    half_a, half_b = a.astype(np.float16), b.astype(np.float16)
+    for i, j in np.ndindex(got.shape):
+        running = np.add.accumulate(np.concatenate([[np.float16(0)], half_a[i] * half_b[:, j]]))
+        assert running.dtype == np.float16 and got[i, j] == running[-1]
+
+
+def nearest_exactly(total, kind):
+    """A Fraction rounded to a format; slow and beyond doubt."""
+    if total == 0:
+        return Fraction(0)
+    exponent = math.floor(math.log2(abs(total.numerator)) - math.log2(total.denominator)) + 2
+    while Fraction(2) ** exponent > abs(total):
+        exponent -= 1
+    lowest = round(math.log2(kind.smallest_normal))
+    step = Fraction(2) ** (max(exponent, lowest) - kind.fraction_bits)
+    return round(total / step) * step  # Python's round() of a Fraction: halves to even
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *itertools.product([FLOAT32, FLOAT64], [FLOAT16, BFLOAT16, FLOAT8_E5M2]),
+        (FLOAT64, FLOAT32),
+    ],
+    ids=str,
+)
+def test_sums_of_longer_products_are_rounded_once(pair):
+    """Ties that a tiny number before or after them breaks, and random ones."""
+    compute, accumulate = pair
+    tie, tiny = accumulate.epsilon / 2, accumulate.smallest_subnormal
+    wide = [2.0**-20 * tie, -(2.0**-20) * tie, 2.0**-23 * (1 + tie)]
+    nudges = [tiny, -tiny, 2 * tiny, *wide]
+    rows = []
+    for nudge in nudges:
+        rows += [[1, tie + nudge, 0], [nudge, 1 + tie, 0], [tie, nudge, 1]]
+        rows += [[nudge, -1 - 3 * tie, 0], [nudge, 2.0**12 * (1 + tie), tie], [-nudge, tie * 3, 1]]
+    rng = np.random.default_rng(12)
+    rows = np.array(rows + rng.normal(size=(60, 3)).tolist())
+    rows = np.concatenate([rows, rows * 2.0 ** rng.integers(-9, 2, rows.shape)])
+    if accumulate in (BFLOAT16, FLOAT32):
+        rows = np.concatenate([rows, [[2.0**-100, 1 + tie, 0], [-(2.0**-100), 1 + 3 * tie, 0]]])
+    kind = np.float64 if compute == FLOAT64 else np.float32
+    rows = rows.astype(kind)
+    got = product(rows, np.ones((3, 1), kind), compute=compute, accumulate=accumulate)[:, 0]
+    for row, value in zip(rows, got, strict=True):
+        total = Fraction(0)
+        for term in row:
+            total = nearest_exactly(total + Fraction(float(term)), accumulate)
+        assert value == float(total), row
+
+
+@pytest.mark.parametrize("kind", [FLOAT32, FLOAT64], ids=str)
+def test_wide_formats_are_the_blas_product(kind):
+    a, b = matrices(dtype=np.float64)
+    got = product(a, b, compute=kind, accumulate=kind)
+    np.testing.assert_array_equal(
+        got, (a.astype(kind.dtype) @ b.astype(kind.dtype)).astype(np.float32)
+    )
+
+
+def test_sums_stand_still_where_the_spacing_is_too_wide():
+    ones = np.ones((1, 5000), np.float32)
+    stops = {FLOAT16: 2048, BFLOAT16: 256, FLOAT8_E4M3: 16, FLOAT8_E5M2: 8, FLOAT32: 5000}
+    for accumulate, stop in stops.items():
+        assert product(ones, ones.T, compute=FLOAT16, accumulate=accumulate)[0, 0] == stop
+
+
+def test_products_and_sums_overflow_as_their_format_does():
+    a = np.array([[300.0, 300.0], [200.0, -300.0], [np.nan, 1.0], [np.inf, -1.0]], np.float32)
+    b = np.array([[250.0], [200.0]], np.float32)
+    half = product(a, b, compute=FLOAT16, accumulate=FLOAT16)[:, 0]
+    # 50000 becomes 49984, and 49984 - 60000 is a half.
+    np.testing.assert_array_equal(half, [np.inf, -10016, np.nan, np.inf])
+    opposed = product(a[:1] * [1, -1], b, compute=FLOAT32, accumulate=FLOAT16)
+    assert opposed[0, 0] == np.inf  # 75000 - 60000: infinite after the first term
+    opposed = product(a[:1] * [1, -1], b, compute=FLOAT16, accumulate=FLOAT32)
+    assert opposed[0, 0] == np.inf
+    eighth = product(a / 8, b / 8, compute=FLOAT32, accumulate=FLOAT8_E4M3)[:, 0]
+    np.testing.assert_array_equal(eighth, [np.nan, np.nan, np.nan, np.nan])
+
+
+def test_a_format_that_ends_before_float32_overflows_in_products():
+    own = FloatFormat("own", 5, 23)
+    a = np.full((1, 1), 300, np.float32)
+    assert product(a, a, compute=own)[0, 0] == np.inf
+    assert product(a, a, compute=FLOAT32, accumulate=own)[0, 0] == np.inf
+
+
+def test_product_is_the_same_with_more_threads_and_any_layout():
+    a, b = matrices(shape=(40, 20, 700))
+    pair = {"compute": FLOAT32, "accumulate": FLOAT16}
+    with blas_threads(1):
+        once = product(a, b, **pair)
+    with blas_threads(2):
+        np.testing.assert_array_equal(
+            product(np.asfortranarray(a), np.asfortranarray(b), **pair), once
+        )
+        np.testing.assert_array_equal(product(b.T, a.T, **pair).T, once)
+        np.testing.assert_array_equal(product(a, b.astype(np.float64), **pair), once)
+    for shape in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
+        got = product(*matrices(shape=shape), **pair)
+        assert got.shape == shape[::2] and (got == 0).all()
+
+
+@pytest.mark.parametrize("known", [FLOAT8_E4M3, FLOAT8_E5M2, FLOAT16], ids=str)
+def test_a_format_without_a_dtype_does_what_the_one_with_it_does(known):
+    sizes = known.exponent_bits, known.fraction_bits
+    own = FloatFormat("own", *sizes, has_infinity=known.has_infinity)
+    a, b = matrices(3.0)
+    got = product(a, b, compute=own, accumulate=own)
+    np.testing.assert_array_equal(got, step_by_step(a, b, known, known))
+
+
+def test_product_refuses_what_it_cannot_take(fake_gpu):
+    a, b = matrices(shape=(2, 3, 4))
+    for wrong in ((a, b.T), (a[0], b), (a[None], b)):
+        with pytest.raises(ValueError, match=r"takes \(M, K\) and \(K, N\), got"):
+            product(*wrong)
+    for options in ({"compute": INT8}, {"accumulate": "float16"}):
+        with pytest.raises(TypeError, match="must be a floating-point format such as FLOAT16"):
+            product(a, b, **options)
+    with pytest.raises(TypeError, match=r"use x\.astype\(np\.float32\)"):
+        product(a.astype(np.float16), b)
+    with pytest.raises(TypeError, match=r"move a and b there with to_cpu\(\)"):
+        product(fake_gpu.asarray(a), fake_gpu.asarray(b))
