@@ -64,6 +64,7 @@ FLOORS = {
     "course.ranks": 9,
     "scaling.workers": 10,
     "figures.explore": 10,
+    "course.machine_parts": 9.9,
     "course.record": 10,
     "course.chip": 10,
     "course.notebooks": 10,
