@@ -45,7 +45,7 @@ from fastdl_lib.measuring.timing import (
 from fastdl_lib.nn.layers import CONV_ALGORITHMS, Conv2d
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
 from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, warmup_cosine
-from fastdl_lib.nn.training import evaluate, fit, training_pass
+from fastdl_lib.nn.training import evaluate, fit
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import MixedPrecision
 
@@ -514,7 +514,7 @@ class _Work:
         return self.step if way == "training" else partial(self.network.forward, self.x)
 
     def step(self) -> None:
-        training_pass(self.network, self.x, self.labels, weight=self.optimizer.loss_scale)
+        self.network.loss_and_gradients(self.x, self.labels, scale=self.optimizer.loss_scale)
         self.optimizer.step(self.network)
 
 

@@ -52,7 +52,7 @@ from fastdl_lib.core.threads import blas_threads, usable_cores
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.nn.checkpoints import digest
-from fastdl_lib.nn.layers import Dropout, Flatten, Linear
+from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
 from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, Schedule, warmup_cosine
 from fastdl_lib.nn.training import (
@@ -64,7 +64,6 @@ from fastdl_lib.nn.training import (
     epoch_seed,
     evaluate,
     fit,
-    training_pass,
 )
 from fastdl_lib.scaling import watchdog
 from fastdl_lib.scaling.mpi import mpi_status, run_ranks
@@ -386,7 +385,7 @@ class MpiWorkers(Workers):
             self._buckets = _Buckets(network, self.bucket_bytes, self._send)
         loss_sum, correct = 0.0, 0
         if len(x):
-            with _shared_dropout(network, self.share(images), images):
+            with _shared_draws(network, self.share(images), images):
                 weight = loss_scale * len(x) / images
                 loss, correct = self._gradients_here(network, x, labels, weight)
             loss_sum = len(x) * loss
@@ -416,11 +415,10 @@ class MpiWorkers(Workers):
             # MPI moves data only while it is called.
             self._mpi.Request.Testall(self._requests)
 
-        return training_pass(
-            network,
+        return network.training_pass(
             x,
             labels,
-            weight=weight,
+            scale=weight,
             after_forward=self.beat,
             after_backward=after_layer,
         )
@@ -497,24 +495,24 @@ class MpiWorkers(Workers):
 
 def _refuse_batch_norm(network: Network, ranks: int) -> None:
     """Means and variances would be those of each rank's part of the batch, and drift apart."""
-    if network.buffers and ranks > 1:
+    mixing = [n for n, layer in network.layers.items() if layer.mixes_images]
+    if mixing and ranks > 1:
         raise ValueError(
-            f"{network.name} has batch normalisation, whose means and variances are the whole "
-            "batch's: train it in one process, with fit()."
+            f"{network.name} has batch normalisation ({mixing[0]}), whose means and variances are "
+            "the whole batch's: train it in one process, with fit()."
         )
 
 
 @contextlib.contextmanager
-def _shared_dropout(network: Network, here: slice, images: int) -> Iterator[None]:
-    """Let Dropout draw for the whole batch, of which the images ``here`` are this rank's."""
-    layers = [layer for layer in network.layers.values() if isinstance(layer, Dropout)]
-    for layer in layers:
-        layer.shared = (here, images)
+def _shared_draws(network: Network, here: slice, images: int) -> Iterator[None]:
+    """Let layers draw for the whole batch, of which the images ``here`` are this rank's."""
+    for layer in network.layers.values():
+        layer.share(here, images)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.shared = None
+        for layer in network.layers.values():
+            layer.share(None, 0)
 
 
 # --- asynchronous -------------------------------------------------------------------------------
@@ -572,7 +570,7 @@ class Delayed(Workers):
         for name, weight in self._old[0].items():
             weights[name][...] = weight
         try:
-            return training_pass(network, x, labels, weight=loss_scale)
+            return network.training_pass(x, labels, scale=loss_scale)
         finally:
             for name, weight in now.items():
                 weights[name][...] = weight
@@ -700,8 +698,7 @@ def _compute_for_server(
         for index, layer in enumerate(network.layers.values(), start=1):
             layer.reseed(epoch_seed(epoch_seed(seed, epoch, index), number, 0))
         part = beside(chosen, images)
-        loss, right = training_pass(
-            network,
+        loss, right = network.training_pass(
             images[part],
             labels[part],
             after_forward=ranks.beat,
@@ -952,7 +949,7 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
     optimizer = SGD(1e-4, 0.9)
 
     def alone() -> None:
-        training_pass(network, x, labels)
+        network.training_pass(x, labels)
 
     def together(overlap: bool, weak: bool = False) -> None:
         ranks.overlap = overlap
@@ -965,7 +962,7 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
         "one rank": alone,
         "all ranks": functools.partial(together, True),
         "all ranks, no overlap": functools.partial(together, False),
-        "all ranks, no communication": lambda: training_pass(network, x[here], labels[here]),
+        "all ranks, no communication": lambda: network.training_pass(x[here], labels[here]),
         "all ranks, a whole batch each": functools.partial(together, True, True),
     }
 

@@ -104,7 +104,7 @@ def same_weights():
                     ],
                     "all ranks alike": len(set(names)) == 1,
                     "dropout is itself again": all(
-                        layer.shared is None
+                        layer._shared is None
                         for layer in together.layers.values()
                         if isinstance(layer, Dropout)
                     ),
