@@ -86,7 +86,7 @@ def _whole_bytes(values: int, bytes_per_value: float) -> int:
 def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4) -> list[LayerCost]:
     """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
 
-    The layers say themselves what they cost. Flatten moves nothing, and Dropout does nothing outside
+    The layers say what they cost. Flatten moves nothing, and Dropout does nothing outside
     training: both count 0. MACs are products with weights, as papers count them.
 
     Args:

@@ -5,7 +5,7 @@ import pytest
 from helpers import IMAGES, LABELS, assert_same_weights, train, weights_differ
 
 from fastdl_lib.core.arrays import to_gpu
-from fastdl_lib.figures.picture import layer_bars
+from fastdl_lib.figures.chapter_01 import layer_bars
 from fastdl_lib.measuring.costs import cost_table, layer_costs, memory_bytes
 from fastdl_lib.measuring.speeds import forward_ms
 from fastdl_lib.measuring.timing import profile_layers
