@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.binary.bits import pack, unpack
-from fastdl_lib.convolution.im2col import conv2d_im2col_backward
+from fastdl_lib.convolution.algorithms import choose
+from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.arrays import array_module, to_cpu
 from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.layers import (
-    CONV_ALGORITHMS,
-    CONV_BACKWARD,
     Conv2d,
     Layer,
     Linear,
@@ -248,7 +247,7 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         in_channels, out_channels, kernel, stride, padding: as of Conv2d; without groups.
         padding_value: what stands around the image; 0.0 in front of a layer of whole numbers.
         scaled: as of :class:`BinaryLinear`.
-        algorithm: a key of ``CONV_ALGORITHMS`` or "auto", which takes one with exact sums: not
+        algorithm: a key of ``ALGORITHMS`` or "auto", which takes one with exact sums: not
             Winograd's.
         rng: where the seeded random weights come from.
 
@@ -304,21 +303,19 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x, 4, "(N, C, H, W)")
         self.output_shape(x.shape[1:])
-        algorithm = self.algorithm_for(x)
         x, signs = self.padded(x), sign(self.parameters["weight"])
-        out = CONV_ALGORITHMS[algorithm](x, signs, stride=self.stride)
+        geometry = Geometry.of(x, signs, stride=self.stride)
+        row = choose(self.algorithm_for(x), x, geometry)
+        out = row.forward(x, signs, None, geometry)
         if self.scaled:
             out *= self.scale().reshape(1, -1, 1, 1)
-        self._keep(training, out, x, signs, algorithm)
+        self._keep(training, out, x, signs, row, geometry)
         return out
 
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
-        x, signs, algorithm = self._recall(grad_out)
+        x, signs, row, geometry = self._recall(grad_out)
         weight = self.binary_weight() if self.scaled else signs
-        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
-        grad_x, grad_binary, _ = backward(
-            grad_out, x, weight, stride=self.stride, need_grad_x=need_grad_x
-        )
+        grad_x, grad_binary, _ = row.backward(grad_out, x, weight, geometry, need_grad_x)
         self.gradients = {"weight": self._by_latent(grad_binary)}
         if grad_x is None or not self.padding:
             return grad_x

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from fastdl_lib.convolution.im2col import im2col, output_size
+from fastdl_lib.convolution.geometry import output_size
+from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Line

@@ -68,7 +68,7 @@ def forward_ms(
 
     Args:
         x: (N, C, H, W) on the CPU; it is moved to the device before the clock starts.
-        algorithm: how the convolutions are computed, see ``CONV_ALGORITHMS``.
+        algorithm: how the convolutions are computed, see ``ALGORITHMS``.
         device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
         expected: the right answer for the first images of ``x``.
         tolerance: the largest error, as a part of the largest value of ``expected``.

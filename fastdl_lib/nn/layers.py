@@ -13,32 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.gpu import (
-    conv2d_cudnn,
-    conv2d_cudnn_backward,
-    conv2d_gpu,
-    conv2d_gpu_backward,
-)
-from fastdl_lib.convolution.im2col import (
-    check_window,
-    conv2d_blocked,
-    conv2d_blocked_backward,
-    conv2d_compiled,
-    conv2d_im2col,
-    conv2d_im2col_backward,
-    conv2d_loops,
-    output_size,
-    tap_views,
-    wide,
-)
-from fastdl_lib.convolution.winograd import conv2d_winograd, conv2d_winograd_backward, saves_work
-from fastdl_lib.core.arrays import array_module, to_cpu
-from fastdl_lib.core.checks import check_number, check_whole_number
+from fastdl_lib.convolution.algorithms import ALGORITHMS, choose
+from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
+from fastdl_lib.core.arrays import array_module, to_cpu, wide
+from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import in_parallel, sum_in_order
 
 __all__ = [
-    "CONV_ALGORITHMS",
-    "CONV_BACKWARD",
     "BatchNorm",
     "Conv2d",
     "Dropout",
@@ -58,26 +39,6 @@ __all__ = [
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
-
-CONV_ALGORITHMS = {
-    "loops": conv2d_loops,
-    "compiled": conv2d_compiled,
-    "im2col": conv2d_im2col,
-    "blocked": conv2d_blocked,
-    "winograd": conv2d_winograd,
-    "gpu": conv2d_gpu,
-    "cudnn": conv2d_cudnn,
-}
-"""Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them. The last
-two run on the GPU only, im2col on both, the others on the CPU only."""
-
-CONV_BACKWARD = {
-    "blocked": conv2d_blocked_backward,
-    "winograd": conv2d_winograd_backward,
-    "gpu": conv2d_gpu_backward,
-    "cudnn": conv2d_cudnn_backward,
-}
-"""The way back of those that have one of their own; that of the others is im2col's."""
 
 
 class Layer:
@@ -272,16 +233,17 @@ class Conv2d(Layer):
         kernel: height and width of a filter.
         stride, padding: in pixels, the same on both axes.
         groups: the channels are cut into this many parts that do not see each other.
-        algorithm: one of :data:`CONV_ALGORITHMS`, or ``"auto"``: Winograd's where it saves work,
-            blocked elsewhere and for float16, "gpu" on the GPU. It may be set later.
+        algorithm: a key of :data:`~fastdl_lib.convolution.algorithms.ALGORITHMS`, or ``"auto"``:
+            Winograd's where it saves work, blocked elsewhere and for float16, "gpu" on the GPU. It
+            may be set later.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
     Input (N, C, H, W), output (N, K, OH, OW).
 
     Raises:
-        TypeError: rng is no generator, a window or groups not whole; as check_conv_shapes.
+        TypeError: rng is no generator, a window or groups not whole; as Geometry.of.
         ValueError: sizes below 1, groups that do not divide the channels, an algorithm that does
-            not exist; as check_conv_shapes.
+            not exist; as Geometry.of.
 
     >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
@@ -340,20 +302,17 @@ class Conv2d(Layer):
 
     @property
     def algorithm(self) -> str:
-        """How it computes: a key of :data:`CONV_ALGORITHMS`, or "auto". Setting it lays the weights
-        out in memory as the algorithm reads them; their shape and values stay."""
+        """How it computes: a key of ALGORITHMS, or "auto". Setting it lays the weights out in memory
+        as the algorithm reads them; their shape and values stay."""
         return self._algorithm
 
     @algorithm.setter
     def algorithm(self, name: str) -> None:
-        if name != "auto" and name not in CONV_ALGORITHMS:
-            raise ValueError(
-                f"algorithm must be one of {['auto', *CONV_ALGORITHMS]}, got {name!r}."
-            )
+        check_choice("algorithm", name, ["auto", *ALGORITHMS])
         self._algorithm = name
         weight = self.parameters["weight"]
         xp = array_module(weight)
-        if name in ("auto", *CONV_BACKWARD):  # channels last, as the patches there
+        if name == "auto" or ALGORITHMS[name].channels_last:
             weight = xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         else:
             weight = xp.ascontiguousarray(weight)
@@ -361,28 +320,20 @@ class Conv2d(Layer):
         self.parameters = {**self.parameters, "weight": weight}
 
     def algorithm_for(self, x: Array) -> str:
-        """The key of :data:`CONV_ALGORITHMS` that a batch ``x`` is computed by."""
-        if self.algorithm != "auto":
-            return self.algorithm
-        if array_module(x) is not np:
-            return "gpu"
-        if x.dtype == np.float16:
-            return "blocked"
-        _, out_h, out_w = self.output_shape(x.shape[1:])
-        channels, filters = self.in_channels // self.groups, self.out_channels // self.groups
-        saves = saves_work(len(x), max(out_h, out_w), self.kernel, self.stride, channels, filters)
-        return "winograd" if saves else "blocked"
+        """The key of ALGORITHMS that a batch ``x`` is computed by."""
+        return choose(self.algorithm, x, self._geometry(x)).name
 
-    @property
-    def _window(self) -> dict[str, int]:
-        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+    def _geometry(self, x: Array) -> Geometry:
+        check_batch(self, x, 4, "(N, C, H, W)")
+        window = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        return Geometry.of(x, self.parameters["weight"], self.parameters.get("bias"), **window)
 
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        check_batch(self, x, 4, "(N, C, H, W)")
-        algorithm = self.algorithm_for(x)
-        out = CONV_ALGORITHMS[algorithm](x, weight, bias, **self._window)
-        self._keep(training, out, x, algorithm)
+        geometry = self._geometry(x)
+        row = choose(self.algorithm, x, geometry)
+        out = row.forward(x, weight, bias, geometry)
+        self._keep(training, out, x, row, geometry)
         return out
 
     def backward(self, grad_out: Array) -> Array:
@@ -392,14 +343,9 @@ class Conv2d(Layer):
         self._backward(grad_out, need_grad_x=False)
 
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
-        x, algorithm = self._recall(grad_out)
-        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
-        grad_x, grad_weight, grad_bias = backward(
-            grad_out,
-            x,
-            self.parameters["weight"],
-            **self._window,
-            need_grad_x=need_grad_x,
+        x, row, geometry = self._recall(grad_out)
+        grad_x, grad_weight, grad_bias = row.backward(
+            grad_out, x, self.parameters["weight"], geometry, need_grad_x
         )
         self.gradients = {"weight": grad_weight, "bias": grad_bias}
         return grad_x

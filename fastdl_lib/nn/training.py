@@ -26,8 +26,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastdl_lib.convolution.im2col import wide
-from fastdl_lib.core.arrays import array_module, beside, keep_freed_memory, synchronize, to_cpu
+from fastdl_lib.core.arrays import (
+    array_module,
+    beside,
+    keep_freed_memory,
+    synchronize,
+    to_cpu,
+    wide,
+)
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.files import whole_file

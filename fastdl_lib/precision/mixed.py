@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import im2col, wide
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.convolution.im2col import im2col
+from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import blocks
 from fastdl_lib.nn.layers import Conv2d, Layer, Linear

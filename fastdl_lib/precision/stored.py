@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import check_on_cpu
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.arrays import array_module, check_on_cpu
 from fastdl_lib.core.threads import in_parallel
 from fastdl_lib.nn.layers import Layer, Linear
 from fastdl_lib.precision.formats import FLOAT32, FloatFormat, NumberFormat, ScaledInteger

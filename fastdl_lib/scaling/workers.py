@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import wide
 from fastdl_lib.core.arrays import (
     array_module,
     beside,
@@ -44,6 +43,7 @@ from fastdl_lib.core.arrays import (
     to_cpu,
     to_gpu,
     use_gpu,
+    wide,
 )
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.datasets import mnist, photos

@@ -1,5 +1,6 @@
 """Every layer's gradient agrees with finite differences, its values with plain references."""
 
+import copy
 import math
 
 import numpy as np
@@ -621,3 +622,33 @@ def test_constants_of_lrn_do_not_widen_a_float32_batch():
     x = np.ones((1, 4, 2, 2), np.float32)
     assert layer.forward(x, training=True).dtype == np.float32
     assert layer.backward(x).dtype == np.float32
+
+
+def test_conv2d_picks_by_shape_and_takes_any_by_name():
+    rng = np.random.default_rng(0)
+    layer = Conv2d(16, 16, 3, rng=rng)
+    x = rng.standard_normal((4, 16, 14, 14)).astype(np.float32)
+    assert (layer.algorithm_for(x), layer.algorithm_for(x[:1])) == ("winograd", "blocked")
+    expected = layer.forward(x)
+    for name in ("loops", "compiled", "im2col", "blocked", "winograd"):
+        layer.algorithm = name
+        assert layer.algorithm_for(x) == name
+        np.testing.assert_allclose(layer.forward(x), expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"must be one of .*'winograd'.*, got 'fft'"):
+        layer.algorithm = "fft"
+    with pytest.raises(ValueError, match="got 'fast'"):
+        Conv2d(16, 16, 3, algorithm="fast", rng=rng)
+
+
+def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
+    layer = Conv2d(3, 4, 2, rng=np.random.default_rng(0))
+    weight = layer.parameters["weight"]
+    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
+    twin = copy.copy(layer)
+    layer.algorithm = "im2col"
+    assert layer.parameters["weight"].flags.c_contiguous
+    assert twin.parameters["weight"] is weight
+    assert (layer.parameters["weight"] == weight).all()
+    layer.algorithm = "blocked"
+    assert layer.parameters["weight"].transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (layer.parameters["weight"] == weight).all()
