@@ -72,6 +72,7 @@ FLOORS = {
     "course.record": 10,
     "course.chip": 10,
     "course.notebooks": 10,
+    "course.release": 11,
 }
 
 
