@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from fair import MIN_ROUNDS
 
+from fastdl_lib.course.ranks import run_ranks
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.measuring.recordings import Recording, write_recording
-from fastdl_lib.scaling.mpi import run_ranks
 
 ALEXNET_GRADIENTS = 60_965_224  # float32 values
 CORE_SHARE = 0.95  # that each rank must get during a pass, for its round to count

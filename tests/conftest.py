@@ -1,6 +1,12 @@
 """Fixtures that several test files share."""
 
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
 import hypothesis
+import psutil
 import pytest
 
 from fastdl_lib.core.arrays import gpu_status
@@ -26,3 +32,24 @@ def fake_gpu():
 @pytest.fixture(scope="session")
 def card():
     return machine_card()
+
+
+@pytest.fixture
+def no_process_left(monkeypatch):
+    """Whatever a test starts has ended when it ends."""
+    mark = str(uuid.uuid4())
+    monkeypatch.setenv("FASTDL_TEST_MARK", mark)
+    # The programs of ranks lie in another folder than the package they test.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+    yield
+
+    def left() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("FASTDL_TEST_MARK") == mark and process.pid != os.getpid():
+                    found.append(process)
+        return found
+
+    psutil.wait_procs(left(), timeout=30)
+    assert not left()

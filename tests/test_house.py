@@ -27,11 +27,7 @@ FLOORS = {
     "measuring.machine": 2,
     "core.pretend_gpu": 2,
     "scaling.mpi": 2,
-    "convolution.geometry": 2,
-    "convolution.algorithms": 3.5,
-    "convolution.blocked": 3,
-    "convolution.im2col": 3,
-    "convolution.loops": 3,
+    "convolution.im2col": 2,
     "precision.formats": 2,
     "precision.products": 3,
     "binary.bits": 3,
@@ -65,14 +61,13 @@ FLOORS = {
     "figures.chapter_05": 9.2,
     "figures.chapter_06": 9.2,
     "scaling.curves": 9,
-    "course.ranks": 9,
     "scaling.workers": 10,
     "figures.explore": 10,
     "course.machine_parts": 9.9,
     "course.record": 10,
+    "course.ranks": 11,
     "course.chip": 10,
     "course.notebooks": 10,
-    "course.release": 11,
 }
 
 

@@ -1,21 +1,56 @@
-"""The MPI jobs of chapter 04 on two ranks: measured here, or, where MPI is missing, replayed.
+"""The MPI jobs of chapter 04: a command that the ranks run, and its runs from a notebook.
 
-``python -m fastdl_lib.course.ranks`` runs them all and writes ``data/recordings/ranks.json``.
+    mpiexec -n 2 python -m mpi4py -m fastdl_lib.course.ranks train --images 10000 --epochs 1
+
+starts two ranks on this machine. On a cluster it is the same command with ``--hostfile``, or under
+``srun`` (with ``--kill-on-bad-exit=1``). ``--help`` names the jobs. ``-m mpi4py`` ends the job
+where a rank fails before ``MpiWorkers`` are at work; after that they do it themselves, and name the
+rank that failed, was killed, or hangs.
+
+``python -m fastdl_lib.course.ranks record`` runs what chapter 04 shows, and writes
+``data/recordings/ranks.json``, which it replays where MPI is missing.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdl_lib.core.datasets import data_folder
-from fastdl_lib.measuring.evidence import Measurement, Provenance
-from fastdl_lib.measuring.machine import MachineCard
-from fastdl_lib.measuring.recordings import Recording, read_recording, write_recording
-from fastdl_lib.scaling.mpi import mpi_status, run_ranks
+import numpy as np
 
-__all__ = ["RANK_RUNS", "rank_run"]
+from fastdl_lib.core.arrays import gpu_available, keep_freed_memory, synchronize, to_gpu, use_gpu
+from fastdl_lib.core.datasets import data_folder, mnist, photos
+from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.course.record import check_place, save
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.recordings import Recording, read_recording
+from fastdl_lib.nn.checkpoints import digest
+from fastdl_lib.nn.layers import Flatten, Linear
+from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.nn.training import DROPOUT, fit, training_pass
+from fastdl_lib.scaling.mpi import mpi_status, run_program
+from fastdl_lib.scaling.workers import PATIENCE_S, MpiWorkers
+
+__all__ = ["rank_run", "run_ranks"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+RECORDING = "ranks.json"
+ALEXNET_BYTES = 4 * 60_965_224  # of its gradients in float32
+
+
+# --- from a notebook ----------------------------------------------------------------------------
 
 _TRAINING = (
     *("train", "--images", 2000, "--test", 1000, "--batch", 100),
@@ -31,10 +66,25 @@ RANK_RUNS: Mapping[str, tuple[Any, ...]] = {
     "training, 1 rank": (1, *_TRAINING),
     "training, 2 ranks": (2, *_TRAINING),
 }
-"""Name of a run: the number of ranks, then the words of ``fastdl_lib.scaling.workers``.
+"""Name of a run: the number of ranks, then the words of this command.
 
 494,208 bytes are the gradients of DeepConvNet.
 """
+
+
+def run_ranks(ranks: int, *words: str | float | Path, **options: Any) -> dict[str, Any]:
+    """Run a job of this command with several ranks on this machine; return its result.
+
+    Args:
+        ranks: how many; they may be more than the cores.
+        words: of the command line, such as ``"train", "--images", 2000``.
+        options: ``timeout_s`` and ``show``, as :func:`fastdl_lib.scaling.mpi.run_program` takes.
+
+    Raises:
+        RuntimeError: MPI is missing, or the job failed; the message names the rank.
+        TimeoutError: it took too long.
+    """
+    return run_program(ranks, ["-m", "fastdl_lib.course.ranks"], *words, **options)
 
 
 def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
@@ -50,19 +100,17 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
 
     Raises:
         KeyError: there is no such run.
-        RuntimeError, TimeoutError: as :func:`fastdl_lib.scaling.mpi.run_ranks`.
-
-    >>> sorted(rank_run("all-reduce"))
-    ['4', '494208']
+        RuntimeError, TimeoutError: as :func:`run_ranks`.
     """
     if name not in RANK_RUNS:
         raise KeyError(f"there is no run {name!r}; there are {sorted(RANK_RUNS)}.")
     if not mpi_status().available:
-        recorded = read_recording(data_folder() / "recordings" / "ranks.json").select(run=name)
+        recorded = read_recording(data_folder() / "recordings" / RECORDING).select(run=name)
         return {m.conditions["what"]: m for m in recorded}
     ranks, *words = RANK_RUNS[name]
     result = run_ranks(ranks, *words, "--device", "cpu", show=show)
     card = MachineCard.from_dict(result["machine"])
+    where = {"run": name, "ranks": ranks, "threads": result["threads"]}
     return {
         what: Measurement(
             f"{name}, {what}",
@@ -70,7 +118,7 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
             tuple(samples),
             Provenance.MEASURED,
             machine=card,
-            conditions={"run": name, "what": what, "ranks": ranks, "threads": result["threads"]},
+            conditions={**where, "what": what, "freed_memory": "kept"},
         )
         for what, (unit, samples) in _samples(result).items()
     }
@@ -89,22 +137,339 @@ def _samples(result: Mapping[str, Any]) -> dict[str, tuple[str, list[float]]]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run all and write the recording."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdl_lib.course.ranks",
-        description="Run the MPI jobs of chapter 04 on this machine and record them.",
+# --- the jobs -----------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
+    """Train DeepConvNet on MNIST, every rank with its part of each batch."""
+    (images, labels), test = (
+        _on_device(options, *(array[:count] for array in mnist(part)))
+        for part, count in (("train", options.images), ("test", options.test))
     )
-    default = data_folder() / "recordings" / "ranks.json"
-    parser.add_argument("--out", type=Path, default=default, help="the file")
-    options = parser.parse_args(arguments)
+    network = deep_convnet(options.seed)
+    network = network.variant(network.name, **dict.fromkeys(DROPOUT[options.dropout]))
+    if options.device == "gpu":
+        network.to_gpu()
+    sgd = options.optimizer == "sgd"
+    history = fit(
+        network,
+        images,
+        labels,
+        epochs=options.epochs,
+        batch=options.batch,
+        optimizer=(
+            SGD(options.learning_rate, options.momentum) if sgd else Adam(options.learning_rate)
+        ),
+        schedule=warmup_cosine(options.warmup),
+        seed=options.seed,
+        shift=options.shift,
+        checkpoint=options.checkpoint,
+        workers=ranks,
+    )
+    waited_s = ranks.of_all(ranks.waited_s)
+    weights = digest(network.parameters.values())
+    if len(names := set(ranks.of_all(int(weights[:12], 16)))) > 1:
+        raise RuntimeError(f"the ranks have come to different weights: {names}")
+    result = ranks.evaluate(network, *test)
+    if ranks.rank == 0:
+        print(f"Test: {result}")
+        if options.out is not None:
+            network.save_weights(options.out)
+    return {
+        "images": len(images),
+        "batch": options.batch,
+        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        "seconds": history.seconds,
+        "test_images": result.images,
+        "test_accuracy": result.accuracy,
+        "weights": weights,
+        "waited_s": waited_s,
+    }
+
+
+def _on_device(options: argparse.Namespace, *arrays: Array) -> tuple[Array, ...]:
+    return tuple(map(to_gpu, arrays)) if options.device == "gpu" else arrays
+
+
+def _clock(ranks: MpiWorkers, run: Callable[[], Any], idle: bool = False) -> tuple[float, float]:
+    """Seconds of the slowest rank, and the least share of a core that one got meanwhile.
+
+    An idle rank waits for the others without using its core. A share well below 1 tells that
+    other programs ran.
+    """
+    ranks.barrier(pause_s=1e-3)
+    start, used_s = time.perf_counter(), time.process_time()
+    if not idle:
+        run()
+        synchronize()
+    took_s = time.perf_counter() - start
+    share = 1.0 if idle else (time.process_time() - used_s) / took_s
+    ranks.barrier(pause_s=1e-3)
+    return max(ranks.of_all(0.0 if idle else took_s)), min(ranks.of_all(share))
+
+
+def _all_reduce(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
+    """Time all-reduces, and on rank 0 alone copies of as many bytes, in turn."""
+
+    def repeat(calls: int, work: Callable[..., Any], *arrays: Array) -> None:
+        for _ in range(calls):
+            work(*arrays)
+
+    rows = []
+    for size_bytes in options.bytes:
+        values = np.zeros(size_bytes // 4, np.float32)
+        calls = max(1, min(1000, 10_000_000 // size_bytes))  # so that the clock can tell
+        add_up = functools.partial(repeat, calls, ranks.all_reduce, values)
+        copy = functools.partial(repeat, calls, np.copyto, np.zeros_like(values), values)
+        times: dict[str, list[float]] = {"all_reduce_s": [], "copy_s": []}
+        for number in range(options.rounds + 2):
+            both = {
+                "all_reduce_s": _clock(ranks, add_up)[0] / calls,
+                "copy_s": _clock(ranks, copy, idle=ranks.rank > 0)[0] / calls,
+            }
+            if number >= 2:  # the first ones fetch the memory from the system
+                for name, took_s in both.items():
+                    times[name].append(took_s)
+        rows.append({"bytes": values.nbytes, **times})
+        if ranks.rank == 0:
+            fast, slow = (values.nbytes / 1e9 / float(np.median(one)) for one in times.values())
+            print(
+                f"{values.nbytes:13,} bytes: all-reduce {fast:.2f} GB/s, copy {slow:.2f} GB/s "
+                f"({Provenance.MEASURED})"
+            )
+    return {"sizes": rows}
+
+
+def _one_layer() -> Network:
+    """The smallest network for MNIST: 7,850 parameters, too little work to share."""
+    fc = Linear(28 * 28, 10, rng=np.random.default_rng(0))
+    return Network("one layer", [("flatten", Flatten()), ("fc", fc)], (1, 28, 28))
+
+
+def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
+    """Time training steps of one rank alone and of all together, in turn."""
+    batch = options.batch
+    if options.network == "alexnet":
+        network, x, labels = alexnet(), photos(batch), np.arange(batch) % 1000
+    else:
+        network = _one_layer() if options.network == "one_layer" else deep_convnet()
+        x, labels = (array[:batch] for array in mnist("train"))
+        if len(x) < batch:
+            raise ValueError(f"MNIST has {len(x):,} training images; --batch {batch} takes more")
+    x, labels = _on_device(options, x, labels)
+    if options.device == "gpu":
+        network.to_gpu()
+    here = ranks.share(batch)
+    optimizer = SGD(1e-4, 0.9)
+
+    def together(overlap: bool, weak: bool = False) -> None:
+        ranks.overlap = overlap
+        if weak:
+            ranks.gradients(network, x, labels, batch * ranks.size)
+        else:
+            ranks.gradients(network, x[here], labels[here], batch)
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "one rank": lambda: training_pass(network, x, labels),
+        "all ranks": functools.partial(together, True),
+        "all ranks, no overlap": functools.partial(together, False),
+        "all ranks, no communication": lambda: training_pass(network, x[here], labels[here]),
+        "all ranks, a whole batch each": functools.partial(together, True, True),
+    }
+
+    def steps(compute: Callable[[], Any]) -> None:
+        for _ in range(options.steps):
+            compute()
+            optimizer.step(network)
+            ranks.beat()
+
+    ranks.begin(network, optimizer, None, [])
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    shares: dict[str, list[float]] = {kind: [] for kind in kinds}
+    order = np.random.default_rng(0)
+    for number in range(options.rounds + 1):
+        for place in order.permutation(len(kinds)).tolist():
+            kind, compute = list(kinds.items())[place]
+            idle = kind == "one rank" and ranks.rank > 0
+            took_s, share = _clock(ranks, functools.partial(steps, compute), idle)
+            if number:  # the first round warms up
+                seconds[kind].append(took_s / options.steps)
+                shares[kind].append(share)
+    if ranks.rank == 0:
+        for kind, samples in seconds.items():
+            print(f"{kind:30} {1e3 * float(np.median(samples)):9.1f} ms ({Provenance.MEASURED})")
+    return {
+        "network": network.name,
+        "batch": batch,
+        "gradient_bytes": sum(weight.nbytes for weight in network.parameters.values()),
+        "step_s": seconds,
+        "core_share": shares,
+    }
+
+
+JOBS = {"train": _train, "all-reduce": _all_reduce, "steps": _steps}
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says, as one rank of a job; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["record"]:
+        return _record(_parser().parse_args(arguments))
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        print(mpi_status().reason, file=sys.stderr)
+        return 1
+    first = MPI.COMM_WORLD.rank == 0
+    with contextlib.ExitStack() as quiet:
+        if not first:
+            null = quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            quiet.enter_context(contextlib.redirect_stdout(null))
+            quiet.enter_context(contextlib.redirect_stderr(null))
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit:  # on all ranks alike: rank 0 has said what is wrong before any leaves
+            MPI.COMM_WORLD.Barrier()
+            raise
+    if options.device == "auto":
+        options.device = "gpu" if gpu_available() else "cpu"
+    ranks = MpiWorkers(cuda_aware=options.cuda_aware, patience_s=options.patience)
+    with ranks, blas_threads(options.threads), keep_freed_memory():
+        if options.device == "gpu":
+            use_gpu(ranks.local_rank)
+        card = machine_card()
+        if first:
+            for path in (options.result, getattr(options, "out", None)):
+                if path is not None and (path.is_dir() or not path.parent.is_dir()):
+                    raise FileNotFoundError(
+                        f"{path.name} cannot be written: give a file's name in a folder that exists"
+                    )
+            counted = "1 rank" if ranks.size == 1 else f"{ranks.size} ranks"
+            print(f"{counted}, each on {card.summary}", flush=True)
+        if options.fault is not None and options.fault[1] == ranks.rank:
+            _fault(ranks, options.fault[0], options.fault[2])
+        outcome = JOBS[options.job](options, ranks)
+        if first and options.result is not None:
+            outcome |= {
+                "job": options.job,
+                "ranks": ranks.size,
+                "threads": options.threads,
+                "machine": card.to_dict(),
+            }
+            with whole_file(options.result) as part:
+                part.write_text(json.dumps(outcome, allow_nan=False), encoding="utf-8")
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    """Run all of :data:`RANK_RUNS` and write the recording."""
     if not mpi_status().available:
         print(mpi_status().reason, file=sys.stderr)
         return 1
-    found = [m for name in RANK_RUNS for m in rank_run(name, show=True).values()]
-    command = "python -m fastdl_lib.course.ranks"
-    write_recording(options.out, Recording(found[0].machine, command, tuple(found)))
+    try:
+        check_place(options.out)
+        found = [m for name in RANK_RUNS for m in rank_run(name, show=True).values()]
+        command = "python -m fastdl_lib.course.ranks record"
+        save(Recording(found[0].machine, command, tuple(found)), options.out)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
+
+
+def _fault(ranks: MpiWorkers, how: str, step: int) -> None:
+    """Let this rank go wrong at a step, so that one can see what happens then."""
+    beat = ranks.beat
+
+    def faulty(layer: str = "") -> None:
+        if ranks.step == step:
+            if how == "raise":
+                raise RuntimeError("a fault that was asked for")
+            if how == "exit":
+                sys.exit(0)
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            while how == "hang":
+                time.sleep(1)
+        beat(layer)
+
+    ranks.beat = faulty
+
+
+def _a_fault(text: str) -> tuple[str, int, int]:
+    how, *numbers = text.split(":")
+    if how not in ("raise", "exit", "kill", "hang") or len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"such as kill:1:20, got {text!r}")
+    return how, int(numbers[0]), int(numbers[1])
+
+
+def _from(least: int) -> Callable[[str], int]:
+    """A whole number from ``least`` up, as argparse takes it."""
+
+    def whole_number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
+        return value
+
+    return whole_number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpiexec -n 2 python -m mpi4py -m fastdl_lib.course.ranks",
+        description="Train in several processes that share every batch, or measure how fast they "
+        "do. With --hostfile, or under srun --kill-on-bad-exit=1, on several machines.",
+    )
+    jobs = parser.add_subparsers(dest="job", required=True)
+    default = " (default: %(default)s)"
+
+    def job(name: str, text: str) -> Callable[..., Any]:
+        add = jobs.add_parser(name, help=text, description=text).add_argument
+        add("--threads", type=_from(1), default=1, help="BLAS threads a rank" + default)
+        add("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where" + default)
+        add("--cuda-aware", action="store_true", help="the MPI library takes GPU arrays")
+        seconds = "seconds without a sign of life after which a rank counts as hanging"
+        add("--patience", type=float, default=PATIENCE_S, help=seconds + default)
+        wrong = "HOW:RANK:STEP, such as kill:1:20: raise, exit, kill or hang there, to see the end"
+        add("--fault", type=_a_fault, metavar="FAULT", help=wrong)
+        add("--result", type=Path, help="write the result here, as JSON")
+        return add
+
+    add = job("train", "train DeepConvNet on MNIST")
+    add("--images", type=_from(1), default=60_000, help="train on the first so many" + default)
+    add("--test", type=_from(1), default=10_000, help="test on the first so many" + default)
+    add("--epochs", type=_from(1), default=1, help="passes over the training images" + default)
+    add("--batch", type=_from(1), default=100, help="images a step, all ranks together" + default)
+    add("--optimizer", choices=["adam", "sgd"], default="adam", help="kind" + default)
+    add("--learning-rate", type=float, default=3e-3, help="the highest" + default)
+    add("--momentum", type=float, default=0.9, help="of sgd" + default)
+    text = "at work in training; the book has both"
+    add("--dropout", choices=DROPOUT, default="none", help=text + default)
+    add("--warmup", type=float, default=0.1, help="share in which the rate rises" + default)
+    add("--seed", type=int, default=0, help="first weights and all chance" + default)
+    add("--checkpoint", type=Path, help="store the run here after every epoch; go on from it")
+    add("--out", type=Path, help="write the weights here")
+    add("--shift", type=_from(0), default=0, help="move images by so many pixels" + default)
+
+    add = job("all-reduce", "measure how fast arrays are added up over all ranks")
+    text = "of the arrays, rounded down to whole float32 values"
+    add("--bytes", type=_from(4), nargs="+", default=[ALEXNET_BYTES], help=text + default)
+    add("--rounds", type=_from(1), default=10, help="samples" + default)
+
+    add = job("steps", "measure training steps of one rank and of all, in turn")
+    networks = ["deep_convnet", "alexnet", "one_layer"]
+    add("--network", choices=networks, default=networks[0], help=default)
+    add("--batch", type=_from(1), default=100, help="images a step, all ranks together" + default)
+    add("--steps", type=_from(1), default=10, help="steps a sample" + default)
+    add("--rounds", type=_from(1), default=5, help="samples" + default)
+
+    text = "run the jobs of chapter 04 and record them; needs no mpiexec"
+    add = jobs.add_parser("record", help=text, description=text).add_argument
+    add("--out", type=Path, default=data_folder() / "recordings" / RECORDING, help="the file")
+    return parser
 
 
 if __name__ == "__main__":

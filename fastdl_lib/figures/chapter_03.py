@@ -4,20 +4,23 @@ from collections.abc import Mapping
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Line
-from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, origins_of, style
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn, origins_of
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 
 __all__ = ["memory_against_batch", "size_sweep", "transfer_bars"]
 
 
-@style()
+@drawn
 def size_sweep(
     lines: Mapping[str, Mapping[int, Measurement]], *notes: str, title: str, cpu_wins_to: int = 0
 ) -> Picture:
     """Draw how long a square product takes against its size, a line for each device.
 
-    ``lines`` holds for each label size to milliseconds; the condition ``device`` gives the colour,
-    the provenance the style: solid where a clock ran. Up to ``cpu_wins_to`` the figure is shaded.
+    Args:
+        lines: for each label, size to milliseconds; the condition ``device`` gives the colour,
+            the provenance the style: solid where a clock ran.
+        notes: for the caption, such as what a simulated line rests on.
+        cpu_wins_to: the largest size at which the CPU is ahead, shaded up to there; 0: none.
     """
     figure, axes = canvas(9, 4.6)
     drawn_lines = []
@@ -41,14 +44,15 @@ def size_sweep(
     return Picture(figure, title, origins, alt, notes, legend)
 
 
-@style()
+@drawn
 def transfer_bars(
     rows: Mapping[str, Mapping[str, Measurement]], *notes: str, title: str
 ) -> Picture:
     """Draw what a step takes on the way to the GPU and on it, one part after the other.
 
-    ``rows`` holds for each bar its parts in order, name to milliseconds; all bars share the names.
-    The first part is the computing, the others are transfers.
+    Args:
+        rows: for each bar its parts in order, name to milliseconds; all bars share the names. The
+            first part is the computing, the others are transfers.
     """
     first, *_ = parts = list(next(iter(rows.values())))
     palette = (Colour.GREEN, Colour.ORANGE, Colour.PURPLE, Colour.SKY)
@@ -71,7 +75,7 @@ def transfer_bars(
     return Picture(figure, title, origins_of(times), "; ".join(words), notes, legend)
 
 
-@style()
+@drawn
 def memory_against_batch(
     needs: Mapping[str, Mapping[int, float]],
     limits: Mapping[str, float],
@@ -80,7 +84,9 @@ def memory_against_batch(
 ) -> Picture:
     """Draw the memory a batch needs against its size, and what machines have, as lines.
 
-    ``needs`` holds for each line batch size to bytes, counted; ``limits`` the bytes of memories.
+    Args:
+        needs: for each line, batch size to bytes, counted.
+        limits: name, as it is written at the line, to the bytes of a memory.
     """
     figure, axes = canvas(9, 4.6)
     lines = []

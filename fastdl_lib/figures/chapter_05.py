@@ -4,7 +4,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.ticker
 import numpy as np
@@ -14,12 +14,13 @@ from matplotlib.patches import Patch, Rectangle
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Line
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
-from fastdl_lib.measuring.evidence import Provenance, format_number
+from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
 
 __all__ = [
+    "BitsRow",
     "accuracy_lines",
     "bit_layout",
     "bits_summary",
@@ -30,7 +31,7 @@ __all__ = [
 _BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
 
 
-@style()
+@drawn
 def bit_layout(
     number_format: FloatFormat, value: float | str, *, asked: float | None = None
 ) -> Picture:
@@ -176,30 +177,38 @@ def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
     return legend if all(floats) else legend + forms.patches({"evenly spaced": Colour.ORANGE})
 
 
-@style()
+@drawn
 def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> Picture:
     """Draw from which to which size the positive numbers of each format reach.
 
     Integers with a scale are drawn at the scale 1.
     """
     figure, axes = canvas(9.5, 1.7 + 0.52 * len(formats))
+    # float64 would leave the others no room: it runs out of the picture.
+    left, right = -176, 155
     words, names = [], []
     for place, number_format in enumerate(formats):
         _range_bar(axes, place, number_format)
         smallest, largest = number_format.smallest_subnormal, number_format.largest
-        for number, beside in ((smallest, (-5, "right")), (largest, (5, "left"))):
+        for number, beside in ((smallest, -1.5), (largest, 1.5)):
             text = f"{number:,.6g}" if 1 <= number < 1e6 else f"{number:.1e}"
-            end = {"xytext": (beside[0], 0), "ha": beside[1]}
-            forms.write_beside(axes, text, (math.log2(number), place), **end)
+            at, colour = math.log2(number) + beside, Colour.INK
+            if not left < at - beside < right:
+                arrow = "\N{LEFTWARDS ARROW}" if beside < 0 else "\N{RIGHTWARDS ARROW}"
+                text = f"{arrow} {text}" if beside < 0 else f"{text} {arrow}"
+                at, beside, colour = (left if beside < 0 else right) - beside, -beside, "white"
+            side = "left" if beside > 0 else "right"
+            axes.text(at, place, text, ha=side, va="center", fontsize=9, color=colour)
         digits = _in_digits(number_format)
         names.append(f"{number_format.name}\n{digits}")
         reach = f"{smallest:.3g} to {largest:.6g}"
         words.append(f"{number_format.name}, {number_format.bits} bits: {reach}, {digits}")
-    forms.name_rows(axes, names)
+    axes.set_yticks(range(len(formats)), names)
+    axes.set_ylim(len(formats) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
     axes.axvline(0, color=Colour.INK, linewidth=0.9, linestyle=":")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
-    left, right = axes.get_xlim()
-    axes.set_xlim(left - 25, right + 25)  # room for the numbers
+    axes.set_xlim(left, right)
+    axes.set_xticks(range(-140, 140, 20))
     _powers_of_two(axes.xaxis)
     axes.set_xlabel("size of a positive number (dotted: 1)")
     reach = "from the smallest number above 0 to the largest of each format"
@@ -207,7 +216,7 @@ def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> P
     return Picture(figure, title, origins, "; ".join(words), notes, legend)
 
 
-@style()
+@drawn
 def magnitude_histogram(
     groups: Mapping[str, Any],
     formats: Sequence[NumberFormat],
@@ -218,9 +227,14 @@ def magnitude_histogram(
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
-    ``groups`` are label to an array of any shape, NumPy or CuPy, whose zeros are counted apart;
-    infinite values or NaN raise ValueError. Each format has a bar below, with lines up to it.
-    Powers of two below ``least`` are counted with it.
+    Args:
+        groups: label to an array of any shape, NumPy or CuPy. Zeros are counted apart.
+        formats: a bar below the histogram each, with a line up at both of its ends.
+        origin: the machine that computed the values.
+        least: smaller powers of two are counted with this one, in the first step.
+
+    Raises:
+        ValueError: a value is infinite or NaN.
     """
     ratios = [8, 0.8 + 0.85 * len(formats)]
     figure, (upper, lower) = canvas(
@@ -288,13 +302,15 @@ def _draw_limits(
     reach = [math.log2(f.smallest_subnormal) for f in formats if f.smallest_subnormal > 1e-20]
     reach += [math.log2(f.largest) for f in formats if f.largest < 1e20]
     upper.set_xlim(min([*ends, *reach]) - 2, max([*ends, *reach]) + 2)
-    forms.name_rows(lower, [number_format.name for number_format in formats])
+    lower.set_yticks(range(len(formats)), [number_format.name for number_format in formats])
+    lower.set_ylim(len(formats) - 0.4, -0.6)
+    lower.tick_params(axis="y", length=0)
     lower.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
     _powers_of_two(lower.xaxis)
     lower.set_xlabel("size |x| of a value, in powers of two")
 
 
-@style()
+@drawn
 def accuracy_lines(
     panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     origin: MachineCard,
@@ -303,9 +319,16 @@ def accuracy_lines(
 ) -> Picture:
     """Draw accuracy against something, one to three panels side by side.
 
-    ``panels``: ``(what is on the axis, "linear" or "log")`` to lines, label to numbers and to the
-    accuracy at each, %. A label keeps its colour in all panels.
+    Args:
+        panels: ``(what is on the axis, "linear" or "log")`` to lines, label to numbers and to the
+            accuracy at each, %. A label keeps its colour in all panels.
+        origin: the machine that counted the right answers.
+
+    Raises:
+        ValueError: no panel or more than 3, another scale, or a logarithm of 0.
     """
+    if not 1 <= len(panels) <= 3:
+        raise ValueError(f"1 to 3 panels fit beside each other, got {len(panels)}.")
     figure, axes = canvas(9.5, 4.4, len(panels), sharey=True, squeeze=False)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     looks = dict(zip(labels, forms.LOOKS, strict=False))
@@ -329,6 +352,8 @@ def accuracy_lines(
 
 def _set_scale(axis: Any, xlabel: str, scale: str, numbers: Sequence[float]) -> None:
     """Name and scale the horizontal axis; a few powers of two get ticks of their own."""
+    if scale not in ("linear", "log") or (scale == "log" and numbers[0] <= 0):
+        raise ValueError(f"{xlabel!r}: 'linear', or 'log' above 0; got {scale!r}, {numbers[0]:g}.")
     axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     if scale == "log":
@@ -339,21 +364,37 @@ def _set_scale(axis: Any, xlabel: str, scale: str, numbers: Sequence[float]) -> 
             axis.set_xticks(numbers, [f"$2^{{{power}}}$" for power in powers])
 
 
-@style()
-def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title: str) -> Picture:
+class BitsRow(NamedTuple):
+    """One network in one format: how right, how large, how fast."""
+
+    name: str
+    bits: int
+    accuracy_pct: float
+    size_bytes: int
+    speed: Measurement
+    """Images/s."""
+    emulated: bool
+    """Whether the arithmetic was rounded in software, since the processor lacks the format."""
+
+
+@drawn
+def bits_summary(
+    rows: Sequence[BitsRow | tuple], origin: MachineCard, *notes: str, title: str
+) -> Picture:
     """Draw accuracy, size and speed of one network against the bits of a number.
 
-    ``rows``, most bits first: (format, bits, accuracy in %, bytes, images/s as measured, whether
-    the arithmetic was rounded in software, since the processor lacks the format).
+    Args:
+        rows: :class:`BitsRow` or plain tuples of the same order, most bits first.
+        origin: the machine that counted the right answers.
     """
-    names, bits, _, sizes, speeds, _ = zip(*rows, strict=True)
+    rows = [BitsRow(*row) for row in rows]
     figure, panels = canvas(9.5, 7.0, rows=3, sharex=True)
-    steps = [1.0 if a == b else 1.45 for a, b in itertools.pairwise(bits)]
+    steps = [1.0 if a.bits == b.bits else 1.45 for a, b in itertools.pairwise(rows)]
     places = list(itertools.accumulate(steps, initial=0.0))
     for axis in panels:
         axis.tick_params(axis="x", length=0)
-        for each in dict.fromkeys(bits):
-            alike = [place for place, b in zip(places, bits, strict=True) if b == each]
+        for bits in dict.fromkeys(row.bits for row in rows):
+            alike = [place for place, row in zip(places, rows, strict=True) if row.bits == bits]
             grey = {"color": Colour.GREY, "alpha": 0.08, "linewidth": 0}
             axis.axvspan(alike[0] - 0.55, alike[-1] + 0.55, **grey)
     accuracy, size, speed = panels
@@ -361,37 +402,37 @@ def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title:
     fills = {False: Colour.VERMILION, True: "white"}
     hatch, words = PROVENANCE_HATCH[Provenance.COMPUTED], []
     for place, row in zip(places, rows, strict=True):
-        name, row_bits, right, size_bytes, fast, in_software = row
-        kilobytes = size_bytes / 1e3
+        right, kilobytes, fast = row.accuracy_pct, row.size_bytes / 1e3, row.speed
         accuracy.plot(place, right, "o", color=Colour.BLUE, markersize=9)
         size.bar(place, kilobytes, 0.62, color=Colour.ORANGE, edgecolor="white", hatch=hatch)
         speed.plot([place, place], [fast.low, fast.high], color=Colour.INK, linewidth=1.5)
-        speed.plot(place, fast.median, zorder=3, mfc=fills[in_software], **diamond)
+        speed.plot(place, fast.median, zorder=3, mfc=fills[row.emulated], **diamond)
         texts = f"{right:.2f}", format_number(kilobytes), format_number(fast.median)
-        for axis, text, end in zip(panels, texts, (right, kilobytes, fast.high), strict=True):
+        ends = right, kilobytes, fast.high
+        for axis, text, end in zip(panels, texts, ends, strict=True):
             forms.write_above(axis, text, (place, end))
-        said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * in_software
-        words.append(f"{name}, {row_bits} bits: {said}")
+        said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * row.emulated
+        words.append(f"{row.name}, {row.bits} bits: {said}")
     accuracy.margins(y=0.35)
-    size.set_ylim(0, 1.25 * max(sizes) / 1e3)
+    size.set_ylim(0, 1.25 * max(row.size_bytes / 1e3 for row in rows))
     forms.plain_ticks(size.yaxis)
     forms.log_axes(speed, 0, 10)
-    speed.set_ylim(min(m.low for m in speeds) / 2.2, max(m.high for m in speeds) * 6)
+    speed.set_ylim(min(r.speed.low for r in rows) / 2.2, max(r.speed.high for r in rows) * 6)
     titles = {
         "accuracy, %\n(not from 0)": f"right answers ({Provenance.MEASURED})",
         "weights, kB": f"size of the weights ({Provenance.COMPUTED})",
-        "speed, images/s\n(line: quartiles)": f"forward pass ({speeds[0].provenance})",
+        "speed, images/s\n(line: quartiles)": f"forward pass ({rows[0].speed.provenance})",
     }
     for axis, (ylabel, heading) in zip(panels, titles.items(), strict=True):
         axis.set_ylabel(ylabel)
         axis.set_title(heading, fontsize=9.5)
-    short = ["\n".join(textwrap.wrap(name, 12, break_long_words=False)) for name in names]
-    ticks = [f"{name}\n{b} bits" for name, b in zip(short, bits, strict=True)]
+    names = ["\n".join(textwrap.wrap(row.name, 12, break_long_words=False)) for row in rows]
+    ticks = [f"{name}\n{row.bits} bits" for name, row in zip(names, rows, strict=True)]
     speed.set_xticks(places, ticks)
     speed.set_xlabel("format of a number")
     marks = ("arithmetic of the format itself", "rounded in software (emulated)")
     legend = [
-        Line2D([], [], ls="", mfc=fills[in_software], label=label, **diamond)
-        for in_software, label in enumerate(marks)
+        Line2D([], [], ls="", mfc=fills[emulated], label=label, **diamond)
+        for emulated, label in enumerate(marks)
     ]
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)

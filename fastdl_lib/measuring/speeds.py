@@ -16,7 +16,7 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.published import published
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import benchmark
-from fastdl_lib.nn.layers import Layer
+from fastdl_lib.nn.layers import Conv2d, Layer
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD
 
@@ -34,26 +34,31 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
     """Put ``model`` on a device with a way to convolve for a block, and both back afterwards."""
     layers = list(model.layers.values()) if isinstance(model, Network) else [model]
-    before = [(layer, layer.algorithm) for layer in layers if layer.algorithm is not None]
+    convolutions = [layer for layer in layers if isinstance(layer, Conv2d)]
+    before = [layer.algorithm for layer in convolutions]
+    moved = device == "gpu"
 
     def move(rule: Any) -> None:
         for layer in layers:
-            layer.map_arrays(rule)
+            layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
+            layer.buffers = {name: rule(array) for name, array in layer.buffers.items()}
+            layer.gradients = {}
 
     try:
-        if device == "gpu":
+        if moved:
             move(to_gpu)
-        for layer, _ in before:
+        for layer in convolutions:
             layer.algorithm = algorithm  # lays the weights out as it reads them
         yield
     finally:
-        if device == "gpu":
+        if moved:
             move(to_cpu)
             release_gpu_memory()
-        for layer, name in before:
+        for layer, name in zip(convolutions, before, strict=True):
             layer.algorithm = name
 
 
+@keep_freed_memory()
 def forward_ms(
     model: Layer | Network,
     x: np.ndarray,
@@ -68,7 +73,7 @@ def forward_ms(
 
     Args:
         x: (N, C, H, W) on the CPU; it is moved to the device before the clock starts.
-        algorithm: how the convolutions are computed, see ``ALGORITHMS``.
+        algorithm: how the convolutions are computed, see ``CONV_ALGORITHMS``.
         device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
         expected: the right answer for the first images of ``x``.
         tolerance: the largest error, as a part of the largest value of ``expected``.

@@ -20,7 +20,11 @@ import psutil
 
 from fastdl_lib.core.checks import Status, check_number, check_whole_number
 
-__all__ = ["mpi_status", "run_ranks"]
+__all__ = ["mpi_status", "run_program"]
+
+
+# In a batch system's session, as on a cluster's JupyterHub, ranks start here all the same.
+_HERE = {"HYDRA_LAUNCHER": "fork"}
 
 
 def _mpiexec() -> str | None:
@@ -48,7 +52,9 @@ def mpi_status() -> Status:
     code = "from mpi4py import MPI; print(MPI.Get_library_version())"
     words = [command, "-n", "1", sys.executable, "-c", code]
     try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(
+            words, capture_output=True, text=True, timeout=60, env=os.environ | _HERE
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Status(False, f"mpiexec did not start a job ({error}); {install}.")
     if result.returncode:
@@ -60,39 +66,28 @@ def mpi_status() -> Status:
     return Status(True, f"{library} through mpi4py.", library)
 
 
-def run_ranks(
+def run_program(
     ranks: int,
+    program: Sequence[str],
     *words: str | int | float | Path,
     timeout_s: float = 120.0,
     show: bool = True,
-    program: Sequence[str] = ("-m", "fastdl_lib.scaling.workers"),
 ) -> dict[str, Any]:
     """Run a job of several ranks on this machine, show what rank 0 prints, return its result.
 
-    It is the command ``mpiexec -n RANKS python -m mpi4py -m fastdl_lib.scaling.workers WORDS``. No
-    process is left behind, however it ends.
+    It is the command ``mpiexec -n RANKS python -m mpi4py PROGRAM WORDS --result FILE``, where rank
+    0 writes its result as JSON. No process is left behind, however it ends.
 
     Args:
         ranks: how many; they may be more than the cores.
-        words: the words of the command line, such as ``"train", "--images", 2000``.
+        program: what each rank runs: ``["-m", "a.module"]`` or ``["a/file.py"]``.
+        words: the words of its command line, such as ``"train", "--images", 2000``.
         timeout_s: the job is ended after so many seconds.
         show: print the output as it comes.
-        program: what each rank runs; another program gets ``--result FILE`` as well, and rank 0
-            writes its result there as JSON.
-
-    Returns:
-        The result; among other things the number of ranks, of threads and the machine card.
 
     Raises:
         RuntimeError: MPI is missing, or the job failed; the message names the rank.
         TimeoutError: it took too long.
-
-    >>> if mpi_status().available:
-    ...     result = run_ranks(2, "all-reduce", "--bytes", 4000, "--rounds", 1, show=False)
-    ... else:
-    ...     result = {"ranks": 2}
-    >>> result["ranks"]
-    2
     """
     check_whole_number("ranks", ranks, 1)
     check_number("timeout_s", timeout_s, low=0, low_included=False)
@@ -102,42 +97,49 @@ def run_ranks(
         result, errors = Path(folder) / "result.json", Path(folder) / "errors.txt"
         command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program]
         command += [*map(str, words), "--result", str(result)]
-        with open(errors, "wb") as stderr:
-            job = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                # What a rank prints comes at once.
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        late = threading.Event()
-        timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
-        timer.start()
-        try:
-            for line in job.stdout:
-                if show:
-                    print(line, end="", flush=True)
-            job.wait()
-        finally:
-            timer.cancel()
-            _end(job)
-            job.stdout.close()
-        said = errors.read_text(encoding="utf-8", errors="replace")
-        if late.is_set():
+        status = _run(command, errors, timeout_s, show)
+        said = _why(errors.read_text(encoding="utf-8", errors="replace"))
+        if status is None:
             raise TimeoutError(
                 f"the job of {ranks} ranks was ended after {timeout_s:g} s; give it less to do, or "
-                f"more time with timeout_s. {_why(said)}".rstrip()
+                f"more time with timeout_s. {said}".rstrip()
             )
-        if job.returncode or not result.is_file():
+        if status or not result.is_file():
             raise RuntimeError(
-                f"the job of {ranks} ranks ended with status {job.returncode} and without a "
-                f"result. {_why(said)}".rstrip()
+                f"the job of {ranks} ranks ended with status {status} and without a result. "
+                f"{said}".rstrip()
             )
         return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _run(command: list[str], errors: Path, timeout_s: float, show: bool) -> int | None:
+    """Run a command, with what it says of errors in a file; its status, or None if it took too
+    long."""
+    with open(errors, "wb") as stderr:
+        job = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            # What a rank prints comes at once.
+            env=os.environ | _HERE | {"PYTHONUNBUFFERED": "1"},
+        )
+    late = threading.Event()
+    timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
+    timer.start()
+    try:
+        for line in job.stdout:
+            if show:
+                print(line, end="", flush=True)
+        job.wait()
+    finally:
+        timer.cancel()
+        _end(job)
+        job.stdout.close()
+    return None if late.is_set() else job.returncode
 
 
 def _why(said: str) -> str:

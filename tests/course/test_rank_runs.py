@@ -1,17 +1,25 @@
-"""The jobs of chapter 04 on two ranks: live where MPI works, else replayed, and both alike."""
+"""The jobs of chapter 04: the command that ranks run, and its runs, live or replayed."""
 
+import re
+import subprocess
 import sys
 
+import numpy as np
 import pytest
+from helpers import needs_mpi
 
 from fastdl_lib.core.checks import Status
 from fastdl_lib.core.datasets import data_folder
-from fastdl_lib.course import ranks as rank_runs
-from fastdl_lib.course.ranks import RANK_RUNS, rank_run
+from fastdl_lib.course import ranks as command
+from fastdl_lib.course.ranks import RANK_RUNS, rank_run, run_ranks
 from fastdl_lib.measuring.evidence import Provenance
 from fastdl_lib.measuring.recordings import read_recording
 from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.scaling import mpi
 
+pytestmark = pytest.mark.usefixtures("no_process_left")
+
+LIMIT_S = 300  # of a job that takes seconds where the machine is not busy
 KINDS = {
     "all-reduce": {"4", "494208"},
     "steps": {
@@ -23,13 +31,133 @@ KINDS = {
     },
     "training": {"seconds", "loss", "accuracy"},
 }
-# Elsewhere a missing MPI is a failure: requirements.txt installs one.
-needs_mpi = pytest.mark.skipif(sys.platform == "win32", reason="no mpich wheel for Windows")
+FEW = ["train", "--images", 600, "--test", 100, "--optimizer", "sgd"]
+
+
+def train(count, *words, **options):
+    """Run the command on few images: six steps an epoch."""
+    return run_ranks(count, *FEW, *words, **{"timeout_s": LIMIT_S, "show": False, **options})
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@needs_mpi
+def test_only_rank_0_shows_progress(capfd):
+    result = train(4, show=True)
+    out, err = capfd.readouterr()
+    assert re.findall(r"epoch 1/1(?=.*loss)", out) == ["epoch 1/1"]
+    assert out.count("Test: ") == 1 and out.count("each on") == 1
+    assert "1 thread" in out
+    assert (result["ranks"], result["threads"], len(result["waited_s"])) == (4, 1, 4)
+    assert not err
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("kill:0:3", r"rank 0 \(process \d+\) was killed, or left before the end, in step \d"),
+        ("hang:0:3", r"rank 0 \(process \d+\) hangs in step \d: no sign of life for \d+ s"),
+        ("raise:0:3", r"rank 0 of 2 failed in step 3: RuntimeError: a fault that was asked for\."),
+        ("raise:1:3", r"rank 1 of 2 failed in step 3: RuntimeError: a fault that was asked for\."),
+        ("exit:1:3", r"rank 1 of 2 failed in step 3: it left with sys.exit\(0\)"),
+    ],
+)
+def test_a_rank_that_goes_wrong_ends_the_job_and_is_named(fault, message):
+    patience_s = 5 if fault.startswith("hang") else 60
+    with pytest.raises(RuntimeError) as error:
+        train(2, "--fault", fault, "--patience", patience_s)
+    named = [line for line in str(error.value).splitlines() if "rank " in line]
+    assert len(named) == 1 and re.search(message, named[0]), str(error.value)
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("kill:1:3", r"rank 1 \(process \d+\) was killed"),
+        ("hang:1:3", r"rank 1 .* hangs[\s\S]*in faulty"),
+    ],
+)
+def test_the_plain_command_names_the_rank_and_shows_where_it_stands(fault, message):
+    words = ["-n", 2, sys.executable, "-m", "mpi4py", "-m", "fastdl_lib.course.ranks", *FEW]
+    words = [mpi._mpiexec(), *words, "--fault", fault, "--patience", 5]
+    result = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=LIMIT_S)
+    assert result.returncode != 0
+    assert re.search(message, result.stderr)
+
+
+@needs_mpi
+def test_a_late_job_is_ended():
+    with pytest.raises(TimeoutError, match="the job of 2 ranks was ended after 6 s"):
+        train(2, "--fault", "hang:1:3", "--patience", 1000, timeout_s=6)
+
+
+@needs_mpi
+def test_a_restart_goes_on_to_the_same_weights(tmp_path):
+    run = ["--epochs", 3, "--batch", 100, "--dropout", "both"]
+    whole = train(2, *run, "--out", tmp_path / "whole.npz")
+    broken = [*run, "--checkpoint", tmp_path / "run.npz", "--out", tmp_path / "again.npz"]
+    with pytest.raises(RuntimeError, match="rank 1"):
+        train(2, *broken, "--fault", "kill:1:9")
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes((tmp_path / "run.npz").read_bytes())
+    again = train(2, *broken)
+    assert again["weights"] == whole["weights"]
+    weights = [dict(np.load(tmp_path / name)) for name in ("whole.npz", "again.npz")]
+    for name, weight in weights[0].items():
+        np.testing.assert_array_equal(weights[1][name], weight)
+    facts = [[(e["epoch"], e["loss"], e["accuracy"]) for e in r["epochs"]] for r in (whole, again)]
+    assert facts[0] == facts[1] and len(facts[0]) == 3
+
+    # On another number of ranks, too: floats add up in another order.
+    other = train(1, *run, "--checkpoint", copy)["epochs"]
+    losses = [[epoch["loss"] for epoch in epochs] for epochs in (other, whole["epochs"])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][0] == losses[1][0], "the first epoch was in the checkpoint"
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["all-reduce", "--bytes", 2], "must be 4 or more, got 2"),
+        (["steps", "--rounds", 0], "must be 1 or more, got 0"),
+        (
+            [*FEW, "--out", "nofolder/w.npz"],
+            "rank 0 of 3 failed in step 0: FileNotFoundError: w.npz",
+        ),
+    ],
+)
+def test_a_wrong_word_is_said_once_and_before_the_work(words, says):
+    with pytest.raises(RuntimeError) as error:
+        run_ranks(3, *words, timeout_s=LIMIT_S, show=False)
+    assert str(error.value).count(says) == 1
+
+
+@needs_mpi
+def test_no_more_images_are_reported_than_there_are():
+    with pytest.raises(RuntimeError, match="60,000 training images; --batch 70000 takes more"):
+        run_ranks(1, "steps", "--batch", 70_000, timeout_s=LIMIT_S, show=False)
+
+
+@needs_mpi
+def test_steps_are_measured_in_every_way():
+    words = ["steps", "--batch", 6, "--steps", 1, "--rounds", 2]
+    result = run_ranks(2, *words, timeout_s=LIMIT_S, show=False)
+    assert result["gradient_bytes"] == 4 * 123_552
+    assert result["step_s"].keys() == KINDS["steps"]
+    assert all(len(taken) == 2 and min(taken) > 0 for taken in result["step_s"].values())
+
+
+# --- from a notebook --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def without_mpi(monkeypatch):
-    monkeypatch.setattr(rank_runs, "mpi_status", lambda: Status(False, "there is no MPI."))
+    monkeypatch.setattr(command, "mpi_status", lambda: Status(False, "there is no MPI."))
 
 
 @pytest.mark.usefixtures("without_mpi")
@@ -56,28 +184,32 @@ def test_the_recording_holds_what_the_runs_would():
 
 
 @needs_mpi
-def test_with_mpi_it_is_measured_here(monkeypatch):
-    quick = (2, "all-reduce", "--bytes", 4000, "--rounds", 1)
-    monkeypatch.setattr(rank_runs, "RANK_RUNS", {"quick": quick})
+def test_with_mpi_it_is_measured_here_and_recorded(monkeypatch, tmp_path):
+    quick = (2, "all-reduce", "--bytes", 4001, "--rounds", 1)
+    monkeypatch.setattr(command, "RANK_RUNS", {"quick": quick})
     (measurement,) = rank_run("quick").values()
     assert measurement.provenance is Provenance.MEASURED
-    assert measurement.conditions == {"run": "quick", "what": "4000", "ranks": 2, "threads": 1}
-
-
-@needs_mpi
-def test_the_command_writes_a_recording(monkeypatch, tmp_path):
-    quick = {"quick": (1, "all-reduce", "--bytes", 4000, "--rounds", 1)}
-    monkeypatch.setattr(rank_runs, "RANK_RUNS", quick)
-    assert rank_runs.main(["--out", str(tmp_path / "ranks.json")]) == 0
-    (measurement,) = read_recording(tmp_path / "ranks.json").measurements
-    assert measurement.conditions["what"] == "4000"
+    where = {"run": "quick", "what": "4000", "ranks": 2, "threads": 1, "freed_memory": "kept"}
+    assert measurement.conditions == where
+    assert command.main(["record", "--out", str(tmp_path / "ranks.json")]) == 0
+    (recorded,) = read_recording(tmp_path / "ranks.json").measurements
+    assert recorded.provenance is Provenance.RECORDED and recorded.conditions == where
 
 
 @pytest.mark.usefixtures("without_mpi")
 def test_the_command_says_what_is_missing(capsys, tmp_path):
-    assert rank_runs.main(["--out", str(tmp_path / "ranks.json")]) == 1
+    assert command.main(["record", "--out", str(tmp_path / "ranks.json")]) == 1
     assert "there is no MPI." in capsys.readouterr().err
     assert not (tmp_path / "ranks.json").exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_found_before_the_work(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(command, "mpi_status", lambda: Status(True, "MPI works."))
+    monkeypatch.setattr(command, "rank_run", None)
+    assert command.main(["record", "--out", str(tmp_path / "nofolder" / "ranks.json")]) == 1
+    assert "there is no folder 'nofolder'" in capsys.readouterr().err
 
 
 def test_the_large_array_is_as_large_as_the_gradients():

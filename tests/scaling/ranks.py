@@ -1,9 +1,8 @@
-"""What the ranks in test_distributed.py do: each function here is the program of a job."""
+"""What the ranks in test_workers.py do: each function here is the program of a job."""
 
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import fit
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import DynamicLossScale, MixedPrecision
-from fastdl_lib.scaling import workers as distributed
-from fastdl_lib.scaling.workers import MpiWorkers, fit_async
+from fastdl_lib.scaling import workers
+from fastdl_lib.scaling.workers import MpiWorkers
 
 
 def toy(seed=0, dropout=True):
@@ -77,14 +76,8 @@ def same_weights():
         for name, case in CASES.items():
             options = {"bucket_bytes": 1000, "overlap": True, **case}
             ranks.bucket_bytes, ranks.overlap = options["bucket_bytes"], options["overlap"]
-            run = {
-                "epochs": 3,
-                "batch": options["batch"],
-                "shift": 1,
-                "seed": 5,
-                "schedule": warmup_cosine(),
-                "validation": toy_data(10, seed=1),
-            }
+            run = {"epochs": 3, "batch": options["batch"], "shift": 1, "seed": 5}
+            run |= {"schedule": warmup_cosine(), "validation": toy_data(10, seed=1)}
             together, alone = toy(), toy()
             # begin() must bring rank 0's weights.
             if ranks.rank:
@@ -93,27 +86,24 @@ def same_weights():
             names = ranks.of_all(int(digest(together.parameters.values())[:12], 16))
             if ranks.rank == 0:
                 wanted = fit(alone, x, labels, optimizer=case["optimizer"](), progress=False, **run)
+                epochs = list(zip(history.epochs, wanted.epochs, strict=True))
+                facts = ("loss", "accuracy", "validation_accuracy")
                 found[name] = {
                     "weights": difference(together, alone),
                     "moved": difference(toy(), alone),
-                    "losses": [[a.loss, b.loss] for a, b in both(history, wanted)],
-                    "right": [[a.accuracy, b.accuracy] for a, b in both(history, wanted)],
-                    "validation": [
-                        [a.validation_accuracy, b.validation_accuracy]
-                        for a, b in both(history, wanted)
-                    ],
+                    "epochs": [[getattr(e, f) for f in facts for e in both] for both in epochs],
                     "all ranks alike": len(set(names)) == 1,
-                    "dropout is itself again": all(
-                        layer._shared is None
-                        for layer in together.layers.values()
-                        if isinstance(layer, Dropout)
-                    ),
+                    "dropout draws alone again": dropout_off(together, alone, x[:5]),
                 }
     return found
 
 
-def both(history, wanted):
-    return zip(history.epochs, wanted.epochs, strict=True)
+def dropout_off(one, other, x):
+    """How far apart two networks' outputs are while their Dropout draws from the same seed."""
+    for network in (one, other):
+        for seed, layer in enumerate(network.layers.values()):
+            layer.reseed(seed)
+    return float(abs(one.forward(x, training=True) - other.forward(x, training=True)).max())
 
 
 def deep():
@@ -128,38 +118,8 @@ def deep():
             fit(networks[0], images, labels, optimizer=SGD(0.01, 0.9), workers=ranks, **run)
             if ranks.rank == 0:
                 fit(networks[1], images, labels, optimizer=SGD(0.01, 0.9), **run)
-                found[dtype] = [
-                    difference(*networks),
-                    difference(networks[1], deep_convnet().astype(dtype)),
-                ]
-    return found
-
-
-def asynchronous():
-    """max_staleness 0 against plain training; then 2, with a slow rank."""
-    x, labels = toy_data(60)
-    run = {"epochs": 2, "batch": 8, "seed": 3, "schedule": warmup_cosine(), "progress": False}
-    found = {}
-    with MpiWorkers() as ranks:
-        plain, serial, stale = (toy(dropout=False) for _ in range(3))
-        wanted = fit(plain, x, labels, optimizer=SGD(0.1, 0.9), **run)
-        bound = {"ranks": ranks, "max_staleness": 0, "validation": toy_data(10, seed=1)}
-        got = fit_async(serial, x, labels, optimizer=SGD(0.1, 0.9), **bound, **run)
-        found["serial"] = {
-            "weights": difference(serial, plain),
-            "moved": difference(plain, toy(dropout=False)),
-            "losses": [[a.loss, b.loss] for a, b in both(got.history, wanted)],
-            "staleness": got.staleness,
-            "validated": got.history.epochs[-1].validation_accuracy is not None,
-        }
-        beat = ranks.beat
-        if ranks.rank == 1:
-            ranks.beat = lambda layer="": (beat(layer), time.sleep(0.003))
-        run["checkpoint"] = sys.argv[2]
-        got = fit_async(stale, x, labels, optimizer=SGD(0.1), ranks=ranks, max_staleness=2, **run)
-        found["stale"] = {"staleness": got.staleness, "mean": got.mean_staleness}
-        got = fit_async(stale, x, labels, optimizer=SGD(0.1), ranks=ranks, max_staleness=2, **run)
-        found["again"] = {"staleness": got.staleness, "epochs": len(got.history.epochs)}
+                before = deep_convnet().astype(dtype)
+                found[dtype] = [difference(*networks), difference(networks[1], before)]
     return found
 
 
@@ -174,17 +134,11 @@ def on_gpu():
         on_gpu = all(type(w).__module__ == "cupy" for w in networks[0].parameters.values())
         if ranks.rank == 0:
             fit(networks[1], x, labels, optimizer=SGD(0.1, 0.9), **run)
-            moved = difference(networks[1], toy(dropout=False))
             found = {
                 "weights": difference(networks[0].to_cpu(), networks[1]),
-                "moved": moved,
+                "moved": difference(networks[1], toy(dropout=False)),
                 "on the GPU": on_gpu,
             }
-        stale = toy(dropout=False).to_gpu()
-        bound = {"ranks": ranks, "max_staleness": 0}
-        fit_async(stale, to_gpu(x), to_gpu(labels), optimizer=SGD(0.1, 0.9), **bound, **run)
-        if ranks.rank == 0:
-            found["asynchronous"] = difference(stale.to_cpu(), networks[1])
     return found
 
 
@@ -197,10 +151,10 @@ def disagree():
 
 def deadlock():
     """Rank 0 waits for a message that nobody sends, the others for rank 0."""
-    distributed.LONGEST_WAIT = 3
+    workers.LONGEST_WAIT = 3
     with MpiWorkers(patience_s=0.5) as ranks:
         if ranks.rank == 0:
-            ranks.receive(np.empty(1), 1, 99)
+            ranks.wait([ranks.comm.Irecv(np.empty(1), 1, 99)])
         ranks.barrier()
 
 
@@ -210,7 +164,6 @@ def leave():
         ranks.barrier()
         if ranks.rank == 1:
             os._exit(0)
-        ranks.barrier()
         while True:
             ranks.barrier()
 
