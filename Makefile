@@ -47,7 +47,7 @@ execute: $(STAMP) ## run the notebooks, store their outputs, clean them
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.notebooks execute $(ARGS)
 
 release: $(STAMP) ## make the students' copies: no solutions, no hidden tests
-	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.notebooks release $(ARGS)
+	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.release
 
 record: $(STAMP) ## measure this machine in 8 minutes, for data/recordings/
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.record $(ARGS)

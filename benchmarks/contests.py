@@ -13,7 +13,7 @@ from peer_pytorch import LAYOUTS, compiled, compiler_works, torch, torch_layer, 
 
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.core.datasets import mnist, photos
-from fastdl_lib.measuring.costs import layer_costs, layer_kind
+from fastdl_lib.measuring.costs import layer_costs
 from fastdl_lib.nn.layers import Conv2d, Dropout
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
 from fastdl_lib.nn.optimizers import SGD, Adam
@@ -300,7 +300,7 @@ def alone(kind: str, batch: int) -> Contest:
     """AlexNet's layers of one kind, each on the input that it has in the network, ReLU left out."""
     network, x, inputs = alexnet(), photos(batch), {}
     for name, layer in network.layers.items():
-        if layer_kind(layer) == kind:
+        if layer.kind == kind:
             inputs[name] = x
         x = layer.forward(x)
     layers = {name: network.layers[name] for name in inputs}

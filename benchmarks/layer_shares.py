@@ -23,7 +23,7 @@ from peer_pytorch import LAYOUTS, torch, torch_layer
 from fastdl_lib.core.datasets import photos
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.course.record import check_place, save
-from fastdl_lib.measuring.costs import KINDS, layer_kind
+from fastdl_lib.measuring.costs import KINDS
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording
@@ -122,7 +122,7 @@ def as_profile(
     network: Network, passes: list[Times], card: MachineCard, conditions: dict[str, Any]
 ) -> LayerProfile:
     """The samples of one implementation, each layer's with all that decides them."""
-    kinds = {name: layer_kind(layer) for name, layer in network.layers.items()}
+    kinds = {name: layer.kind for name, layer in network.layers.items()}
     forward = {
         layer: Measurement(
             name=f"{conditions['implementation']} / {layer} forward",

@@ -17,13 +17,11 @@ float32 product alone can do with +1 and -1.
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import check_on_cpu
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.arrays import array_module, check_on_cpu, gpu_kernel
 from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
 
@@ -297,11 +295,6 @@ PRODUCT_KERNEL = """
 PRODUCT_INPUTS = "raw uint64 a, raw uint64 b, int32 columns, int32 words, int32 length"
 
 
-@functools.cache
-def _product_kernel(xp: ModuleType) -> Any:
-    return xp.ElementwiseKernel(PRODUCT_INPUTS, "int32 y", PRODUCT_KERNEL, "fastdl_xnor_product")
-
-
 def _gpu_product(a_words: Array, b_words: Array, length: int) -> Array:
     """By a CUDA kernel of our own."""
     xp, shape = array_module(a_words, b_words), (len(a_words), len(b_words))
@@ -309,7 +302,8 @@ def _gpu_product(a_words: Array, b_words: Array, length: int) -> Array:
         raise ValueError(f"the kernel counts to 2**31 results, got {shape}: multiply part by part.")
     out = xp.empty(shape, np.int32)
     a, columns = xp.ascontiguousarray(a_words), xp.ascontiguousarray(b_words.T)
-    return _product_kernel(xp)(a, columns, shape[1], a.shape[1], length, out)
+    kernel = gpu_kernel("fastdl_xnor_product", PRODUCT_INPUTS, "int32 y", PRODUCT_KERNEL)
+    return kernel(a, columns, shape[1], a.shape[1], length, out)
 
 
 XNOR_PRODUCTS = {"numpy": _numpy_product, "compiled": _compiled, "gpu": _gpu_product}

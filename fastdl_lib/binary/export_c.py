@@ -17,7 +17,7 @@ import numpy as np
 
 from fastdl_lib.binary.bits import WORD, pack
 from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
-from fastdl_lib.convolution.im2col import output_size
+from fastdl_lib.convolution.geometry import output_size
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.core.compiler import Compiled, compile_library
 from fastdl_lib.core.files import whole_file

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastdl_lib.binary.bits import WORD, pack, unpack, xnor_product
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
-from fastdl_lib.convolution.im2col import output_size, tap_views
+from fastdl_lib.convolution.geometry import output_size, tap_views
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.nn.layers import BatchNorm, Dropout, Flatten, Layer, MaxPool2d
 from fastdl_lib.nn.network import Network
@@ -60,6 +60,7 @@ class BitLayer(Layer):
         ends_in_sign: bool,
     ) -> None:
         super().__init__()
+        self.kind = layer.kind
         signs = sign(layer.parameters["weight"])
         if isinstance(layer, BinaryConv2d):
             self.stride, self.padding = layer.stride, layer.padding
@@ -101,15 +102,44 @@ class BitLayer(Layer):
         """No sum is larger, or below minus that."""
         return self.length * (255 if self.takes_pixels else 1)
 
-    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _sums_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what is summed up for one image, before a pool."""
         if self._flat:
             return (self.outputs,)
         sizes = [
             output_size(size, kernel, self.stride, self.padding)
             for size, kernel in zip(input_shape[1:], self.kernel, strict=True)
         ]
-        shape = (self.outputs, *sizes)
+        return (self.outputs, *sizes)
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        shape = self._sums_shape(input_shape)
         return shape if self.pool is None else self.pool.output_shape(shape)
+
+    # --- what it costs ----------------------------------------------------------------------
+
+    @property
+    def parameter_count(self) -> int:
+        """Of bits and numbers: the weights' signs, and a threshold or a line an output."""
+        numbers = [a for name, a in self.buffers.items() if name not in ("words", "falling")]
+        return self.outputs * self.length + sum(array.size for array in numbers)
+
+    def macs(self, input_shape: tuple[int, ...]) -> int:
+        return math.prod(self._sums_shape(input_shape)) * self.length
+
+    def bytes_moved(
+        self, input_shape: tuple[int, ...], batch: int = 1, bytes_per_value: float = 4
+    ) -> int:
+        """Images and logits of so many bytes a value; between layers words, as the weights are."""
+
+        def value_bytes(shape: tuple[int, ...], in_words: bool) -> float:
+            if not in_words:
+                return math.prod(shape) * bytes_per_value
+            return -(-shape[0] // WORD) * math.prod(shape[1:]) * WORD // 8
+
+        moved = value_bytes(input_shape, not self.takes_pixels)
+        moved += value_bytes(self.output_shape(input_shape), self.ends_in_sign)
+        return math.ceil(batch * moved) + sum(array.nbytes for array in self.buffers.values())
 
     def _line(self, sums: Array) -> Array:
         """What the float layers make of sums (..., outputs) in front of the sign, in their order

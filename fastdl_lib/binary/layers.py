@@ -10,16 +10,17 @@ training neural networks with weights and activations constrained to +1 or -1", 
 arXiv:1602.02830.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import conv2d_im2col_backward
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.binary.bits import pack, unpack
+from fastdl_lib.convolution.algorithms import choose
+from fastdl_lib.convolution.geometry import Geometry
+from fastdl_lib.core.arrays import array_module, to_cpu
 from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.layers import (
-    CONV_ALGORITHMS,
-    CONV_BACKWARD,
     Conv2d,
     Layer,
     Linear,
@@ -125,9 +126,9 @@ class PixelBytes(Layer):
         self._keep(training, out)
         return out
 
-    def backward(self, grad_out: Array) -> Array | None:
+    def backward(self, grad_out: Array) -> Array:
         self._recall(grad_out)
-        return 255 * grad_out if self.needs_grad_x else None
+        return 255 * grad_out
 
 
 class _BinaryWeights(Layer):
@@ -154,6 +155,28 @@ class _BinaryWeights(Layer):
         weight = self.parameters["weight"]
         xp = array_module(weight)
         in_flat_blocks(lambda values: xp.clip(values, -1, 1, out=values), [weight])
+
+    def to_store(self, packed: bool = False) -> dict[str, np.ndarray]:
+        """Packed, a bit a weight: of the latent ones only the signs are kept (and their mean size,
+        where it is the layer's scale)."""
+        stored = super().to_store(packed)
+        if packed:
+            weight = stored.pop("weight")
+            stored["weight.bits"] = pack(weight.reshape(len(weight), -1))
+            if self.scaled:
+                stored["weight.scale"] = to_cpu(self.scale())
+        return stored
+
+    def from_store(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Bits back to weights of +1 and -1, times the scale where there is one."""
+        words = stored.pop("weight.bits", None)
+        if words is not None:
+            shape = self.parameters["weight"].shape
+            signs = unpack(words, math.prod(shape[1:])).reshape(-1, *shape[1:])
+            if self.scaled:
+                signs *= stored.pop("weight.scale")
+            stored["weight"] = signs
+        return stored
 
     def _by_latent(self, grad_binary: Array) -> Array:
         """From the gradient by the binary weights to the one by the latent weights."""
@@ -205,10 +228,10 @@ class BinaryLinear(_BinaryWeights, Linear):
         self._keep(training, out, x, signs)
         return out
 
-    def backward(self, grad_out: Array) -> Array | None:
+    def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         x, signs = self._recall(grad_out)
         weight = self.binary_weight() if self.scaled else signs
-        grad_x, grad_binary = self._product_backward(grad_out, x, weight)
+        grad_x, grad_binary = self._product_backward(grad_out, x, weight, need_grad_x)
         self.gradients = {"weight": self._by_latent(grad_binary)}
         return grad_x
 
@@ -224,7 +247,7 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         in_channels, out_channels, kernel, stride, padding: as of Conv2d; without groups.
         padding_value: what stands around the image; 0.0 in front of a layer of whole numbers.
         scaled: as of :class:`BinaryLinear`.
-        algorithm: a key of ``CONV_ALGORITHMS`` or "auto", which takes one with exact sums: not
+        algorithm: a key of ``ALGORITHMS`` or "auto", which takes one with exact sums: not
             Winograd's.
         rng: where the seeded random weights come from.
 
@@ -280,21 +303,19 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x, 4, "(N, C, H, W)")
         self.output_shape(x.shape[1:])
-        algorithm = self.algorithm_for(x)
         x, signs = self.padded(x), sign(self.parameters["weight"])
-        out = CONV_ALGORITHMS[algorithm](x, signs, stride=self.stride)
+        geometry = Geometry.of(x, signs, stride=self.stride)
+        row = choose(self.algorithm_for(x), x, geometry)
+        out = row.forward(x, signs, None, geometry)
         if self.scaled:
             out *= self.scale().reshape(1, -1, 1, 1)
-        self._keep(training, out, x, signs, algorithm)
+        self._keep(training, out, x, signs, row, geometry)
         return out
 
-    def backward(self, grad_out: Array) -> Array | None:
-        x, signs, algorithm = self._recall(grad_out)
+    def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
+        x, signs, row, geometry = self._recall(grad_out)
         weight = self.binary_weight() if self.scaled else signs
-        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
-        grad_x, grad_binary, _ = backward(
-            grad_out, x, weight, stride=self.stride, need_grad_x=self.needs_grad_x
-        )
+        grad_x, grad_binary, _ = row.backward(grad_out, x, weight, geometry, need_grad_x)
         self.gradients = {"weight": self._by_latent(grad_binary)}
         if grad_x is None or not self.padding:
             return grad_x

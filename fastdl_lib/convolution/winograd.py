@@ -20,24 +20,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastdl_lib.convolution.im2col import (
-    CACHE_BYTES,
-    Array,
-    channels_last,
-    check_conv_shapes,
-    check_grad_out,
-    check_on_cpu,
-    padded_channels_last,
-    refuse_float16,
-)
+from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core.checks import check_whole_number
-from fastdl_lib.core.threads import blocks, in_parallel, sum_in_order
+from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
 
 __all__ = [
+    "LARGEST_TILE",
     "Transforms",
+    "backward",
     "best_tile",
-    "conv2d_winograd",
-    "conv2d_winograd_backward",
+    "forward",
     "saves_work",
     "transform_matrices",
 ]
@@ -129,6 +121,7 @@ def _macs(outputs: int, out_size: int, taps: int, in_channels: int, out_channels
     return tiles**2 * (products + into + out_of)
 
 
+@functools.cache
 def best_tile(out_size: int, taps: int, in_channels: int, out_channels: int) -> int:
     """Return the m of F(m, taps) that does with the fewest MACs, transforms counted in.
 
@@ -156,28 +149,29 @@ def best_tile(out_size: int, taps: int, in_channels: int, out_channels: int) -> 
     )
 
 
-def saves_work(
-    images: int, out_size: int, kernel: int, stride: int, in_channels: int, out_channels: int
-) -> bool:
+def saves_work(geometry: Geometry) -> bool:
     """True where Winograd's way takes fewer MACs than the direct one and pays in practice.
 
     It does not for few channels, where the transforms outweigh the products, nor for fewer than
     four images, which do not pay for the transformed filters.
 
-    >>> saves_work(16, 13, 3, 1, 256, 384), saves_work(16, 28, 3, 1, 1, 16)
-    (True, False)
+    >>> saves_work(Geometry((16, 256, 13, 13), (384, 256, 3, 3), padding=1))
+    True
     """
-    taps, channels = -(-kernel // stride), in_channels * stride**2
-    if images < 4 or taps > LARGEST_TILE:
+    kernel, filters = max(geometry.kernel), geometry.group_filters
+    taps, channels = -(-kernel // geometry.stride), geometry.group_channels * geometry.stride**2
+    if geometry.images < 4 or taps > LARGEST_TILE:
         return False
-    m = best_tile(out_size, taps, channels, out_channels)
-    direct = out_size**2 * kernel**2 * in_channels * out_channels
-    return _macs(m, out_size, taps, channels, out_channels) < direct
+    out_size = max(geometry.out_h, geometry.out_w)
+    m = best_tile(out_size, taps, channels, filters)
+    direct = out_size**2 * kernel**2 * geometry.group_channels * filters
+    return _macs(m, out_size, taps, channels, filters) < direct
 
 
-class _Plan(NamedTuple):
-    """The sizes of one convolution cut into tiles; pairs are (vertical, horizontal)."""
+class _Tiles(NamedTuple):
+    """A convolution cut into tiles; pairs are (vertical, horizontal)."""
 
+    geometry: Geometry
     transforms: tuple[Transforms, Transforms]
     """In the dtype of x."""
     outputs: tuple[int, int]
@@ -186,43 +180,28 @@ class _Plan(NamedTuple):
     """t: pixels a tile, of s x s image pixels each where the stride is s."""
     grid: tuple[int, int]
     """How many tiles cover the output."""
-    stride: int
-    padding: int
-    groups: int
 
 
-def _plan(
-    x: np.ndarray,
-    weight: np.ndarray,
-    out_size: tuple[int, int],
-    stride: int,
-    padding: int,
-    groups: int,
-    outputs: int | None,
-) -> _Plan:
-    taps = [-(-size // stride) for size in weight.shape[2:]]
-    channels = weight.shape[1] * stride**2
-    if outputs is None:
-        chosen = [
-            best_tile(size, r, channels, len(weight) // groups)
-            for size, r in zip(out_size, taps, strict=True)
-        ]
-    else:
-        chosen = [outputs, outputs]
-    pairs = list(zip(chosen, taps, strict=True))
-    transforms = [
-        Transforms(*(matrix.astype(x.dtype) for matrix in transform_matrices(m, r)))
-        for m, r in pairs
+def _tiles(geometry: Geometry, dtype: np.dtype, outputs: int | None = None) -> _Tiles:
+    taps = [-(-size // geometry.stride) for size in geometry.kernel]
+    channels, out_size = geometry.group_channels * geometry.stride**2, geometry.out_shape[2:]
+    chosen = [
+        outputs or best_tile(size, r, channels, geometry.group_filters)
+        for size, r in zip(out_size, taps, strict=True)
     ]
-    return _Plan(
-        tuple(transforms),
+    pairs = list(zip(chosen, taps, strict=True))
+    return _Tiles(
+        geometry,
+        tuple(_transforms_in(dtype, m, r) for m, r in pairs),
         tuple(chosen),
         tuple(m + r - 1 for m, r in pairs),
         tuple(-(-size // m) for size, m in zip(out_size, chosen, strict=True)),
-        stride,
-        padding,
-        groups,
     )
+
+
+@functools.cache
+def _transforms_in(dtype: np.dtype, outputs: int, taps: int) -> Transforms:
+    return Transforms(*(matrix.astype(dtype) for matrix in transform_matrices(outputs, taps)))
 
 
 def _transform(
@@ -256,14 +235,15 @@ def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.nda
     return out
 
 
-def _filter_tiles(plan: _Plan, weight: np.ndarray) -> np.ndarray:
+def _filter_tiles(plan: _Tiles, weight: np.ndarray) -> np.ndarray:
     """Transform the filters: (t, t, groups, s * s * C / groups, K / groups).
 
     A stride of s is taken out first: s x s pixels count as one pixel with s * s times the
     channels, and the filter is filled up with zeros to whole ones of them.
     """
     filters, channels, filter_h, filter_w = weight.shape
-    s, groups, taps = plan.stride, plan.groups, [len(t.filter[0]) for t in plan.transforms]
+    s, groups = plan.geometry.stride, plan.geometry.groups
+    taps = [len(t.filter[0]) for t in plan.transforms]
     whole = weight.transpose(2, 3, 1, 0)
     if s > 1:
         whole = np.zeros((taps[0] * s, taps[1] * s, channels, filters), weight.dtype)
@@ -273,10 +253,10 @@ def _filter_tiles(plan: _Plan, weight: np.ndarray) -> np.ndarray:
     return _transform_filters([t.filter for t in plan.transforms], whole)
 
 
-def _filter_tiles_back(plan: _Plan, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _filter_tiles_back(plan: _Tiles, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The adjoint of :func:`_filter_tiles`: from the gradient by the tiles to that by weight."""
     filters, channels, filter_h, filter_w = shape
-    s, groups = plan.stride, plan.groups
+    s, groups = plan.geometry.stride, plan.geometry.groups
     whole = _transform_filters([t.filter.T for t in plan.transforms], tiles)
     whole = whole.reshape(*whole.shape[:2], groups, s, s, channels, filters // groups)
     whole = whole.transpose(2, 6, 0, 3, 1, 4, 5).reshape(
@@ -285,16 +265,16 @@ def _filter_tiles_back(plan: _Plan, tiles: np.ndarray, shape: tuple[int, ...]) -
     return whole[:, :filter_h, :filter_w].transpose(0, 3, 1, 2)
 
 
-def _image_tiles(plan: _Plan, x: np.ndarray) -> np.ndarray:
+def _image_tiles(plan: _Tiles, x: np.ndarray) -> np.ndarray:
     """Cut images into overlapping tiles and transform them.
 
     Returns (t, t, groups, tiles, s * s * C / groups), the tiles of all images in a row.
     """
     images, channels = x.shape[:2]
-    s, groups = plan.stride, plan.groups
+    s, groups = plan.geometry.stride, plan.geometry.groups
     (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
     height, width = s * (rows * m_h + tile_h - m_h), s * (columns * m_w + tile_w - m_w)
-    padded = padded_channels_last(x, plan.padding, height, width)
+    padded = padded_channels_last(x, plan.geometry.padding, height, width)
     image, row, column, one = padded.strides
     group_channels = channels // groups
     windows = as_strided(
@@ -311,52 +291,36 @@ def _image_tiles(plan: _Plan, x: np.ndarray) -> np.ndarray:
     return tiles.transpose(0, 1, 3, 2, 4)
 
 
-def _images_a_block(plan: _Plan, filter_tiles: np.ndarray, images: int, passes: int) -> int:
+def _images_a_block(plan: _Tiles, filter_tiles: np.ndarray, images: int, passes: int) -> int:
     """How many images to work on at a time.
 
     As many as keep their tiles in the cache; more where the filters are large, since every block
     goes ``passes`` times through all of them: then as many as have half as much to move.
     """
-    channels, filters = filter_tiles.shape[3:]
-    values = math.prod(plan.tile) * math.prod(plan.grid) * plan.groups * (channels + filters)
+    _, _, groups, channels, filters = filter_tiles.shape
+    values = math.prod(plan.tile) * math.prod(plan.grid) * groups * (channels + filters)
     target = max(_BLOCK_BYTES, passes * filter_tiles.nbytes // 2)
     return max(1, min(images, target // (values * filter_tiles.itemsize)))
 
 
-def conv2d_winograd(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
+def forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    geometry: Geometry,
     outputs: int | None = None,
 ) -> np.ndarray:
-    """Convolve by Winograd's minimal filtering. CPU only.
+    """Convolve by Winograd's minimal filtering; the result is channels last in memory.
 
-    Shapes as in the module's head of ``convolution``; the result is channels last in memory. In
-    float32 it differs from the exact result by a few 1e-6 of the largest value, so that what is
+    In float32 it differs from the exact result by a few 1e-6 of the largest value, so that what is
     exactly zero elsewhere may come out a little above or below it. What is not a number reaches
-    the whole of its tiles.
+    the whole of its tiles, and values beyond 1e36 may overflow in the transforms.
 
     Args:
         outputs: m, how many outputs a tile has along an axis; by default :func:`best_tile` of
             each axis.
-
-    Raises:
-        TypeError, ValueError: as :func:`fastdl_lib.convolution.im2col.check_conv_shapes`; TypeError for
-            an array on the GPU and for float16; ValueError for tiles of more than 8 pixels.
-
-    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
-    >>> conv2d_winograd(x, w, padding=1).shape
-    (2, 4, 8, 8)
     """
-    shapes = check_conv_shapes(x, weight, bias, stride, padding, groups)
-    out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
-    check_on_cpu("conv2d_winograd", x)
-    refuse_float16("conv2d_winograd", x)  # too coarse for the transforms
-    plan = _plan(x, weight, out_size, stride, padding, groups, outputs)
+    plan = _tiles(geometry, x.dtype, outputs)
     filter_tiles = _filter_tiles(plan, weight)
     (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
     # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
@@ -365,9 +329,10 @@ def conv2d_winograd(
 
     def work(images: slice) -> None:
         image_tiles = _image_tiles(plan, x[images])
-        products = np.empty((*plan.tile, image_tiles.shape[3], len(weight)), x.dtype)
+        _, _, groups, tiles, _ = image_tiles.shape
+        products = np.empty((*plan.tile, tiles, len(weight)), x.dtype)
         # Groups side by side, so that the channels of an output lie together.
-        by_group = products.reshape(*products.shape[:3], groups, -1).transpose(0, 1, 3, 2, 4)
+        by_group = products.reshape(*plan.tile, tiles, groups, -1).transpose(0, 1, 3, 2, 4)
         np.matmul(image_tiles, filter_tiles, out=by_group)
         made = _transform([t.output for t in plan.transforms], products)
         made = made.reshape(m_h, m_w, -1, rows, columns, len(weight)).transpose(2, 3, 0, 4, 1, 5)
@@ -375,38 +340,18 @@ def conv2d_winograd(
         np.add(made, 0 if bias is None else bias, out=result)
 
     in_parallel(work, len(x), block=block)
-    return out[:, :, : out_size[0], : out_size[1]]
+    return out[:, :, : geometry.out_h, : geometry.out_w]
 
 
-def conv2d_winograd_backward(
-    grad_out: Array,
-    x: Array,
-    weight: Array,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
-    need_grad_x: bool = True,
+def backward(
+    grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, geometry: Geometry, need_grad_x: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Return the gradients of :func:`conv2d_winograd` with respect to x, weight and bias.
+    """The gradients by x (None unless needed), weight and bias.
 
     The products' gradients are matrix products of the same size; each transform is applied the
-    other way round. Arguments and result as
-    :func:`fastdl_lib.convolution.im2col.conv2d_im2col_backward`.
-
-    Raises:
-        TypeError, ValueError: as there, and for tiles of more than 8 pixels.
-
-    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
-    >>> [g.shape for g in conv2d_winograd_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
-    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    other way round.
     """
-    shapes = check_conv_shapes(x, weight, None, stride, padding, groups)
-    out_size, (stride, padding, groups) = shapes[:2], shapes[2:]
-    check_on_cpu("conv2d_winograd_backward", x)
-    refuse_float16("conv2d_winograd_backward", x)
-    check_grad_out(grad_out, x, (len(x), len(weight), *out_size))
-    plan = _plan(x, weight, out_size, stride, padding, groups, None)
+    plan = _tiles(geometry, x.dtype)
     filter_tiles = _filter_tiles(plan, weight)
     # Read for grad_x; read and written for the gradient by the filters.
     block = _images_a_block(plan, filter_tiles, len(x), passes=3)
@@ -429,7 +374,7 @@ def conv2d_winograd_backward(
     return grad_x, _filter_tiles_back(plan, grad_tiles, weight.shape), grad_bias
 
 
-def _output_tiles_back(plan: _Plan, grad_out: np.ndarray) -> np.ndarray:
+def _output_tiles_back(plan: _Tiles, grad_out: np.ndarray) -> np.ndarray:
     """From the gradient by the output to that by the products: (t, t, groups, tiles, K/groups)."""
     images, filters = grad_out.shape[:2]
     (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
@@ -437,14 +382,14 @@ def _output_tiles_back(plan: _Plan, grad_out: np.ndarray) -> np.ndarray:
     padded = padded_channels_last(grad_out, 0, rows * m_h, columns * m_w)
     tiles = padded.reshape(images, rows, m_h, columns, m_w, filters).transpose(2, 4, 0, 1, 3, 5)
     tiles = _transform([t.output.T for t in plan.transforms], np.ascontiguousarray(tiles))
-    tiles = tiles.reshape(*plan.tile, images * rows * columns, plan.groups, -1)
+    tiles = tiles.reshape(*plan.tile, images * rows * columns, plan.geometry.groups, -1)
     return tiles.transpose(0, 1, 3, 2, 4)
 
 
-def _image_tiles_back(plan: _Plan, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _image_tiles_back(plan: _Tiles, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The adjoint of :func:`_image_tiles`: tiles overlap, so that their gradients add up."""
     images, channels, height, width = shape
-    s, p, groups = plan.stride, plan.padding, plan.groups
+    s, p, groups = plan.geometry.stride, plan.geometry.padding, plan.geometry.groups
     (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
     # As in _image_tiles: the groups' channels of a pixel side by side.
     tiles = np.ascontiguousarray(tiles.transpose(0, 1, 3, 2, 4))

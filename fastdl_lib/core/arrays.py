@@ -10,7 +10,7 @@ import ctypes
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -21,8 +21,10 @@ from fastdl_lib.core.checks import Status
 __all__ = [
     "array_module",
     "beside",
+    "check_on_cpu",
     "freed_memory_kept",
     "gpu_available",
+    "gpu_kernel",
     "gpu_status",
     "keep_freed_memory",
     "release_gpu_memory",
@@ -32,6 +34,7 @@ __all__ = [
     "to_cpu",
     "to_gpu",
     "use_gpu",
+    "wide",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -208,6 +211,25 @@ def use_gpu(number: int) -> None:
     cupy.cuda.Device(number % cupy.cuda.runtime.getDeviceCount()).use()
 
 
+def gpu_kernel(name: str, inputs: str, output: str, code: str) -> Callable[..., Array]:
+    """A kernel of our own for CuPy (or what stands in for it): C code that makes one entry of the
+    output, whose number is ``i``.
+
+    It takes the inputs and the array to fill, which it returns. It is compiled at its first call
+    and kept, by CuPy on the disk as well.
+
+    Args:
+        inputs: such as ``"raw T x, int32 first"``; raw arrays are indexed by the code itself.
+        output: such as ``"T y"``; T is any dtype, the same wherever it stands.
+    """
+    return _gpu_kernel(sys.modules["cupy"], name, inputs, output, code)
+
+
+@functools.cache
+def _gpu_kernel(xp: ModuleType, name: str, inputs: str, output: str, code: str) -> Any:
+    return xp.ElementwiseKernel(inputs, output, code, name)
+
+
 def to_gpu(array: Array) -> Array:
     """Copy ``array`` to the GPU (same shape and dtype).
 
@@ -229,6 +251,25 @@ def to_cpu(array: Array) -> np.ndarray:
     (2, 3)
     """
     return array if array_module(array) is np else array.get()
+
+
+def check_on_cpu(name: str, x: Array) -> None:
+    """Refuse an array on the GPU.
+
+    Raises:
+        TypeError: x is a CuPy array; ``name`` is the function that needs the CPU.
+    """
+    if array_module(x) is not np:
+        raise TypeError(f"{name} runs on the CPU only: move its arrays there with to_cpu().")
+
+
+def wide(dtype: np.dtype) -> np.dtype:
+    """The dtype to add up in: float32 for float16, the same for other floats.
+
+    >>> wide(np.dtype("float16")), wide(np.dtype("float64"))
+    (dtype('float32'), dtype('float64'))
+    """
+    return np.promote_types(dtype, np.float32)
 
 
 def beside(array: np.ndarray, other: Array) -> Array:

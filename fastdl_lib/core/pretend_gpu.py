@@ -228,17 +228,15 @@ class _Generator:
         return ndarray(self._generator.random(size, dtype=dtype))
 
 
-_C_TYPES = {
-    "float16": "_Float16",
-    "float32": "float",
-    "float64": "double",
-    "int32": "int",
-    "uint64": "unsigned long long",
-}
 _C_LOOP = """
 #include <stddef.h>
+#include <stdint.h>
 #define __popcll __builtin_popcountll
 typedef _Float16 float16;
+typedef float float32;
+typedef double float64;
+typedef int8_t int8; typedef int16_t int16; typedef int32_t int32; typedef int64_t int64;
+typedef uint8_t uint8; typedef uint16_t uint16; typedef uint32_t uint32; typedef uint64_t uint64;
 typedef {dtype} T;
 #define {out} fastdl_out[i]
 void run({inputs}, T *fastdl_out, ptrdiff_t size) {{
@@ -248,8 +246,8 @@ void run({inputs}, T *fastdl_out, ptrdiff_t size) {{
 
 
 class _ElementwiseKernel:
-    """CuPy's, for what the course needs: raw arrays and ``int32`` in, one array out; T is its
-    dtype, other types have their names."""
+    """CuPy's, for what the course needs: raw arrays and numbers in, one array out; T is its dtype,
+    other types have their names."""
 
     def __init__(self, in_params, out_params, operation, name):
         self._inputs = [tuple(one.split()) for one in in_params.split(",")]
@@ -270,13 +268,13 @@ class _ElementwiseKernel:
                     raise TypeError(
                         f"The stand-in runs kernels on contiguous arrays; {name} is not."
                     )
-                c_inputs.append(f"const {_C_TYPES[wanted.name]} *{name}")
+                c_inputs.append(f"const {wanted.name} *{name}")
                 values.append(ctypes.c_void_p(value._array.ctypes.data))
             else:
-                c_inputs.append(f"int {name}")
-                values.append(ctypes.c_int(value))
+                c_inputs.append(f"{kind[0]} {name}")
+                values.append(np.ctypeslib.as_ctypes_type(np.dtype(kind[0]))(value))
         code = _C_LOOP.format(
-            dtype=_C_TYPES[out.dtype.name],
+            dtype=out.dtype.name,
             out=self._out,
             inputs=", ".join(c_inputs),
             operation=self._operation,

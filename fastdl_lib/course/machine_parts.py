@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdl_lib.binary.bits import pack, xnor_product
-from fastdl_lib.convolution.gpu import cudnn_status
+from fastdl_lib.convolution.algorithms import ALGORITHMS, conv2d
 from fastdl_lib.core.arrays import (
     array_module,
     gpu_available,
@@ -42,10 +42,10 @@ from fastdl_lib.measuring.timing import (
     profile_layers,
     time_scale,
 )
-from fastdl_lib.nn.layers import CONV_ALGORITHMS, Conv2d
+from fastdl_lib.nn.layers import Conv2d
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
 from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, warmup_cosine
-from fastdl_lib.nn.training import evaluate, fit, training_pass
+from fastdl_lib.nn.training import evaluate, fit
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import MixedPrecision
 
@@ -302,7 +302,7 @@ def measure_machine(plan: Plan = Plan(), say: Callable[[str], None] = print) -> 
 def _more_versions() -> dict[str, str]:
     """What else decides a time here and is not on every machine card."""
     versions = {"numba": importlib.metadata.version("numba")}
-    if gpu_available() and cudnn_status().available:
+    if gpu_available() and ALGORITHMS["cudnn"].status().available:
         torch = sys.modules["torch"]
         versions["torch"] = str(torch.__version__)
         versions["cudnn"] = str(torch.backends.cudnn.version())
@@ -514,12 +514,14 @@ class _Work:
         return self.step if way == "training" else partial(self.network.forward, self.x)
 
     def step(self) -> None:
-        training_pass(self.network, self.x, self.labels, weight=self.optimizer.loss_scale)
+        self.network.loss_and_gradients(self.x, self.labels, scale=self.optimizer.loss_scale)
         self.optimizer.step(self.network)
 
 
-def _gpu_algorithms() -> list[str]:
-    return ["gpu", *(["cudnn"] if cudnn_status().available else [])]
+def _fast_algorithms(device: str) -> list[str]:
+    """Those with a memory layout of their own, which can be used here."""
+    fast = (row for row in ALGORITHMS.values() if row.channels_last and device in row.devices)
+    return [row.name for row in fast if row.status().available]
 
 
 def _race(run: _Run, device: str) -> None:
@@ -555,8 +557,7 @@ def _race_of(
         race("compiled", partial(layer.forward, image), 1, macs, [1])
     batch = run.plan.sizes[device].race_batch
     images = _there(np.repeat(image, batch, axis=0), device)
-    algorithms = ["blocked", "winograd"] if device == "cpu" else _gpu_algorithms()
-    for algorithm in ["im2col", *algorithms]:
+    for algorithm in ["im2col", *_fast_algorithms(device)]:
         layer.algorithm = algorithm
         race(algorithm, partial(layer.forward, images), batch, batch * macs)
 
@@ -568,7 +569,7 @@ def _cut(layer: Conv2d, image: np.ndarray) -> tuple[Callable[[], Any], int]:
     patch = channels * layer.kernel**2
     filters = max(1, min(layer.out_channels // layer.groups, 200_000 // (16 * patch)))
     weight = np.ascontiguousarray(layer.parameters["weight"][:filters])
-    loops = partial(CONV_ALGORITHMS["loops"], part, weight, stride=layer.stride)
+    loops = partial(conv2d, part, weight, stride=layer.stride, algorithm="loops")
     return loops, loops()[0].size * patch
 
 
@@ -611,7 +612,7 @@ def _passes(run: _Run, device: str) -> None:
     for dtype in ["float32"] if device == "cpu" else ["float32", "tf32", "float16"]:
         network = _placed(plan.network(), device, dtype)
         narrow = [(plan.narrow_batch, way) for way in _BOTH]
-        for algorithm in ["auto"] if device == "cpu" else _gpu_algorithms():
+        for algorithm in ["auto"] if device == "cpu" else _fast_algorithms(device):
             for layer in network.layers.values():
                 if isinstance(layer, Conv2d):
                     layer.algorithm = algorithm

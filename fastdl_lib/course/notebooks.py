@@ -1,11 +1,11 @@
-"""Execute, clean, check and release the notebooks: the tool of maintainers and instructors.
+"""Execute, clean and check the notebooks: the tool of who writes them.
 
     python -m fastdl_lib.course.notebooks execute [NOTEBOOK ...]
     python -m fastdl_lib.course.notebooks clean [NOTEBOOK ...]
     python -m fastdl_lib.course.notebooks check [NOTEBOOK ...]
-    python -m fastdl_lib.course.notebooks release
 
-The notebooks in `notebooks/` are the instructor's copy: solutions and outputs stand in them.
+The notebooks in `notebooks/` are the instructor's copy: solutions and outputs stand in them. The
+course's chapters are those named NN_words.ipynb; other notebooks there are somebody's own.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from nbformat import NotebookNode
 from fastdl_lib.core.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
-ASSIGNMENT = "notebooks"
-# What README.md shows of a notebook: the figure of its cell tagged readme-picture.
-README_PICTURES = {"01_where_time_goes": "pie.png", "02_im2col": "race.png"}
+FOLDER = "notebooks"
+# What README.md shows of a chapter: the figure of its cell tagged readme-picture.
+README_PICTURES = {"01_where_time_goes": ".github/pie.png", "02_im2col": ".github/race.png"}
 
 MAX_CELL_LINES = 25
 MAX_MEDIAN_LINES = 5
@@ -51,8 +51,8 @@ HEADINGS = (
     "in practice",
     "sources",
 )
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
-_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 _MACHINE_PATH = re.compile(
     r"(?<![\w.])/(?:home|Users|root|tmp|private|var/folders)(?=/|\b)"
@@ -60,20 +60,8 @@ _MACHINE_PATH = re.compile(
     r"|\b[A-Za-z]:[\\/]+Users\b"
 )
 # Account and host names that say nothing about who ran the notebook, or are ordinary words here.
-_COMMON_NAMES = frozenset(
-    {
-        "admin",
-        "codespace",
-        "conda",
-        "jovyan",
-        "jupyter",
-        "localhost",
-        "python",
-        "runner",
-        "student",
-        "ubuntu",
-        "vscode",
-    }
+_COMMON_NAME = re.compile(
+    "admin|codespace|conda|jovyan|jupyter|localhost|python|runner|student|ubuntu|vscode", re.I
 )
 
 
@@ -82,10 +70,11 @@ class CourseError(Exception):
 
 
 def notebook_paths(root: Path = ROOT) -> list[Path]:
-    """Return the course's notebooks in reading order; raises CourseError when there is none."""
-    paths = sorted((Path(root) / ASSIGNMENT).glob("*.ipynb"))
+    """The chapters under `root` in reading order; raises CourseError when there is none."""
+    folder = Path(root) / FOLDER
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
-        raise CourseError(f"no notebook in {Path(root) / ASSIGNMENT}")
+        raise CourseError(f"no chapter (NN_words.ipynb) in {folder}")
     return paths
 
 
@@ -103,6 +92,26 @@ def read_notebook(path: Path) -> NotebookNode:
         raise CourseError(f"{path}: not a readable notebook ({reason})") from error
 
 
+def write_notebook(path: Path, notebook: NotebookNode) -> None:
+    """Write a notebook in its normal form."""
+    with whole_file(path) as part:
+        part.write_text(_normal_text(notebook), encoding="utf-8", newline="\n")
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """The tags of a cell."""
+    return cell.metadata.get("tags", [])
+
+
+def grading(cell: NotebookNode) -> dict:
+    """What nbgrader is told of a cell; empty where it is no part of an exercise."""
+    return cell.metadata.get("nbgrader", {})
+
+
+def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 # --- clean ---------------------------------------------------------------------------------------
 
 
@@ -112,10 +121,9 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     Dropped is what changes from run to run or only works while the kernel lives: widget views
     and their state, execution times, the state of the editor, the exact Python version.
     """
-    metadata = notebook.metadata
-    metadata.pop("widgets", None)
-    metadata["kernelspec"] = dict(_KERNELSPEC)
-    metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["kernelspec"] = dict(_KERNELSPEC)
+    notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         for key in ("execution", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
@@ -127,18 +135,13 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
 def _clean_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
     kept: list[NotebookNode] = []
     for output in outputs:
-        if _WIDGET_VIEW in output.get("data", {}):
-            del output.data[_WIDGET_VIEW]
+        if WIDGET_VIEW in output.get("data", {}):
+            del output.data[WIDGET_VIEW]
             if not output.data:
                 continue
-        previous = kept[-1] if kept else None
-        if (
-            output.output_type == "stream"
-            and previous is not None
-            and previous.output_type == "stream"
-            and previous.name == output.name
-        ):
-            previous.text += output.text
+        # Two pieces of one stream become one; nothing but a stream has a name.
+        if kept and output.get("name") and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
         else:
             kept.append(output)
     return kept
@@ -146,12 +149,9 @@ def _clean_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def clean(path: Path) -> bool:
     """Rewrite a notebook in its normal form; return whether the file had to change."""
-    path = Path(path)
-    before = path.read_bytes() if path.exists() else b""
-    text = _normal_text(read_notebook(path))
-    if text.encode() == before:
+    if is_clean(path):
         return False
-    _write(path, text)
+    write_notebook(Path(path), read_notebook(path))
     return True
 
 
@@ -162,11 +162,6 @@ def is_clean(path: Path) -> bool:
 
 def _normal_text(notebook: NotebookNode) -> str:
     return nbformat.writes(clean_notebook(notebook)).rstrip("\n") + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 # --- execute -------------------------------------------------------------------------------------
@@ -180,7 +175,7 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     """
     path = Path(path).resolve()
     notebook = read_notebook(path)
-    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code_cells = _code_cells(notebook)
     for cell in code_cells:
         cell.outputs, cell.execution_count = [], None
     reached = 0
@@ -198,19 +193,18 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     except Exception as error:
         place = "before its first cell"
         if reached:
-            source = code_cells[reached - 1].source
-            place = f"in code cell {reached} ({_first_line(source)})"
+            place = f"in code cell {reached} ({_first_line(code_cells[reached - 1].source)})"
+        reason = _reason(error, cell_timeout_s)
         raise CourseError(
-            f"{path.name}: stopped {place}: {_reason(error, cell_timeout_s)}. "
-            "The file is unchanged."
+            f"{path.name}: stopped {place}: {reason}. The file is unchanged."
         ) from error
     finally:
         if progress:
             _show_progress("")
-    _write(path, _normal_text(notebook))
+    write_notebook(path, notebook)
     seconds = time.monotonic() - started
     picture = readme_picture(notebook)
-    if picture is not None and path.parent == ROOT / ASSIGNMENT:
+    if picture is not None and path.parent == ROOT / FOLDER:
         with whole_file(ROOT / README_PICTURES[path.stem]) as part:
             part.write_bytes(picture)
     return seconds
@@ -218,8 +212,8 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
 
 def readme_picture(notebook: NotebookNode) -> bytes | None:
     """The PNG stored in the cell tagged ``readme-picture``: what the README shows."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "readme-picture" in _tags(cell):
+    for cell in _code_cells(notebook):
+        if "readme-picture" in tags(cell):
             for output in _pictures(cell):
                 return base64.b64decode(output.data["image/png"])
     return None
@@ -241,7 +235,7 @@ def _run(notebook: NotebookNode, folder: Path, cell_timeout_s: int, on_cell_star
 
     class ThisPythonManager(AsyncKernelManager):
         @default("kernel_spec_manager")
-        def _this_python(self):
+        def _thisplain_python(self):
             return ThisPython(parent=self)
 
     client = NotebookClient(
@@ -269,15 +263,16 @@ def _reason(error: Exception, cell_timeout_s: int) -> str:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     if isinstance(error, CellExecutionError):
-        return f"{error.ename}: {_shorten(error.evalue)}"
+        return f"{error.ename}: {shorten(error.evalue)}"
     if isinstance(error, CellTimeoutError):
         return f"it did not finish within {cell_timeout_s} s (--cell-timeout gives it more)"
     if isinstance(error, DeadKernelError):
         return "the kernel died (out of memory, or the code ended the process)"
-    return f"{type(error).__name__}: {_shorten(str(error))}"
+    return f"{type(error).__name__}: {shorten(str(error))}"
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """The first 400 characters of a message."""
     return text if len(text) <= 400 else text[:400] + " ..."
 
 
@@ -287,8 +282,7 @@ def _show_progress(text: str) -> None:
 
 
 def _first_line(source: str) -> str:
-    lines = [line for line in source.splitlines() if line.strip()]
-    return lines[0].strip() if lines else "empty"
+    return next((line.strip() for line in source.splitlines() if line.strip()), "empty")
 
 
 # --- check ---------------------------------------------------------------------------------------
@@ -303,27 +297,26 @@ def format_faults(path: Path) -> list[str]:
     """
     path = Path(path).resolve()
     notebook = read_notebook(path)
-    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    faults = _validity_faults(path, notebook)
+    code_cells = _code_cells(notebook)
+    faults = list(_file_faults(path, notebook))
+    # Said once, not of each cell.
     never_run = all(cell.execution_count is None for cell in code_cells)
     if code_cells and never_run:
-        # Said once, not of each cell.
-        faults.append(f"never run: `python -m fastdl_lib.course.notebooks execute {_shown(path)}`")
+        faults.append(f"never run: `python -m fastdl_lib.course.notebooks execute {shown(path)}`")
     for number, cell in enumerate(code_cells, 1):
+        found = [
+            *_run_faults(cell, None if never_run else number, path),
+            *_source_faults(cell),
+            *_figure_faults(code_cells[number - 1 : number + ASSERT_WITHIN]),
+        ]
         where = f"code cell {number} ({_first_line(cell.source)})"
-        count = None if never_run else number
-        faults += [f"{where}: {fault}" for fault in _cell_faults(cell, count, path)]
-        followers = code_cells[number - 1 : number + ASSERT_WITHIN]
-        if _pictures(cell) and not any(_has_assertion(follower) for follower in followers):
-            faults.append(
-                f"{where}: no assertion beside the figure; put one in this code cell or in one "
-                f"of the next {ASSERT_WITHIN}"
-            )
-    if code_cells:
-        median = statistics.median(code_lines(cell.source) for cell in code_cells)
-        if median > MAX_MEDIAN_LINES:
-            faults.append(f"half of the code cells have {median:g} lines or more; at most 5 wanted")
-    return [*faults, *_chapter_faults(path, notebook)]
+        faults += [f"{where}: {fault}" for fault in found]
+    median = statistics.median([code_lines(cell.source) for cell in code_cells] or [0])
+    if median > MAX_MEDIAN_LINES:
+        faults.append(f"half of the code cells have {median:g} lines or more; at most 5 wanted")
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = re.sub(r"^```.*?^```", "", prose, flags=re.DOTALL | re.MULTILINE)
+    return [*faults, *_chapter_faults(path, notebook, prose)]
 
 
 def code_lines(source: str) -> int:
@@ -332,66 +325,69 @@ def code_lines(source: str) -> int:
     >>> code_lines("# why\\n\\nx = 1\\n### BEGIN HIDDEN TESTS\\nassert x\\n### END HIDDEN TESTS")
     1
     """
-    count, hidden = 0, False
-    for line in source.splitlines():
-        if "BEGIN HIDDEN TESTS" in line:
-            hidden = True
-        elif "END HIDDEN TESTS" in line:
-            hidden = False
-        elif not hidden and line.strip() and not line.strip().startswith("#"):
-            count += 1
-    return count
+    seen = re.sub(r"### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", "", source, flags=re.DOTALL)
+    lines = [line.strip() for line in seen.splitlines()]
+    return sum(1 for line in lines if line and not line.startswith("#"))
 
 
-def _validity_faults(path: Path, notebook: NotebookNode) -> list[str]:
-    faults = []
+def _file_faults(path: Path, notebook: NotebookNode) -> Iterator[str]:
     try:
         nbformat.validate(notebook)
     except nbformat.ValidationError as error:
-        faults.append(f"not a valid notebook: {str(error).partition(chr(10))[0]}")
+        yield f"not a valid notebook: {str(error).partition(chr(10))[0]}"
     if "widgets" in notebook.metadata:
-        faults.append("widget state in the notebook's metadata")
+        yield "widget state in the notebook's metadata"
     if not is_clean(path):
-        faults.append(
-            f"not clean: run `python -m fastdl_lib.course.notebooks clean {_shown(path)}`"
-        )
-    return faults
+        yield f"not clean: run `python -m fastdl_lib.course.notebooks clean {shown(path)}`"
 
 
-def _cell_faults(cell: NotebookNode, count: int | None, path: Path) -> Iterator[str]:
-    """Yield the faults of a code cell that ought to have been run as `[count]`."""
+def _run_faults(cell: NotebookNode, count: int | None, path: Path) -> Iterator[str]:
+    """Yield what is wrong with a cell that ought to have been run as `[count]`, and its outputs."""
     if cell.execution_count != count:
         was = "never run" if cell.execution_count is None else f"run as [{cell.execution_count}]"
         yield f"{was}, not as [{count}]: run the notebook once, from top to bottom"
     for output in cell.outputs:
-        if output.output_type == "error" and "raises-exception" not in _tags(cell):
+        if output.output_type == "error" and "raises-exception" not in tags(cell):
             yield f"ends in {output.ename}"
         if output.output_type == "stream" and output.name == "stderr":
             yield f"writes to stderr: {_first_line(output.text)}"
     for trace in sorted(_machine_traces(cell, path)):
         yield f"names the machine that ran it: {trace!r}"
+
+
+def _source_faults(cell: NotebookNode) -> Iterator[str]:
     lines = code_lines(cell.source)
     if lines > MAX_CELL_LINES:
         yield f"{lines} code lines; at most {MAX_CELL_LINES}: move plumbing into fastdl_lib"
-    for picture in _pictures(cell):
-        # The place where nbconvert looks for it.
-        if not str(picture.metadata.get("image/png", {}).get("alt", "")).strip():
-            yield 'figure without alternative text: set metadata["image/png"]["alt"]'
-    try:
-        tree = ast.parse(_python(cell.source))
-    except SyntaxError as error:
-        yield f"is not Python: {error.msg}"
+    tree = _parsed(cell.source)
+    if tree is None:
+        yield "is not Python"
         return
-    was_run = cell.execution_count is not None
-    is_answer = cell.metadata.get("nbgrader", {}).get("solution")
-    if was_run and not is_answer and not cell.outputs and _is_silent(tree):
+    told = (ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    is_silent = not any(isinstance(node, told) for node in ast.walk(tree))
+    was_run = cell.execution_count is not None and not grading(cell).get("solution")
+    if was_run and is_silent and not cell.outputs:
         yield "shows nothing and asserts nothing"
     if _has_trailing_semicolon(cell.source):
         yield "a line ends in `;`, which does not silence it in tests: assign to `_` instead"
 
 
+def _figure_faults(cells: list[NotebookNode]) -> Iterator[str]:
+    """Yield what the figures of the first cell lack, in it or in the cells after it."""
+    pictures = _pictures(cells[0])
+    for picture in pictures:
+        # The place where nbconvert looks for it.
+        if not str(picture.metadata.get("image/png", {}).get("alt", "")).strip():
+            yield 'figure without alternative text: set metadata["image/png"]["alt"]'
+    if pictures and not any(_has_assertion(cell) for cell in cells):
+        yield (
+            "no assertion beside the figure; put one in this code cell or in one "
+            f"of the next {ASSERT_WITHIN}"
+        )
+
+
 def _machine_traces(cell: NotebookNode, path: Path) -> set[str]:
-    output_text = "\n".join(_strings(cell.outputs))
+    output_text = "\n".join(texts(cell.outputs))
     everything = f"{cell.source}\n{output_text}"
     traces = set(_MACHINE_PATH.findall(everything))
     checkout = path.parents[1]
@@ -408,64 +404,56 @@ def _machine_names() -> set[str]:
     # getpass needs an account, and a container's user may have none.
     with contextlib.suppress(OSError, KeyError, ImportError):
         names.add(getpass.getuser())
-    return {name for name in names if len(name) > 4 and name.lower() not in _COMMON_NAMES}
+    return {name for name in names if len(name) > 4 and not _COMMON_NAME.fullmatch(name)}
 
 
-def _strings(value: object) -> Iterator[str]:
-    """Every text in an output; pictures are not text."""
+def texts(value: object) -> Iterator[str]:
+    """Every text in a notebook or a part of it; pictures are not text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from texts(item)
     elif isinstance(value, dict):
         for key, item in value.items():
             if not (key.startswith("image/") and isinstance(item, str)):
-                yield from _strings(item)
-
-
-def _tags(cell: NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
+                yield from texts(item)
 
 
 def _pictures(cell: NotebookNode) -> list[NotebookNode]:
     return [output for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
-def _python(source: str) -> str:
+def plain_python(source: str) -> str:
     """The cell as plain Python: IPython's magics become calls."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     return TransformerManager().transform_cell(source)
 
 
-def _is_silent(tree: ast.Module) -> bool:
-    told = (ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    return not any(isinstance(node, told) for node in ast.walk(tree))
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(plain_python(source))
+    except SyntaxError:
+        return None
 
 
 def _has_assertion(cell: NotebookNode) -> bool:
-    try:
-        tree = ast.parse(_python(cell.source))
-    except SyntaxError:
-        return False
-    return any(
-        isinstance(node, ast.Assert)
-        or (isinstance(node, ast.Call) and _called(node.func).startswith("assert_"))
-        for node in ast.walk(tree)
-    )
-
-
-def _called(function: ast.expr) -> str:
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
+    tree = _parsed(cell.source)
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called.startswith("assert_"):
+                return True
+    return False
 
 
 def _has_trailing_semicolon(source: str) -> bool:
     previous = ""
     with contextlib.suppress(tokenize.TokenError, SyntaxError):
-        for token in tokenize.generate_tokens(io.StringIO(_python(source)).readline):
+        for token in tokenize.generate_tokens(io.StringIO(plain_python(source)).readline):
             if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER) and previous == ";":
                 return True
             if token.type != tokenize.COMMENT:
@@ -473,9 +461,7 @@ def _has_trailing_semicolon(source: str) -> bool:
     return False
 
 
-def _chapter_faults(path: Path, notebook: NotebookNode) -> Iterator[str]:
-    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    prose = re.sub(r"^```.*?^```", "", prose, flags=re.DOTALL | re.MULTILINE)
+def _chapter_faults(path: Path, notebook: NotebookNode, prose: str) -> Iterator[str]:
     first = notebook.cells[0] if notebook.cells else None
     if first is None or first.cell_type != "markdown" or not first.source.startswith("# "):
         yield "the first cell is not a title (# ...)"
@@ -484,7 +470,7 @@ def _chapter_faults(path: Path, notebook: NotebookNode) -> Iterator[str]:
         yield "the file's name is not NN_words.ipynb"
         return
     is_start = int(chapter[1]) == 0
-    graded = sum(1 for cell in notebook.cells if cell.metadata.get("nbgrader", {}).get("grade"))
+    graded = sum(1 for cell in notebook.cells if grading(cell).get("grade"))
     wanted = 1 if is_start else 3
     if graded < wanted:
         yield f"{graded} graded cells; at least {wanted} wanted"
@@ -498,165 +484,40 @@ def _chapter_faults(path: Path, notebook: NotebookNode) -> Iterator[str]:
 
 def _link_faults(path: Path, prose: str) -> Iterator[str]:
     links = re.findall(r"\]\(([^)\s]+)", prose) + re.findall(r"""href=["']([^"']+)""", prose)
-    targets = set()
-    for link in links:
-        target = urllib.parse.unquote(link.partition("#")[0])
-        if target and not re.match(r"[a-zA-Z][\w+.-]*:", target):
-            targets.add(target.removeprefix("./"))
+    files = {urllib.parse.unquote(link.partition("#")[0]).removeprefix("./") for link in links}
+    # Not a place within the notebook, and not an address.
+    targets = {file for file in files if file and not re.match(r"[a-zA-Z][\w+.-]*:", file)}
     for target in sorted(targets):
         if not (path.parent / target).exists():
             yield f"a link leads nowhere: {target}"
     chapters = [other.name for other in sorted(path.parent.glob("[0-9][0-9]_*.ipynb"))]
     place = chapters.index(path.name)
-    for side, neighbour in (
-        ("previous", chapters[place - 1] if place else None),
-        ("next", chapters[place + 1] if place + 1 < len(chapters) else None),
-    ):
-        if neighbour and neighbour not in targets:
-            yield f"no link to the {side} chapter, {neighbour}"
-
-
-# --- release -------------------------------------------------------------------------------------
-
-
-def release(root: Path = ROOT) -> list[Path]:
-    """Generate the students' notebooks in `release/notebooks` under `root`; return their paths.
-
-    nbgrader replaces the solutions, drops the hidden tests and all outputs, and enters the
-    exercises in `gradebook.db`, from which submissions are graded. Raises CourseError when a
-    notebook is not clean or nbgrader refuses one.
-    """
-    root = Path(root).resolve()
-    # nbgrader would copy the widget state, with what the solutions show, to the students.
-    unclean = [path.name for path in notebook_paths(root) if not is_clean(path)]
-    if unclean:
-        raise CourseError(
-            f"not clean: {', '.join(unclean)}. Run `python -m fastdl_lib.course.notebooks clean` first."
-        )
-    from nbgrader.converters import GenerateAssignment
-    from nbgrader.utils import capture_log
-
-    generator = GenerateAssignment(coursedir=_course_directory(root), parent=None)
-    generator.update_config(nbgrader_config(root))
-    generator.force = generator.create_assignment = True
-    # Nothing but the notebooks goes out: the folder may hold what a run has written there.
-    generator.coursedir.ignore = ["*"]
-    with programs_on_path():
-        result = capture_log(generator)
-    if not result["success"]:
-        raise CourseError(f"nbgrader made no release: {_nbgrader_reason(result)}")
-    paths = sorted((root / "release" / ASSIGNMENT).glob("*.ipynb"))
-    for path in paths:
-        _show_all_cells(path)
-    return paths
-
-
-def nbgrader_config(root: Path = ROOT):
-    """Return the settings of `nbgrader_config.py`, as a traitlets Config."""
-    from traitlets.config import PyFileConfigLoader
-
-    return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
-
-
-def _course_directory(root: Path):
-    from nbgrader.coursedir import CourseDirectory
-
-    return CourseDirectory(root=str(root), assignment_id=ASSIGNMENT, config=nbgrader_config(root))
-
-
-@contextlib.contextmanager
-def programs_on_path() -> Iterator[None]:
-    """Put this environment's programs on PATH: nbgrader starts `alembic` by its bare name."""
-    before = os.environ.get("PATH", "")
-    programs = Path(sys.prefix) / ("Scripts" if os.name == "nt" else "bin")
-    os.environ["PATH"] = f"{programs}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
-
-
-def _nbgrader_reason(result: dict) -> str:
-    # nbgrader logs the cause and then raises a summary that points to the log.
-    causes = [line for line in result.get("log", "").splitlines() if "Error" in line]
-    return _shorten(" ".join(causes) or result["error"].strip().splitlines()[-1])
-
-
-def _show_all_cells(path: Path) -> None:
-    """Unfold the cells that are folded in the instructor's copy."""
-    notebook = read_notebook(path)
-    for cell in notebook.cells:
-        view = cell.metadata.get("jupyter", {})
-        view.pop("source_hidden", None)
-        if not view:
-            cell.metadata.pop("jupyter", None)
-    _write(path, _normal_text(notebook))
+    neighbours = {"previous": chapters[:place][-1:], "next": chapters[place + 1 : place + 2]}
+    for side, names in neighbours.items():
+        for name in set(names) - targets:
+            yield f"no link to the {side} chapter, {name}"
 
 
 # --- command line --------------------------------------------------------------------------------
 
+_VERBS = {
+    "execute": "run notebooks from top to bottom, clean them and write them back",
+    "clean": "bring notebooks to their normal form: no widget state, no times, no versions",
+    "check": "say what is wrong with the format of notebooks; nothing is run or changed",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.verb == "release":
-            for path in release():
-                print(_shown(path))
-            return 0
-        paths = options.notebooks or notebook_paths()
-        return max(_on_one(options, path) for path in paths)
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
-def _on_one(options: argparse.Namespace, path: Path) -> int:
-    try:
-        if options.verb == "execute":
-            seconds = execute(path, options.cell_timeout, progress=True)
-            print(f"{_shown(path)}: {seconds:.1f} s")
-        elif options.verb == "clean":
-            if clean(path):
-                print(f"cleaned {_shown(path)}")
-        else:
-            faults = format_faults(path)
-            for fault in faults:
-                print(f"{_shown(path)}: {fault}")
-            return int(bool(faults))
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-def _shown(path: Path) -> str:
-    path = Path(path)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastdl_lib.course.notebooks",
-        description="Execute, clean, check and release the notebooks of the course.",
+        prog="python -m fastdl_lib.course.notebooks", description="Execute, clean, check notebooks."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    meaning = {
-        "execute": "run notebooks from top to bottom, clean them and write them back",
-        "clean": "bring notebooks to their normal form: no widget state, no times, no versions",
-        "check": "say what is wrong with the format of notebooks; nothing is run or changed",
-        "release": "generate the students' copies in release/notebooks with nbgrader",
-    }
-    for verb, help_text in meaning.items():
-        command = verbs.add_parser(verb, help=help_text, description=help_text.capitalize() + ".")
-        if verb != "release":
-            command.add_argument(
-                "notebooks",
-                nargs="*",
-                type=Path,
-                metavar="NOTEBOOK",
-                help="default: all in notebooks/",
-            )
+    for verb, meaning in _VERBS.items():
+        command = verbs.add_parser(verb, help=meaning, description=meaning.capitalize() + ".")
+        command.add_argument(
+            "notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all chapters"
+        )
         if verb == "execute":
             command.add_argument(
                 "--cell-timeout",
@@ -665,7 +526,33 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="SECONDS",
                 help="stop a notebook when one cell takes longer (default: %(default)s)",
             )
-    return parser
+    options = parser.parse_args(arguments)
+    return max(_on_one(options, path) for path in options.notebooks or notebook_paths())
+
+
+def _on_one(options: argparse.Namespace, path: Path) -> int:
+    try:
+        if options.verb == "execute":
+            seconds = execute(path, options.cell_timeout, progress=True)
+            print(f"{shown(path)}: {seconds:.1f} s")
+        elif options.verb == "clean":
+            if clean(path):
+                print(f"cleaned {shown(path)}")
+        else:
+            faults = format_faults(path)
+            for fault in faults:
+                print(f"{shown(path)}: {fault}")
+            return int(bool(faults))
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def shown(path: Path) -> str:
+    """A path as it is told to people: from the top of the course, where it lies in it."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 if __name__ == "__main__":

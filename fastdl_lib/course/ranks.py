@@ -38,7 +38,7 @@ from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
-from fastdl_lib.nn.training import DROPOUT, fit, training_pass
+from fastdl_lib.nn.training import DROPOUT, fit
 from fastdl_lib.scaling.mpi import mpi_status, run_program
 from fastdl_lib.scaling.workers import PATIENCE_S, MpiWorkers
 
@@ -270,10 +270,10 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
             ranks.gradients(network, x[here], labels[here], batch)
 
     kinds: dict[str, Callable[[], Any]] = {
-        "one rank": lambda: training_pass(network, x, labels),
+        "one rank": lambda: network.training_pass(x, labels),
         "all ranks": functools.partial(together, True),
         "all ranks, no overlap": functools.partial(together, False),
-        "all ranks, no communication": lambda: training_pass(network, x[here], labels[here]),
+        "all ranks, no communication": lambda: network.training_pass(x[here], labels[here]),
         "all ranks, a whole batch each": functools.partial(together, True, True),
     }
 

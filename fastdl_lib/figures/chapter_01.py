@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import KINDS_SHOWN, Bar, Shares
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.costs import KINDS, Ceilings, LayerCost
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.timing import LayerProfile
@@ -15,7 +15,7 @@ from fastdl_lib.measuring.timing import LayerProfile
 __all__ = ["batch_sweep", "cost_shares", "layer_bars", "roofline_against_measured", "share_bars"]
 
 
-@drawn
+@style()
 def share_bars(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     """Draw shares as stacked bars: lengths are easier to compare than angles."""
     figure, axes = canvas(9.5, 1.7 + 0.6 * len(shares))
@@ -32,7 +32,7 @@ def share_bars(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     return forms.shares_picture(figure, "Stacked bars", shares, notes, title)
 
 
-@drawn
+@style()
 def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
     """Draw, layer by layer, who holds the parameters and who does the multiplications."""
     costs = [cost for cost in costs if cost.macs]
@@ -57,7 +57,7 @@ def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
     return Picture(figure, title, [counted], "; ".join(words), notes, legend)
 
 
-@drawn
+@style()
 def layer_bars(profile: LayerProfile, *notes: str, title: str) -> Picture:
     """Draw each layer's time, median with quartiles; backward beside forward if measured."""
     names = [name for name in profile.forward if profile.kinds[name] != "other"]
@@ -91,7 +91,7 @@ def _run(profile: LayerProfile) -> str:
     return f"batch {profile.batch}, {blas}, {len(profile.first.samples)} passes"
 
 
-@drawn
+@style()
 def roofline_against_measured(
     profile: LayerProfile,
     costs: Sequence[LayerCost],
@@ -125,7 +125,7 @@ def roofline_against_measured(
     )
 
 
-@drawn
+@style()
 def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -> Picture:
     """Draw the time an image takes, by kind of layer, against the batch size."""
     batches = sorted(profiles)

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from fastdl_lib.convolution.im2col import im2col, output_size
+from fastdl_lib.convolution.geometry import output_size
+from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Line
@@ -18,8 +19,8 @@ from fastdl_lib.figures.picture import (
     Origin,
     Picture,
     canvas,
-    drawn,
     origins_of,
+    style,
 )
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 
-@drawn
+@style()
 def patch_matrix(
     kernel: int, stride: int = 1, padding: int = 0, patch: int = 1, *, size: int = 5, pixel: int = 0
 ) -> Picture:
@@ -110,7 +111,7 @@ def _number_grid(axis: Any, values: np.ndarray, circled: int) -> None:
     axis.set_aspect("equal" if columns < 3 * rows else "auto")
 
 
-@drawn
+@style()
 def memory_bars(
     memory: Mapping[str, tuple[float, float, float, float]],
     origin: MachineCard,
@@ -119,10 +120,8 @@ def memory_bars(
 ) -> Picture:
     """Draw what im2col holds on top of its input, predicted and measured, beside that input.
 
-    Args:
-        memory: for each layer, in MB: its input, its patches, the peak computed beforehand and
-            the peak measured.
-        origin: the machine that measured.
+    ``memory`` holds for each layer, in MB: its input, its patches, the peak computed beforehand
+    and the peak measured.
     """
     hatch = PROVENANCE_HATCH[Provenance.COMPUTED]
     series = {
@@ -151,7 +150,7 @@ def memory_bars(
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)
 
 
-@drawn
+@style()
 def race(
     speeds: Mapping[tuple[str, str, int], Measurement],
     ceilings: Mapping[int, Measurement],
@@ -160,10 +159,8 @@ def race(
 ) -> Picture:
     """Draw the speed of several algorithms on several layers, a group of bars an algorithm.
 
-    Args:
-        speeds: (algorithm, layer, threads) to GFLOP/s. The smallest number of threads is drawn as
-            bars, a larger one as diamonds. Algorithms and layers keep their order.
-        ceilings: threads to the GFLOP/s of a large product; each becomes a line.
+    ``speeds``: (algorithm, layer, threads) to GFLOP/s; the smallest number of threads is drawn as
+    bars, a larger one as diamonds. ``ceilings``: threads to the GFLOP/s of a large product, a line.
     """
     runs: dict[str, dict[str, list[Measurement]]] = {name: {} for name, _, _ in speeds}
     for algorithm, layer, threads in sorted(speeds, key=lambda key: key[2]):
@@ -204,15 +201,14 @@ def race(
     return Picture(figure, title, origins_of(speeds.values()), alt, notes, legend)
 
 
-@drawn
+@style()
 def block_sweep(
     sweeps: Mapping[str, Mapping[float, Measurement]], *notes: str, title: str
 ) -> Picture:
     """Draw the speed of an algorithm against how much memory the patches of a block take.
 
-    Args:
-        sweeps: for each line, megabytes of patches to GFLOP/s. A measurement's name, the number
-            of images in a block, is written at its dot.
+    ``sweeps`` holds for each line megabytes of patches to GFLOP/s. A measurement's name, the
+    number of images in a block, is written at its dot.
     """
     figure, axes = canvas(9, 4.2)
     everything = [speed for sweep in sweeps.values() for speed in sweep.values()]
@@ -236,15 +232,14 @@ def block_sweep(
     return Picture(figure, title, origins_of(everything), alt, notes, legend)
 
 
-@drawn
+@style()
 def error_against_speed(
     speeds: Sequence[Measurement], errors: Sequence[float], *notes: str, title: str
 ) -> Picture:
     """Draw the error of several algorithms against their speed; the best corner is bottom right.
 
-    Args:
-        speeds: in GFLOP/s; the first one is the algorithm the others want to beat.
-        errors: relative to the largest value of the right answer, one for each speed, above 0.
+    The first is the algorithm that the others want to beat. Errors are relative to the largest
+    value of the right answer, and above 0.
     """
     figure, axes = canvas(9, 4.2)
     words = []
@@ -277,7 +272,7 @@ class Trial(NamedTuple):
     """The largest error, relative to the largest value of the right answer."""
 
 
-@drawn
+@style()
 def trials(results: Sequence[Trial], *notes: str, title: str) -> Picture:
     """Draw time, memory and error of what was tried; the last one stands out."""
     times = [trial.image_ms for trial in results]

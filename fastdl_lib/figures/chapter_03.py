@@ -4,23 +4,20 @@ from collections.abc import Mapping
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Line
-from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn, origins_of
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, origins_of, style
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 
 __all__ = ["memory_against_batch", "size_sweep", "transfer_bars"]
 
 
-@drawn
+@style()
 def size_sweep(
     lines: Mapping[str, Mapping[int, Measurement]], *notes: str, title: str, cpu_wins_to: int = 0
 ) -> Picture:
     """Draw how long a square product takes against its size, a line for each device.
 
-    Args:
-        lines: for each label, size to milliseconds; the condition ``device`` gives the colour,
-            the provenance the style: solid where a clock ran.
-        notes: for the caption, such as what a simulated line rests on.
-        cpu_wins_to: the largest size at which the CPU is ahead, shaded up to there; 0: none.
+    ``lines`` holds for each label size to milliseconds; the condition ``device`` gives the colour,
+    the provenance the style: solid where a clock ran. Up to ``cpu_wins_to`` the figure is shaded.
     """
     figure, axes = canvas(9, 4.6)
     drawn_lines = []
@@ -44,15 +41,14 @@ def size_sweep(
     return Picture(figure, title, origins, alt, notes, legend)
 
 
-@drawn
+@style()
 def transfer_bars(
     rows: Mapping[str, Mapping[str, Measurement]], *notes: str, title: str
 ) -> Picture:
     """Draw what a step takes on the way to the GPU and on it, one part after the other.
 
-    Args:
-        rows: for each bar its parts in order, name to milliseconds; all bars share the names. The
-            first part is the computing, the others are transfers.
+    ``rows`` holds for each bar its parts in order, name to milliseconds; all bars share the names.
+    The first part is the computing, the others are transfers.
     """
     first, *_ = parts = list(next(iter(rows.values())))
     palette = (Colour.GREEN, Colour.ORANGE, Colour.PURPLE, Colour.SKY)
@@ -75,7 +71,7 @@ def transfer_bars(
     return Picture(figure, title, origins_of(times), "; ".join(words), notes, legend)
 
 
-@drawn
+@style()
 def memory_against_batch(
     needs: Mapping[str, Mapping[int, float]],
     limits: Mapping[str, float],
@@ -84,9 +80,7 @@ def memory_against_batch(
 ) -> Picture:
     """Draw the memory a batch needs against its size, and what machines have, as lines.
 
-    Args:
-        needs: for each line, batch size to bytes, counted.
-        limits: name, as it is written at the line, to the bytes of a memory.
+    ``needs`` holds for each line batch size to bytes, counted; ``limits`` the bytes of memories.
     """
     figure, axes = canvas(9, 4.6)
     lines = []

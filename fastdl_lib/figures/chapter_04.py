@@ -1,7 +1,6 @@
 """Figures of chapter 04, distributed training: all-reduce, scaling, the parts of a step."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import matplotlib.colors
 import matplotlib.ticker
@@ -9,24 +8,19 @@ import numpy as np
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Line
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.scaling.simulator import Scaling, all_reduce_schedule
 
-__all__ = ["ScalingLine", "all_reduce_steps", "epoch_lines", "scaling_lines", "step_parts"]
+__all__ = ["all_reduce_steps", "epoch_lines", "scaling_lines", "step_parts"]
 
 
-@drawn
+@style()
 def all_reduce_steps(way: str, workers: int = 4) -> Picture:
     """Draw who holds which sums after each step of an all-reduce.
 
-    Args:
-        way: ``"ring"`` cuts the gradients into one chunk a worker, ``"tree"`` sends them whole.
-        workers: from 2 up.
-
-    Raises:
-        TypeError, ValueError: as :func:`fastdl_lib.scaling.simulator.all_reduce_schedule`.
+    See :func:`fastdl_lib.scaling.simulator.all_reduce_schedule`.
     """
     states, moved = all_reduce_schedule(way, workers)
     chunks = len(states[0][0])
@@ -69,49 +63,35 @@ def _held(has: set[int], workers: int) -> str:
     return "all" if len(has) == workers else "".join(str(w + 1) for w in sorted(has))
 
 
-class ScalingLine(NamedTuple):
-    """A line over the number of workers."""
-
-    label: str
-    workers: Sequence[int]
-    values: Sequence[float]
-    provenance: Provenance
-    source: str
-    """Where it is published, or what the simulation assumes."""
-
-
-@drawn
+@style()
 def scaling_lines(
-    lines: Sequence[ScalingLine | tuple], *notes: str, title: str, logarithmic: bool = True
+    lines: Sequence[tuple], *notes: str, title: str, logarithmic: bool = True
 ) -> Picture:
-    """Draw speed-ups against the number of workers.
+    """Draw speed-ups against the number of workers, on two logarithmic axes or on none.
 
-    Args:
-        lines: :class:`ScalingLine` or plain tuples of the same order, dots where published and
-            dashed where simulated, both in the colour of their label, which two lines may share.
-        logarithmic: both axes; otherwise neither.
+    ``lines``: (label, numbers of workers, speed-ups, provenance, source), dots where published and
+    dashed where simulated, both in the colour of their label, which two lines may share.
     """
     figure, axes = canvas(9, 4.8)
-    lines = [ScalingLine(*line) for line in lines]
-    looks = zip(dict.fromkeys(line.label for line in lines), forms.LOOKS[2:], strict=False)
+    looks = zip(dict.fromkeys(line[0] for line in lines), forms.LOOKS[2:], strict=False)
     colours = {label: colour for label, (colour, _, _) in looks}
     words = []
     for label, workers, values, provenance, _ in lines:
         look = colours[label], forms.PROVENANCE_LOOK[provenance]
         line = Line(f"{label} ({provenance})", workers, values, *look)
         words += forms.draw_lines(axes, [line])
-    ends = [min(line.workers[0] for line in lines), max(line.workers[-1] for line in lines)]
+    ends = [min(line[1][0] for line in lines), max(line[1][-1] for line in lines)]
     axes.plot(ends, ends, color=Colour.GREY, linewidth=0.9, linestyle=":", label="ideal")
     if logarithmic:
         forms.log_axes(axes, 2, 2)
     axes.set_xlabel("workers (GPUs)")
     axes.set_ylabel("speed-up over one GPU")
     axes.legend(loc="upper left", frameon=False, fontsize=9)
-    origins = dict.fromkeys(Origin(line.provenance, line.source) for line in lines)
+    origins = dict.fromkeys(Origin(*line[3:]) for line in lines)
     return Picture(figure, title, list(origins), ". ".join(words), notes)
 
 
-@drawn
+@style()
 def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
     """Draw what a simulated step is made of, and the speed-up, against the number of workers."""
     figure, (left, right) = canvas(9.5, 4.3, 2)
@@ -140,16 +120,11 @@ def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
     return Picture(figure, title, [simulated], f"{title}. {'; '.join(words)}", notes, legend)
 
 
-@drawn
+@style()
 def epoch_lines(
     lines: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str, ylabel: str
 ) -> Picture:
-    """Draw what was measured after each epoch, a line for each way to train.
-
-    Args:
-        lines: label to one number an epoch.
-        origin: the machine that trained.
-    """
+    """Draw what was measured after each epoch, a line for each way to train."""
     figure, axes = canvas(9, 4.3)
     looks = zip(lines.items(), forms.LOOKS, strict=False)
     words = forms.draw_lines(

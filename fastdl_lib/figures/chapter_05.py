@@ -4,7 +4,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.ticker
 import numpy as np
@@ -14,13 +14,12 @@ from matplotlib.patches import Patch, Rectangle
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Line
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, drawn
-from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
+from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
 
 __all__ = [
-    "BitsRow",
     "accuracy_lines",
     "bit_layout",
     "bits_summary",
@@ -31,7 +30,7 @@ __all__ = [
 _BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
 
 
-@drawn
+@style()
 def bit_layout(
     number_format: FloatFormat, value: float | str, *, asked: float | None = None
 ) -> Picture:
@@ -177,38 +176,30 @@ def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
     return legend if all(floats) else legend + forms.patches({"evenly spaced": Colour.ORANGE})
 
 
-@drawn
+@style()
 def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> Picture:
     """Draw from which to which size the positive numbers of each format reach.
 
     Integers with a scale are drawn at the scale 1.
     """
     figure, axes = canvas(9.5, 1.7 + 0.52 * len(formats))
-    # float64 would leave the others no room: it runs out of the picture.
-    left, right = -176, 155
     words, names = [], []
     for place, number_format in enumerate(formats):
         _range_bar(axes, place, number_format)
         smallest, largest = number_format.smallest_subnormal, number_format.largest
-        for number, beside in ((smallest, -1.5), (largest, 1.5)):
+        for number, beside in ((smallest, (-5, "right")), (largest, (5, "left"))):
             text = f"{number:,.6g}" if 1 <= number < 1e6 else f"{number:.1e}"
-            at, colour = math.log2(number) + beside, Colour.INK
-            if not left < at - beside < right:
-                arrow = "\N{LEFTWARDS ARROW}" if beside < 0 else "\N{RIGHTWARDS ARROW}"
-                text = f"{arrow} {text}" if beside < 0 else f"{text} {arrow}"
-                at, beside, colour = (left if beside < 0 else right) - beside, -beside, "white"
-            side = "left" if beside > 0 else "right"
-            axes.text(at, place, text, ha=side, va="center", fontsize=9, color=colour)
+            end = {"xytext": (beside[0], 0), "ha": beside[1]}
+            forms.write_beside(axes, text, (math.log2(number), place), **end)
         digits = _in_digits(number_format)
         names.append(f"{number_format.name}\n{digits}")
         reach = f"{smallest:.3g} to {largest:.6g}"
         words.append(f"{number_format.name}, {number_format.bits} bits: {reach}, {digits}")
-    axes.set_yticks(range(len(formats)), names)
-    axes.set_ylim(len(formats) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+    forms.name_rows(axes, names)
     axes.axvline(0, color=Colour.INK, linewidth=0.9, linestyle=":")
-    axes.set_xlim(left, right)
-    axes.set_xticks(range(-140, 140, 20))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
+    left, right = axes.get_xlim()
+    axes.set_xlim(left - 25, right + 25)  # room for the numbers
     _powers_of_two(axes.xaxis)
     axes.set_xlabel("size of a positive number (dotted: 1)")
     reach = "from the smallest number above 0 to the largest of each format"
@@ -216,7 +207,7 @@ def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> P
     return Picture(figure, title, origins, "; ".join(words), notes, legend)
 
 
-@drawn
+@style()
 def magnitude_histogram(
     groups: Mapping[str, Any],
     formats: Sequence[NumberFormat],
@@ -227,14 +218,9 @@ def magnitude_histogram(
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
-    Args:
-        groups: label to an array of any shape, NumPy or CuPy. Zeros are counted apart.
-        formats: a bar below the histogram each, with a line up at both of its ends.
-        origin: the machine that computed the values.
-        least: smaller powers of two are counted with this one, in the first step.
-
-    Raises:
-        ValueError: a value is infinite or NaN.
+    ``groups`` are label to an array of any shape, NumPy or CuPy, whose zeros are counted apart;
+    infinite values or NaN raise ValueError. Each format has a bar below, with lines up to it.
+    Powers of two below ``least`` are counted with it.
     """
     ratios = [8, 0.8 + 0.85 * len(formats)]
     figure, (upper, lower) = canvas(
@@ -302,15 +288,13 @@ def _draw_limits(
     reach = [math.log2(f.smallest_subnormal) for f in formats if f.smallest_subnormal > 1e-20]
     reach += [math.log2(f.largest) for f in formats if f.largest < 1e20]
     upper.set_xlim(min([*ends, *reach]) - 2, max([*ends, *reach]) + 2)
-    lower.set_yticks(range(len(formats)), [number_format.name for number_format in formats])
-    lower.set_ylim(len(formats) - 0.4, -0.6)
-    lower.tick_params(axis="y", length=0)
+    forms.name_rows(lower, [number_format.name for number_format in formats])
     lower.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
     _powers_of_two(lower.xaxis)
     lower.set_xlabel("size |x| of a value, in powers of two")
 
 
-@drawn
+@style()
 def accuracy_lines(
     panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     origin: MachineCard,
@@ -319,16 +303,9 @@ def accuracy_lines(
 ) -> Picture:
     """Draw accuracy against something, one to three panels side by side.
 
-    Args:
-        panels: ``(what is on the axis, "linear" or "log")`` to lines, label to numbers and to the
-            accuracy at each, %. A label keeps its colour in all panels.
-        origin: the machine that counted the right answers.
-
-    Raises:
-        ValueError: no panel or more than 3, another scale, or a logarithm of 0.
+    ``panels``: ``(what is on the axis, "linear" or "log")`` to lines, label to numbers and to the
+    accuracy at each, %. A label keeps its colour in all panels.
     """
-    if not 1 <= len(panels) <= 3:
-        raise ValueError(f"1 to 3 panels fit beside each other, got {len(panels)}.")
     figure, axes = canvas(9.5, 4.4, len(panels), sharey=True, squeeze=False)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     looks = dict(zip(labels, forms.LOOKS, strict=False))
@@ -352,8 +329,6 @@ def accuracy_lines(
 
 def _set_scale(axis: Any, xlabel: str, scale: str, numbers: Sequence[float]) -> None:
     """Name and scale the horizontal axis; a few powers of two get ticks of their own."""
-    if scale not in ("linear", "log") or (scale == "log" and numbers[0] <= 0):
-        raise ValueError(f"{xlabel!r}: 'linear', or 'log' above 0; got {scale!r}, {numbers[0]:g}.")
     axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     if scale == "log":
@@ -364,37 +339,21 @@ def _set_scale(axis: Any, xlabel: str, scale: str, numbers: Sequence[float]) -> 
             axis.set_xticks(numbers, [f"$2^{{{power}}}$" for power in powers])
 
 
-class BitsRow(NamedTuple):
-    """One network in one format: how right, how large, how fast."""
-
-    name: str
-    bits: int
-    accuracy_pct: float
-    size_bytes: int
-    speed: Measurement
-    """Images/s."""
-    emulated: bool
-    """Whether the arithmetic was rounded in software, since the processor lacks the format."""
-
-
-@drawn
-def bits_summary(
-    rows: Sequence[BitsRow | tuple], origin: MachineCard, *notes: str, title: str
-) -> Picture:
+@style()
+def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title: str) -> Picture:
     """Draw accuracy, size and speed of one network against the bits of a number.
 
-    Args:
-        rows: :class:`BitsRow` or plain tuples of the same order, most bits first.
-        origin: the machine that counted the right answers.
+    ``rows``, most bits first: (format, bits, accuracy in %, bytes, images/s as measured, whether
+    the arithmetic was rounded in software, since the processor lacks the format).
     """
-    rows = [BitsRow(*row) for row in rows]
+    names, bits, _, sizes, speeds, _ = zip(*rows, strict=True)
     figure, panels = canvas(9.5, 7.0, rows=3, sharex=True)
-    steps = [1.0 if a.bits == b.bits else 1.45 for a, b in itertools.pairwise(rows)]
+    steps = [1.0 if a == b else 1.45 for a, b in itertools.pairwise(bits)]
     places = list(itertools.accumulate(steps, initial=0.0))
     for axis in panels:
         axis.tick_params(axis="x", length=0)
-        for bits in dict.fromkeys(row.bits for row in rows):
-            alike = [place for place, row in zip(places, rows, strict=True) if row.bits == bits]
+        for each in dict.fromkeys(bits):
+            alike = [place for place, b in zip(places, bits, strict=True) if b == each]
             grey = {"color": Colour.GREY, "alpha": 0.08, "linewidth": 0}
             axis.axvspan(alike[0] - 0.55, alike[-1] + 0.55, **grey)
     accuracy, size, speed = panels
@@ -402,37 +361,37 @@ def bits_summary(
     fills = {False: Colour.VERMILION, True: "white"}
     hatch, words = PROVENANCE_HATCH[Provenance.COMPUTED], []
     for place, row in zip(places, rows, strict=True):
-        right, kilobytes, fast = row.accuracy_pct, row.size_bytes / 1e3, row.speed
+        name, row_bits, right, size_bytes, fast, in_software = row
+        kilobytes = size_bytes / 1e3
         accuracy.plot(place, right, "o", color=Colour.BLUE, markersize=9)
         size.bar(place, kilobytes, 0.62, color=Colour.ORANGE, edgecolor="white", hatch=hatch)
         speed.plot([place, place], [fast.low, fast.high], color=Colour.INK, linewidth=1.5)
-        speed.plot(place, fast.median, zorder=3, mfc=fills[row.emulated], **diamond)
+        speed.plot(place, fast.median, zorder=3, mfc=fills[in_software], **diamond)
         texts = f"{right:.2f}", format_number(kilobytes), format_number(fast.median)
-        ends = right, kilobytes, fast.high
-        for axis, text, end in zip(panels, texts, ends, strict=True):
+        for axis, text, end in zip(panels, texts, (right, kilobytes, fast.high), strict=True):
             forms.write_above(axis, text, (place, end))
-        said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * row.emulated
-        words.append(f"{row.name}, {row.bits} bits: {said}")
+        said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * in_software
+        words.append(f"{name}, {row_bits} bits: {said}")
     accuracy.margins(y=0.35)
-    size.set_ylim(0, 1.25 * max(row.size_bytes / 1e3 for row in rows))
+    size.set_ylim(0, 1.25 * max(sizes) / 1e3)
     forms.plain_ticks(size.yaxis)
     forms.log_axes(speed, 0, 10)
-    speed.set_ylim(min(r.speed.low for r in rows) / 2.2, max(r.speed.high for r in rows) * 6)
+    speed.set_ylim(min(m.low for m in speeds) / 2.2, max(m.high for m in speeds) * 6)
     titles = {
         "accuracy, %\n(not from 0)": f"right answers ({Provenance.MEASURED})",
         "weights, kB": f"size of the weights ({Provenance.COMPUTED})",
-        "speed, images/s\n(line: quartiles)": f"forward pass ({rows[0].speed.provenance})",
+        "speed, images/s\n(line: quartiles)": f"forward pass ({speeds[0].provenance})",
     }
     for axis, (ylabel, heading) in zip(panels, titles.items(), strict=True):
         axis.set_ylabel(ylabel)
         axis.set_title(heading, fontsize=9.5)
-    names = ["\n".join(textwrap.wrap(row.name, 12, break_long_words=False)) for row in rows]
-    ticks = [f"{name}\n{row.bits} bits" for name, row in zip(names, rows, strict=True)]
+    short = ["\n".join(textwrap.wrap(name, 12, break_long_words=False)) for name in names]
+    ticks = [f"{name}\n{b} bits" for name, b in zip(short, bits, strict=True)]
     speed.set_xticks(places, ticks)
     speed.set_xlabel("format of a number")
     marks = ("arithmetic of the format itself", "rounded in software (emulated)")
     legend = [
-        Line2D([], [], ls="", mfc=fills[emulated], label=label, **diamond)
-        for emulated, label in enumerate(marks)
+        Line2D([], [], ls="", mfc=fills[in_software], label=label, **diamond)
+        for in_software, label in enumerate(marks)
     ]
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)

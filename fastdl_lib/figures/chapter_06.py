@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.colors
 import numpy as np
@@ -11,11 +11,11 @@ import numpy as np
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar
-from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 
-__all__ = ["SizeRow", "popcount_steps", "sign_gradient", "sign_pictures", "size_accuracy"]
+__all__ = ["popcount_steps", "sign_gradient", "sign_pictures", "size_accuracy"]
 
 # Values below 0 blue, 0 white, above 0 vermilion: told apart in print and by colour-blind readers.
 _AROUND_ZERO = matplotlib.colors.LinearSegmentedColormap.from_list(
@@ -23,7 +23,7 @@ _AROUND_ZERO = matplotlib.colors.LinearSegmentedColormap.from_list(
 )
 
 
-@drawn
+@style()
 def sign_gradient(*notes: str, title: str) -> Picture:
     """Draw sign, its true gradient and the straight-through one that takes its place."""
     figure, (forward, true, straight) = canvas(9.5, 3.4, 3)
@@ -66,7 +66,7 @@ def sign_gradient(*notes: str, title: str) -> Picture:
     return Picture(figure, title, [Origin(Provenance.COMPUTED, "sign(0) is +1")], alt, notes)
 
 
-@drawn
+@style()
 def sign_pictures(
     rows: Mapping[str, np.ndarray],
     names: Sequence[str],
@@ -80,24 +80,10 @@ def sign_pictures(
         rows: label to (n, H, W). Signs, +1 and -1 alone, are drawn white and black; values that
             are nowhere negative, such as pixels, from black to white; others around a white 0.
         names: n words, one over each column.
-        origin: the machine that trained or answered.
-
-    Raises:
-        ValueError: no row, or a row that is not (n, H, W) with n names.
     """
-    count = len(names)
-    for label, pictures in rows.items():
-        if pictures.ndim != 3 or len(pictures) != count:
-            raise ValueError(
-                f"{label!r}: {count} names want ({count}, H, W), got {pictures.shape}."
-            )
-    if not rows:
-        raise ValueError("there is nothing to draw: pass {label: (n, H, W)}.")
     heights = [1.15 * min(2.0, max(0.6, p.shape[1] / p.shape[2])) for p in rows.values()]
-    figure, grid = canvas(
-        9.5, 1.0 + sum(heights) + 0.12 * len(rows), count, len(rows), squeeze=False,
-        height_ratios=heights,
-    )  # fmt: skip
+    height, shape = 1.0 + sum(heights) + 0.12 * len(rows), (len(names), len(rows))
+    figure, grid = canvas(9.5, height, *shape, squeeze=False, height_ratios=heights)
     words, legend = [], {}
     for row, (axes, (label, pictures)) in enumerate(zip(grid, rows.items(), strict=True)):
         values = to_cpu(pictures)
@@ -135,7 +121,7 @@ def _look(values: np.ndarray) -> tuple[dict[str, Any], str, dict[str, Any]]:
     return look, f"from {values.min():.3g} to {values.max():.3g}", marks
 
 
-@drawn
+@style()
 def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture:
     """Multiply two rows of +1 and -1 by eye: number by number, and with XNOR and a count.
 
@@ -186,45 +172,30 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
     return Picture(figure, title, origins, alt, notes)
 
 
-class SizeRow(NamedTuple):
-    """One network: its bytes on disk and how many of the test images it gets wrong."""
-
-    name: str
-    size_bytes: int
-    wrong: int
-    images: int
-
-
-@drawn
+@style()
 def size_accuracy(
-    rows: Sequence[SizeRow | tuple], origin: MachineCard, *notes: str, title: str
+    rows: Sequence[tuple[str, int, int, int]], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Draw bytes on disk and test error of networks of one architecture beside each other.
 
     The line through each error is where, by chance alone, 95 % of other test sets of this size
     would put it: 1.96 standard deviations of a count.
 
-    Args:
-        rows: :class:`SizeRow` or plain tuples of the same order; the first is compared with.
-        origin: the machine that counted the wrong answers.
+    ``rows``: (name, bytes, wrong answers, images); the first is compared with.
     """
-    rows = [SizeRow(*row) for row in rows]
     figure, (size, error) = canvas(9.5, 1.9 + 0.5 * len(rows), 2, sharey=True)
     bars, words, ends = [], [], []
-    for place, row in enumerate(rows):
-        name = "\n".join(textwrap.wrap(row.name, 22))
-        smaller = f" ({rows[0].size_bytes / row.size_bytes:.1f}x smaller)" if place else ""
-        bytes_ = f"{format_number(row.size_bytes / 1e3)} kB{smaller}"
-        bars.append(Bar(name, row.size_bytes / 1e3, bytes_, Colour.ORANGE))
-        share = row.wrong / row.images
-        percent, spread = 100 * share, 196 * math.sqrt(share * (1 - share) / row.images)
-        error.plot(
-            [percent - spread, percent + spread], [place, place], color=Colour.INK, linewidth=1.5
-        )
-        error.plot(percent, place, "o", color=Colour.BLUE, markersize=9, zorder=3)
+    for place, (name, size_bytes, wrong, images) in enumerate(rows):
+        smaller = f" ({rows[0][1] / size_bytes:.1f}x smaller)" if place else ""
+        size_said, kilobytes = f"{format_number(size_bytes / 1e3)} kB{smaller}", size_bytes / 1e3
+        bars.append(Bar("\n".join(textwrap.wrap(name, 22)), kilobytes, size_said, Colour.ORANGE))
+        share = wrong / images
+        percent, spread = 100 * share, 196 * math.sqrt(share * (1 - share) / images)
+        dot = {"fmt": "o", "markersize": 9, "color": Colour.BLUE, "ecolor": Colour.INK}
+        error.errorbar(percent, place, xerr=spread, **dot)
         forms.write_above(error, f"{percent:.2f} %", (percent, place))
         words.append(
-            f"{row.name}: {bytes_}, {row.wrong:,} of {row.images:,} wrong, {percent:.2f} % "
+            f"{name}: {size_said}, {wrong:,} of {images:,} wrong, {percent:.2f} % "
             f"(by chance {percent - spread:.2f} to {percent + spread:.2f})"
         )
         ends.append(percent + spread)

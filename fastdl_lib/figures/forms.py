@@ -1,7 +1,8 @@
 """The forms that figures are built from, and the figures that several chapters show.
 
 Forms draw into axes that the caller has made: horizontal bars, stacked ones, lines, cells with
-text, legends. Figures take data first, then notes for the caption, and the title by keyword.
+text, legends. Figures take data first, then, where the data do not tell, ``origin``: the card of
+the machine that measured or counted; then notes that end the caption, and the title by keyword.
 """
 
 import math
@@ -19,8 +20,8 @@ from fastdl_lib.figures.picture import (
     Origin,
     Picture,
     canvas,
-    drawn,
     origins_of,
+    style,
 )
 from fastdl_lib.measuring.costs import KINDS, Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
@@ -315,7 +316,7 @@ def ran_on(measurement: Measurement, what: str = "run") -> str:
 # --- figures of several chapters ----------------------------------------------------------------
 
 
-@drawn
+@style()
 def roofline(
     ceilings: Ceilings,
     points: Sequence[tuple] = (),
@@ -374,7 +375,7 @@ def _together(points: Sequence[tuple]) -> list[tuple[str, float, float]]:
     return [(", ".join(names), max(x), float(np.mean(y))) for names, x, y in joined]
 
 
-@drawn
+@style()
 def guess_and_truth(
     name: str, unit: str, guess: float, measured: Measurement, *published: Measurement
 ) -> Picture:
@@ -396,7 +397,7 @@ def guess_and_truth(
     return Picture(figure, title, origins_of([measured]), f"{name}: {words}", notes)
 
 
-@drawn
+@style()
 def image_row(
     images: np.ndarray, titles: Sequence[str], origin: MachineCard | str, *notes: str, title: str
 ) -> Picture:
@@ -450,11 +451,7 @@ class Shares(NamedTuple):
 
     @classmethod
     def of_recording(cls, label: str, recording: Recording, implementation: str) -> "Shares":
-        """The shares of one implementation in a recording of ``benchmarks/layer_shares.py``.
-
-        Raises:
-            ValueError: there is none of this name.
-        """
+        """The shares of one implementation in a recording of ``benchmarks/layer_shares.py``."""
         rows = [
             m for m in recording.measurements if m.conditions["implementation"] == implementation
         ]
@@ -497,7 +494,7 @@ def shares_picture(
     return Picture(figure, title, origins, alt, notes, legend)
 
 
-@drawn
+@style()
 def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     """Draw one pie for each of ``shares``, layers coloured by kind, convolution's sum in words.
 
@@ -530,7 +527,7 @@ def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     return shares_picture(figure, "Pies", shares, notes, title)
 
 
-@drawn
+@style()
 def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) -> Picture:
     """Draw every sample of several measurements of the same thing, the median marked.
 
@@ -563,7 +560,7 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
     return Picture(figure, title, origins_of(measurements), alt, notes)
 
 
-@drawn
+@style()
 def measured_bars(
     groups: Mapping[str, Sequence[Measurement]],
     *notes: str,
@@ -573,10 +570,9 @@ def measured_bars(
 ) -> Picture:
     """Draw measurements of one unit, a heading over each group; hatching shows provenance.
 
+    Days that :func:`fastdl_lib.measuring.costs.training_days` computed say from which speed.
+
     Args:
-        groups: heading to measurements. Days that :func:`fastdl_lib.measuring.costs.training_days`
-            computed say from which speed.
-        notes: for the caption, such as where published numbers come from.
         xlabel: the unit by default.
         start: where bars begin: at 1 for ratios to a baseline, the slower ones to the left.
 
@@ -614,14 +610,12 @@ def _said(m: Measurement) -> str:
     return f"{format_number(m.median)}{unit} ({m.provenance}{speed})"
 
 
-@drawn
+@style()
 def ladder(panels: Mapping[str, Sequence[Measurement]], *notes: str, title: str) -> Picture:
     """Draw the speed of each rung, slowest first, a panel for each piece of work.
 
-    Args:
-        panels: for each piece of work its rungs, all in one unit. A measurement's name is the
-            rung's; its condition ``device``, ``"cpu"`` (the default) or ``"gpu"``, the colour.
-        notes: for the caption, such as where published rungs come from.
+    The rungs of a piece of work have one unit. A measurement's name is the rung's; its condition
+    ``device``, ``"cpu"`` (the default) or ``"gpu"``, the colour.
     """
     everything = [m for measurements in panels.values() for m in measurements]
     rungs = list(dict.fromkeys(m.name for m in everything))
@@ -645,19 +639,14 @@ def ladder(panels: Mapping[str, Sequence[Measurement]], *notes: str, title: str)
     return Picture(figure, title, origins_of(everything), ". ".join(words), notes, legend)
 
 
-@drawn
+@style()
 def loss_curves(
     curves: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Draw training losses step by step, as moving means, with the name at each line's end.
 
-    Args:
-        curves: label to one number a step, up to 7 lines. A line ends with a cross where a number
-            is infinite or NaN.
-        origin: the machine that trained.
-
-    Raises:
-        ValueError: no line, or more than 7.
+    ``curves`` are label to one number a step, up to 7 lines, else a ValueError. A line ends with a
+    cross where a number is infinite or NaN.
     """
     if not 1 <= len(curves) <= len(LOOKS):
         raise ValueError(f"1 to {len(LOOKS)} lines can be told apart, got {len(curves)}.")

@@ -3,7 +3,7 @@
 A figure function returns a :class:`Picture`: it shows itself in a notebook, carries a text that
 says the same in words, and bears a caption with provenance and machine or source. Colours are
 Okabe and Ito's, which colour-blind readers can tell apart; hatching shows provenance. Figures look
-the same whatever style the reader has set, and leave that style alone: see :func:`drawn`.
+the same whatever style the reader has set, and leave that style alone: see :func:`style`.
 """
 
 import base64
@@ -14,7 +14,7 @@ import html
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -27,7 +27,7 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.measuring.timing import LayerProfile
 
-__all__ = ["Colour", "Origin", "Picture", "canvas", "drawn", "origins_of", "style"]
+__all__ = ["Colour", "Origin", "Picture", "canvas", "origins_of", "style"]
 
 
 class Colour(enum.StrEnum):
@@ -99,23 +99,15 @@ def origins_of(measurements: Iterable[Measurement]) -> list[Origin]:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The course's style for a while; the process's ``rcParams`` are the reader's again after."""
+    """The course's style; after it the process's ``rcParams`` are the reader's again.
+
+    Each figure function is decorated with it, so that no style of the reader's gets into a figure.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         # Hatching must not be taken for the border of a slice.
         matplotlib.rcParams["hatch.linewidth"] = 0.45
         yield
-
-
-def drawn(draw: Callable[..., "Picture"]) -> Callable[..., "Picture"]:
-    """Let a figure function build its figure in the course's style, whatever the reader has set."""
-
-    @functools.wraps(draw)
-    def in_style(*args: Any, **options: Any) -> "Picture":
-        with style():
-            return draw(*args, **options)
-
-    return in_style
 
 
 class Picture:

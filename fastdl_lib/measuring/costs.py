@@ -15,9 +15,7 @@ import math
 
 from fastdl_lib.core.checks import check_number
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
-from fastdl_lib.nn.layers import Conv2d, Layer, Linear, LocalResponseNorm, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
-from fastdl_lib.precision.stored import StoredLinear
 
 __all__ = [
     "KINDS",
@@ -25,31 +23,12 @@ __all__ = [
     "LayerCost",
     "cost_table",
     "layer_costs",
-    "layer_kind",
     "memory_bytes",
     "training_days",
 ]
 
 KINDS = ("conv", "fc", "pool", "norm", "relu", "other")
 """The kinds of layers that shares are summed over, in the order they are drawn."""
-
-_KIND_OF = {
-    Conv2d: "conv",
-    Linear: "fc",
-    StoredLinear: "fc",
-    MaxPool2d: "pool",
-    LocalResponseNorm: "norm",
-    ReLU: "relu",
-}
-
-
-def layer_kind(layer: Layer) -> str:
-    """Return which of :data:`KINDS` a layer belongs to.
-
-    >>> layer_kind(ReLU())
-    'relu'
-    """
-    return next((kind for kls, kind in _KIND_OF.items() if isinstance(layer, kls)), "other")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +77,6 @@ class LayerCost:
         return max(compute_ms, memory_ms)
 
 
-def _learnt_shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
-    """The shapes of a layer's weights and bias, in whatever format they are kept."""
-    if isinstance(layer, StoredLinear):
-        return {"weight": layer.weight.shape, "bias": layer.bias.shape}
-    return {name: array.shape for name, array in layer.parameters.items()}
-
-
 def _whole_bytes(values: int, bytes_per_value: float) -> int:
     """The bytes of so many values; bits that do not fill the last byte take all of it."""
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
@@ -114,14 +86,15 @@ def _whole_bytes(values: int, bytes_per_value: float) -> int:
 def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4) -> list[LayerCost]:
     """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
 
-    Flatten moves nothing, and Dropout does nothing outside training: both count 0.
+    The layers say what they cost. Flatten moves nothing, and Dropout does nothing outside
+    training: both count 0. MACs are products with weights, as papers count them.
 
     Args:
         bytes_per_value: of what is stored, weights and activations: 4 for float32, 0.125 for one
             bit. Each layer's bytes are rounded up to whole ones.
 
     Raises:
-        TypeError: ``bytes_per_value`` is no number.
+        TypeError: ``bytes_per_value`` is no number; a layer cannot say what it costs.
         ValueError: ``batch`` is not a whole number from 1 up, ``bytes_per_value`` is not above 0.
 
     >>> from fastdl_lib.nn.network import deep_convnet
@@ -132,21 +105,21 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
     """
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be a whole number from 1 up, got {batch!r}.")
+    check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
     costs = []
     input_shape = network.input_shape
     for name, layer in network.layers.items():
-        output_shape = network.shapes[name]
-        learnt = _learnt_shapes(layer)
-        parameters = sum(map(math.prod, learnt.values()))
-        macs = moved = 0
-        if isinstance(layer, (Conv2d, Linear, StoredLinear)):
-            # Each output value takes one MAC for every weight of its filter (or row).
-            macs = batch * math.prod(output_shape) * math.prod(learnt["weight"][1:])
-        if layer_kind(layer) != "other":
-            values = batch * (math.prod(input_shape) + math.prod(output_shape)) + parameters
-            moved = _whole_bytes(values, bytes_per_value)
-        costs.append(LayerCost(name, layer_kind(layer), output_shape, parameters, macs, moved))
-        input_shape = output_shape
+        costs.append(
+            LayerCost(
+                name,
+                layer.kind,
+                network.shapes[name],
+                layer.parameter_count,
+                batch * layer.macs(input_shape),
+                layer.bytes_moved(input_shape, batch, bytes_per_value),
+            )
+        )
+        input_shape = network.shapes[name]
     return costs
 
 
@@ -171,7 +144,7 @@ def cost_table(
     all_macs = sum(cost.macs for cost in costs)
     rows = []
     for cost in costs:
-        if not cost.bytes:
+        if not (cost.bytes or cost.macs or cost.parameters):
             continue
         rows.append(
             {
@@ -246,15 +219,13 @@ def memory_bytes(
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0:
         raise ValueError(f"batch must be a whole number from 0 up, got {batch!r}.")
     sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
-    weights = [
-        math.prod(shape)
-        for layer in network.layers.values()
-        for shape in _learnt_shapes(layer).values()
-    ]
+    buffers = sum(array.size for array in network.buffers.values())
     if not training:
-        values = sum(weights) + batch * max(map(sum, itertools.pairwise(sizes)))
+        values = network.parameter_count + batch * max(map(sum, itertools.pairwise(sizes)))
     else:
-        values = 3 * sum(weights) + max(weights, default=0) + batch * sum(sizes)
+        largest = max((array.size for array in network.parameters.values()), default=0)
+        values = 3 * network.parameter_count + largest + batch * sum(sizes)
+    values += buffers
     return _whole_bytes(values, bytes_per_value)
 
 

@@ -67,6 +67,7 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     """Write ``recording`` as JSON: the whole file, or nothing.
 
     Raises:
+        ValueError, TypeError: a measurement holds what JSON does not keep, such as a tuple.
         FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
     """
     head = {
@@ -75,7 +76,11 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
         "command": recording.command,
     }
     # One measurement a line: half the size of indented JSON, and a change shows where it is.
-    lines = [json.dumps(m.to_dict(), allow_nan=False) for m in recording.measurements]
+    lines = []
+    for fields in (m.to_dict() for m in recording.measurements):
+        lines.append(json.dumps(fields, allow_nan=False))
+        if json.loads(lines[-1]) != fields:
+            raise ValueError(f"JSON does not keep what {fields['name']!r} holds: {fields}.")
     text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
     text += ',\n "measurements": [\n  ' + ",\n  ".join(lines) + "\n ]\n}"
     with whole_file(path) as part:

@@ -16,7 +16,7 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.published import published
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import benchmark
-from fastdl_lib.nn.layers import Conv2d, Layer
+from fastdl_lib.nn.layers import Layer
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD
 
@@ -34,31 +34,26 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
     """Put ``model`` on a device with a way to convolve for a block, and both back afterwards."""
     layers = list(model.layers.values()) if isinstance(model, Network) else [model]
-    convolutions = [layer for layer in layers if isinstance(layer, Conv2d)]
-    before = [layer.algorithm for layer in convolutions]
-    moved = device == "gpu"
+    before = [(layer, layer.algorithm) for layer in layers if layer.algorithm is not None]
 
     def move(rule: Any) -> None:
         for layer in layers:
-            layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
-            layer.buffers = {name: rule(array) for name, array in layer.buffers.items()}
-            layer.gradients = {}
+            layer.map_arrays(rule)
 
     try:
-        if moved:
+        if device == "gpu":
             move(to_gpu)
-        for layer in convolutions:
+        for layer, _ in before:
             layer.algorithm = algorithm  # lays the weights out as it reads them
         yield
     finally:
-        if moved:
+        if device == "gpu":
             move(to_cpu)
             release_gpu_memory()
-        for layer, name in zip(convolutions, before, strict=True):
+        for layer, name in before:
             layer.algorithm = name
 
 
-@keep_freed_memory()
 def forward_ms(
     model: Layer | Network,
     x: np.ndarray,
@@ -73,7 +68,7 @@ def forward_ms(
 
     Args:
         x: (N, C, H, W) on the CPU; it is moved to the device before the clock starts.
-        algorithm: how the convolutions are computed, see ``CONV_ALGORITHMS``.
+        algorithm: how the convolutions are computed, see ``ALGORITHMS``.
         device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
         expected: the right answer for the first images of ``x``.
         tolerance: the largest error, as a part of the largest value of ``expected``.

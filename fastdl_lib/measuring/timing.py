@@ -26,11 +26,10 @@ from fastdl_lib.core.arrays import (
     to_gpu,
 )
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
-from fastdl_lib.measuring.costs import KINDS, Ceilings, layer_kind
+from fastdl_lib.measuring.costs import KINDS, Ceilings
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table, device_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording
-from fastdl_lib.nn.layers import softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 
 __all__ = [
@@ -412,7 +411,7 @@ def profile_layers(
     >>> profile.batch, round(sum(profile.layer_shares().values()))
     (2, 100)
     """
-    network.check_input(x)
+    network.check_input(x, labels)
     if not isinstance(min_repeats, int) or min_repeats < 1:
         raise ValueError(f"min_repeats must be a whole number from 1 up, got {min_repeats!r}.")
     most = _most_repeats(min_repeats, max_repeats)
@@ -450,7 +449,7 @@ def profile_layers(
     return LayerProfile(
         network=network.name,
         batch=len(x),
-        kinds={name: layer_kind(layer) for name, layer in network.layers.items()},
+        kinds={name: layer.kind for name, layer in network.layers.items()},
         forward=measured(forward_ms, "forward"),
         backward={} if labels is None else measured(backward_ms, "backward"),
     )
@@ -508,13 +507,15 @@ def _one_pass(network: Network, x: Any, labels: Any) -> tuple[dict[str, float], 
         before, clock = clock, time.perf_counter()
         return 1e3 * (clock - before)
 
-    for name, layer in network.layers.items():
-        x = layer.forward(x, training=labels is not None)
-        forward[name] = lap()
-    if labels is not None:
-        _, grad = softmax_cross_entropy(x, labels)
-        forward[name] += lap()
-        for name, layer in reversed(network.layers.items()):
-            grad = layer.backward(grad)
-            backward[name] = lap()
+    def lap_of(times: dict[str, float]) -> Callable[[str], None]:
+        def after(name: str) -> None:
+            times[name] = times.get(name, 0.0) + lap()
+
+        return after
+
+    if labels is None:
+        network.forward(x, after=lap_of(forward))
+    else:
+        hooks = {"after_forward": lap_of(forward), "after_backward": lap_of(backward)}
+        network.training_pass(x, labels, **hooks)
     return forward, backward

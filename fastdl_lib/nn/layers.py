@@ -6,38 +6,20 @@ names; what it remembers but does not learn by gradients lives in ``buffers``. W
 ``training=True`` the forward pass keeps what the backward pass needs.
 """
 
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.gpu import (
-    conv2d_cudnn,
-    conv2d_cudnn_backward,
-    conv2d_gpu,
-    conv2d_gpu_backward,
-)
-from fastdl_lib.convolution.im2col import (
-    check_window,
-    conv2d_blocked,
-    conv2d_blocked_backward,
-    conv2d_compiled,
-    conv2d_im2col,
-    conv2d_im2col_backward,
-    conv2d_loops,
-    output_size,
-    tap_views,
-    wide,
-)
-from fastdl_lib.convolution.winograd import conv2d_winograd, conv2d_winograd_backward, saves_work
-from fastdl_lib.core.arrays import array_module
-from fastdl_lib.core.checks import check_number, check_whole_number
+from fastdl_lib.convolution.algorithms import ALGORITHMS, choose
+from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
+from fastdl_lib.core.arrays import array_module, to_cpu, wide
+from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import in_parallel, sum_in_order
 
 __all__ = [
-    "CONV_ALGORITHMS",
-    "CONV_BACKWARD",
     "BatchNorm",
     "Conv2d",
     "Dropout",
@@ -50,6 +32,7 @@ __all__ = [
     "check_batch",
     "check_float",
     "check_labels",
+    "loss_and_right",
     "softmax_cross_entropy",
     "softmax_cross_entropy_arrays",
 ]
@@ -57,32 +40,22 @@ __all__ = [
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
 
-CONV_ALGORITHMS = {
-    "loops": conv2d_loops,
-    "compiled": conv2d_compiled,
-    "im2col": conv2d_im2col,
-    "blocked": conv2d_blocked,
-    "winograd": conv2d_winograd,
-    "gpu": conv2d_gpu,
-    "cudnn": conv2d_cudnn,
-}
-"""Every way to convolve, slowest first; ``Conv2d(..., algorithm=name)`` takes one of them. The last
-two run on the GPU only, im2col on both, the others on the CPU only."""
-
-CONV_BACKWARD = {
-    "blocked": conv2d_blocked_backward,
-    "winograd": conv2d_winograd_backward,
-    "gpu": conv2d_gpu_backward,
-    "cudnn": conv2d_cudnn_backward,
-}
-"""The way back of those that have one of their own; that of the others is im2col's."""
-
 
 class Layer:
-    """What every layer offers; a layer without weights has empty ``parameters``."""
+    """What a layer says of itself; everything else asks it, so that a new layer is one class.
 
-    needs_grad_x = True
-    """False in a network's first layer: nothing asks for the gradient of the images."""
+    ``forward`` and ``backward`` are enough for a layer without weights. One with weights fills
+    ``parameters`` in its ``__init__``, ``gradients`` in ``backward``, and says its ``macs``.
+    """
+
+    kind: str = "other"
+    """What its time is summed under: one of :data:`fastdl_lib.measuring.costs.KINDS`."""
+    algorithm: str | None = None
+    """How it computes, where that can be chosen (set it); None: there is one way."""
+    mixes_images = False
+    """Whether the output for an image depends on the others of its batch, in training."""
+    makes_values = True
+    """False: what it puts out are values that came in, or zero; there is nothing to round."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, Array] = {}
@@ -98,12 +71,73 @@ class Layer:
         """Return the layer's output for a batch ``x``, same dtype."""
         raise NotImplementedError
 
-    def backward(self, grad_out: Array) -> Array | None:
-        """Take the gradient of the loss by the output, return the one by the input."""
+    def backward(self, grad_out: Array) -> Array:
+        """Take the gradient of the loss by the output, return the one by the input; leave those by
+        the weights in ``gradients``."""
         raise NotImplementedError
+
+    def backward_weights(self, grad_out: Array) -> None:
+        """As ``backward``, where nobody asks for the gradient by the input."""
+        self.backward(grad_out)
+
+    # --- what it costs ---
+
+    @property
+    def parameter_count(self) -> int:
+        """How many values it learns, in whatever format they are kept."""
+        return sum(array.size for array in self.parameters.values())
+
+    def macs(self, input_shape: Shape) -> int:
+        """Multiplications by weights that one image takes, each with its addition.
+
+        Raises:
+            TypeError: the layer has weights, and its class does not say.
+        """
+        if self.parameters or self.buffers:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} has weights but does not say what it costs: define "
+                f"macs(self, input_shape) in {name}, which returns the MACs of one image."
+            )
+        return 0
+
+    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
+        """The least that a forward pass reads and writes: input, output, weights, buffers."""
+        values = batch * (math.prod(input_shape) + math.prod(self.output_shape(input_shape)))
+        values += self.parameter_count + sum(array.size for array in self.buffers.values())
+        return math.ceil(values * bytes_per_value)
+
+    # --- where its arrays lie, and how they are stored ---
+
+    def map_arrays(self, rule: Callable[[Array], Array]) -> None:
+        """Put ``rule(array)`` in the place of every weight and buffer; gradients are dropped."""
+        self.parameters = {name: rule(array) for name, array in self.parameters.items()}
+        self.buffers = {name: rule(array) for name, array in self.buffers.items()}
+        self.gradients = {}
+
+    def to_store(self, packed: bool = False) -> dict[str, np.ndarray]:
+        """Name to array of what a weights file keeps; ``packed``: in as few bits as there are."""
+        return {name: to_cpu(array) for name, array in (self.parameters | self.buffers).items()}
+
+    def from_store(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The way back: what parameters and buffers are to hold; changes nothing."""
+        return stored
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its class and constants, such as a Dropout's rate; the seed is the run's affair."""
+        kept = {n: v for n, v in vars(self).items() if isinstance(v, (int, float, str))}
+        kept.pop("seed", None)
+        return {"class": type(self).__name__, **kept}
+
+    # --- in training ---
 
     def reseed(self, seed: int) -> None:
         """Begin the layer's random draws anew from ``seed``; most layers draw nothing."""
+
+    def share(self, here: slice | None, images: int) -> None:
+        """Draw for a batch of ``images``, of which those ``here`` come, as one process would for
+        all of them; None: all come."""
 
     def after_step(self) -> None:
         """What a layer does to its weights, in place, once an optimiser has changed them."""
@@ -199,21 +233,24 @@ class Conv2d(Layer):
         kernel: height and width of a filter.
         stride, padding: in pixels, the same on both axes.
         groups: the channels are cut into this many parts that do not see each other.
-        algorithm: one of :data:`CONV_ALGORITHMS`, or ``"auto"``: Winograd's where it saves work,
-            blocked elsewhere and for float16, "gpu" on the GPU. It may be set later.
+        algorithm: a key of :data:`~fastdl_lib.convolution.algorithms.ALGORITHMS`, or ``"auto"``:
+            Winograd's where it saves work, blocked elsewhere and for float16, "gpu" on the GPU. It
+            may be set later.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
     Input (N, C, H, W), output (N, K, OH, OW).
 
     Raises:
-        TypeError: rng is no generator, a window or groups not whole; as check_conv_shapes.
+        TypeError: rng is no generator, a window or groups not whole; as Geometry.of.
         ValueError: sizes below 1, groups that do not divide the channels, an algorithm that does
-            not exist; as check_conv_shapes.
+            not exist; as Geometry.of.
 
     >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
     (2, 96, 55, 55)
     """
+
+    kind = "conv"
 
     def __init__(
         self,
@@ -255,22 +292,27 @@ class Conv2d(Layer):
             output_size(width, self.kernel, self.stride, self.padding),
         )
 
+    def macs(self, input_shape: Shape) -> int:
+        filter_size = self.in_channels // self.groups * self.kernel**2
+        return math.prod(self.output_shape(input_shape)) * filter_size
+
+    def map_arrays(self, rule: Callable[[Array], Array]) -> None:
+        super().map_arrays(rule)
+        self.algorithm = self.algorithm  # copies over the bus lose the layout in memory
+
     @property
     def algorithm(self) -> str:
-        """How it computes: a key of :data:`CONV_ALGORITHMS`, or "auto". Setting it lays the weights
-        out in memory as the algorithm reads them; their shape and values stay."""
+        """How it computes: a key of ALGORITHMS, or "auto". Setting it lays the weights out in memory
+        as the algorithm reads them; their shape and values stay."""
         return self._algorithm
 
     @algorithm.setter
     def algorithm(self, name: str) -> None:
-        if name != "auto" and name not in CONV_ALGORITHMS:
-            raise ValueError(
-                f"algorithm must be one of {['auto', *CONV_ALGORITHMS]}, got {name!r}."
-            )
+        check_choice("algorithm", name, ["auto", *ALGORITHMS])
         self._algorithm = name
         weight = self.parameters["weight"]
         xp = array_module(weight)
-        if name in ("auto", *CONV_BACKWARD):  # channels last, as the patches there
+        if name == "auto" or ALGORITHMS[name].channels_last:
             weight = xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         else:
             weight = xp.ascontiguousarray(weight)
@@ -278,39 +320,32 @@ class Conv2d(Layer):
         self.parameters = {**self.parameters, "weight": weight}
 
     def algorithm_for(self, x: Array) -> str:
-        """The key of :data:`CONV_ALGORITHMS` that a batch ``x`` is computed by."""
-        if self.algorithm != "auto":
-            return self.algorithm
-        if array_module(x) is not np:
-            return "gpu"
-        if x.dtype == np.float16:
-            return "blocked"
-        _, out_h, out_w = self.output_shape(x.shape[1:])
-        channels, filters = self.in_channels // self.groups, self.out_channels // self.groups
-        saves = saves_work(len(x), max(out_h, out_w), self.kernel, self.stride, channels, filters)
-        return "winograd" if saves else "blocked"
+        """The key of ALGORITHMS that a batch ``x`` is computed by."""
+        return choose(self.algorithm, x, self._geometry(x)).name
 
-    @property
-    def _window(self) -> dict[str, int]:
-        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+    def _geometry(self, x: Array) -> Geometry:
+        check_batch(self, x, 4, "(N, C, H, W)")
+        window = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        return Geometry.of(x, self.parameters["weight"], self.parameters.get("bias"), **window)
 
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        check_batch(self, x, 4, "(N, C, H, W)")
-        algorithm = self.algorithm_for(x)
-        out = CONV_ALGORITHMS[algorithm](x, weight, bias, **self._window)
-        self._keep(training, out, x, algorithm)
+        geometry = self._geometry(x)
+        row = choose(self.algorithm, x, geometry)
+        out = row.forward(x, weight, bias, geometry)
+        self._keep(training, out, x, row, geometry)
         return out
 
-    def backward(self, grad_out: Array) -> Array | None:
-        x, algorithm = self._recall(grad_out)
-        backward = CONV_BACKWARD.get(algorithm, conv2d_im2col_backward)
-        grad_x, grad_weight, grad_bias = backward(
-            grad_out,
-            x,
-            self.parameters["weight"],
-            **self._window,
-            need_grad_x=self.needs_grad_x,
+    def backward(self, grad_out: Array) -> Array:
+        return self._backward(grad_out, need_grad_x=True)
+
+    def backward_weights(self, grad_out: Array) -> None:
+        self._backward(grad_out, need_grad_x=False)
+
+    def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
+        x, row, geometry = self._recall(grad_out)
+        grad_x, grad_weight, grad_bias = row.backward(
+            grad_out, x, self.parameters["weight"], geometry, need_grad_x
         )
         self.gradients = {"weight": grad_weight, "bias": grad_bias}
         return grad_x
@@ -329,6 +364,8 @@ class MaxPool2d(Layer):
     >>> MaxPool2d(3, stride=2).forward(np.zeros((2, 96, 55, 55), np.float32)).shape
     (2, 96, 27, 27)
     """
+
+    kind, makes_values = "pool", False
 
     def __init__(self, kernel: int, *, stride: int | None = None) -> None:
         super().__init__()
@@ -412,6 +449,8 @@ class LocalResponseNorm(Layer):
     >>> LocalResponseNorm().forward(np.ones((1, 96, 2, 2), np.float32)).shape
     (1, 96, 2, 2)
     """
+
+    kind = "norm"
 
     def __init__(
         self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
@@ -503,6 +542,8 @@ class ReLU(Layer):
     [[0.0, 2.0]]
     """
 
+    kind, makes_values = "relu", False
+
     def forward(self, x: Array, training: bool = False) -> Array:
         check_float(self, x)
         check_batch(self, x, None, "(N, ...)")
@@ -533,8 +574,13 @@ class Flatten(Layer):
     (2, 9216)
     """
 
+    makes_values = False
+
     def output_shape(self, input_shape: Shape) -> Shape:
         return (int(np.prod(input_shape)),)
+
+    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
+        return 0  # a view
 
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x, 4, "(N, C, H, W)")
@@ -560,6 +606,8 @@ class Linear(Layer):
     (2, 4096)
     """
 
+    kind = "fc"
+
     def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator) -> None:
         super().__init__()
         check_whole_number("in_features", in_features, 1)
@@ -577,6 +625,9 @@ class Linear(Layer):
                 f"got {input_shape}."
             )
         return (self.out_features,)
+
+    def macs(self, input_shape: Shape) -> int:
+        return self.in_features * self.out_features
 
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
@@ -605,18 +656,26 @@ class Linear(Layer):
         in_parallel(work, self.out_features, least=64, on=x)
         return out
 
-    def backward(self, grad_out: Array) -> Array | None:
+    def backward(self, grad_out: Array) -> Array:
+        return self._backward(grad_out, need_grad_x=True)
+
+    def backward_weights(self, grad_out: Array) -> None:
+        self._backward(grad_out, need_grad_x=False)
+
+    def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         (x,) = self._recall(grad_out)
-        grad_x, grad_weight = self._product_backward(grad_out, x, self.parameters["weight"])
+        weight = self.parameters["weight"]
+        grad_x, grad_weight = self._product_backward(grad_out, x, weight, need_grad_x)
         grad_bias = grad_out.sum(axis=0, dtype=wide(x.dtype)).astype(x.dtype, copy=False)
         self.gradients = {"weight": grad_weight, "bias": grad_bias}
         return grad_x
 
     def _product_backward(
-        self, grad_out: Array, x: Array, weight: Array
+        self, grad_out: Array, x: Array, weight: Array, need_grad_x: bool
     ) -> tuple[Array | None, Array]:
         xp = array_module(x)
-        grad_weight, grad_x = xp.empty_like(weight), xp.empty_like(x)
+        grad_weight = xp.empty_like(weight)
+        grad_x = xp.empty_like(x) if need_grad_x else None
 
         def work(features: slice) -> None:
             xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
@@ -625,9 +684,8 @@ class Linear(Layer):
             xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
 
         in_parallel(work, self.out_features, least=64, on=x)
-        if not self.needs_grad_x:
-            return None, grad_weight
-        in_parallel(work_x, self.in_features, least=64, on=x)
+        if need_grad_x:
+            in_parallel(work_x, self.in_features, least=64, on=x)
         return grad_x, grad_weight
 
 
@@ -649,6 +707,8 @@ class BatchNorm(Layer):
     >>> BatchNorm(1).forward(np.array([[1.0], [3.0]]), training=True).round(3).tolist()
     [[-1.0], [1.0]]
     """
+
+    kind, mixes_images = "norm", True
 
     def __init__(self, features: int, *, eps: float = 1e-4, momentum: float = 0.1) -> None:
         super().__init__()
@@ -672,6 +732,9 @@ class BatchNorm(Layer):
                 f"channels, got {input_shape}."
             )
         return input_shape
+
+    def macs(self, input_shape: Shape) -> int:
+        return 0  # as papers count: products of a convolution or a matrix only
 
     def scale_and_shift(self) -> tuple[Array, Array]:
         """What the layer does out of training: ``out = x * scale + shift``, (features,) each.
@@ -791,10 +854,18 @@ class Dropout(Layer):
             raise ValueError(f"rate must lie in [0, 1), such as 0.5; got {rate}.")
         # NumPy's own float64 would widen a float32 batch.
         self.rate, self.seed = float(rate), seed
-        self.shared: tuple[slice, int] | None = None
-        """Where processes share a batch: which of how many images come here. The draws are then
-        those that a single process makes for the whole batch."""
+        self._shared: tuple[slice, int] | None = None
         self._generators: dict[str, Any] = {}
+
+    @property
+    def makes_values(self) -> bool:
+        return bool(self.rate)  # by its factor
+
+    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
+        return 0  # out of training it does nothing
+
+    def share(self, here: slice | None, images: int) -> None:
+        self._shared = None if here is None else (here, images)
 
     def reseed(self, seed: int) -> None:
         """Begin the random draws anew from ``seed``, whatever was drawn before.
@@ -817,7 +888,7 @@ class Dropout(Layer):
         xp = array_module(x)
         if xp.__name__ not in self._generators:
             self._generators[xp.__name__] = xp.random.default_rng(self.seed)
-        here, images = self.shared or (slice(0, len(x)), len(x))
+        here, images = self._shared or (slice(0, len(x)), len(x))
         shape = (images, *x.shape[1:])
         draws = self._generators[xp.__name__].random(shape, dtype=np.float32)[here]
         mask = (draws >= self.rate).astype(x.dtype) / (1 - self.rate)
@@ -848,29 +919,41 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     >>> round(loss, 4), grad.shape  # ln 10
     (2.3026, (2, 10))
     """
-    check_labels(logits, labels)
+    array_module(logits, labels)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(
+            f"softmax_cross_entropy takes logits (N, classes), N >= 1; got {logits.shape}."
+        )
+    check_labels(labels, *logits.shape)
     loss, grad = softmax_cross_entropy_arrays(logits, labels)
     return float(loss), grad
 
 
-def check_labels(logits: Array, labels: Array) -> None:
-    """Refuse labels that do not belong to these logits.
+def check_labels(labels: Array, images: int, classes: int) -> None:
+    """Refuse labels that are not one whole number from 0 to classes - 1 for each image.
 
     Raises:
-        ValueError, TypeError: as :func:`softmax_cross_entropy`.
+        ValueError, TypeError: that.
     """
-    array_module(logits, labels)
-    if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
+    array_module(labels)
+    if labels.shape != (images,):
         raise ValueError(
-            "softmax_cross_entropy takes logits (N, classes) and labels (N,), N >= 1; "
-            f"got {logits.shape} and {labels.shape}."
+            f"labels must have the shape ({images},), one for each image; got {labels.shape}."
         )
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
-    classes = logits.shape[1]
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise ValueError(f"labels must lie in 0..{classes - 1}, got {low}..{high}.")
+        raise ValueError(
+            f"there are {classes} classes: labels must lie in 0..{classes - 1}, got {low}..{high}."
+        )
+
+
+def loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, int]:
+    """The loss and how many images are right, fetched together: a GPU is waited for once."""
+    right = (logits.argmax(axis=1) == labels).sum()
+    loss, right = array_module(logits).stack([loss, right.astype(loss.dtype)]).tolist()
+    return loss, int(right)
 
 
 def softmax_cross_entropy_arrays(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.binary.bits import pack, unpack
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu
 from fastdl_lib.core.checks import check_whole_number
@@ -23,6 +22,7 @@ from fastdl_lib.nn.layers import (
     MaxPool2d,
     ReLU,
     check_labels,
+    loss_and_right,
     softmax_cross_entropy_arrays,
 )
 
@@ -67,10 +67,6 @@ class Network:
             except ValueError as error:
                 raise ValueError(f"{name}, layer {layer_name}: {error}") from None
             self.shapes[layer_name] = shape
-        for layer in self.layers.values():
-            layer.needs_grad_x = False
-            if layer.parameters:  # nothing before it learns
-                break
 
     def variant(self, name: str, **layers: Layer | None) -> "Network":
         """Return a network with some layers replaced, or left out where None is given.
@@ -124,14 +120,14 @@ class Network:
     @property
     def parameter_count(self) -> int:
         """How many numbers the network learns."""
-        return sum(array.size for array in self.parameters.values())
+        return sum(layer.parameter_count for layer in self.layers.values())
 
-    def check_input(self, x: Array) -> None:
-        """Refuse a batch that does not fit this network.
+    def check_input(self, x: Array, labels: Array | None = None) -> None:
+        """Refuse a batch that does not fit this network, and labels that do not fit the batch.
 
         Raises:
-            ValueError: a wrong shape or an empty batch.
-            TypeError: another dtype or library than the weights'.
+            ValueError: a wrong shape, an empty batch, or a label that is no class.
+            TypeError: another dtype or library than the weights'; labels that are not whole.
         """
         array_module(x)
         if x.ndim != 4 or x.shape[1:] != self.input_shape or x.shape[0] < 1:
@@ -148,6 +144,9 @@ class Network:
                 f"{self.name}'s weights are {weight.dtype}, the images are {x.dtype}; "
                 f"use x.astype(np.{weight.dtype})."
             )
+        if labels is not None:
+            array_module(x, labels)
+            check_labels(labels, len(x), next(reversed(self.shapes.values()))[0])
 
     def forward(
         self, x: Array, training: bool = False, after: Callable[[str], None] | None = None
@@ -167,23 +166,73 @@ class Network:
         return x
 
     def backward(self, grad_out: Array, after: Callable[[str], None] | None = None) -> None:
-        """Run all layers backwards from the gradient by the logits; fills ``gradients``.
+        """Run the layers backwards from the gradient by the logits; fills ``gradients``.
 
-        ``after`` is called with each layer's name when its gradients are there.
+        Down to the first layer that learns: nothing below it has a use for a gradient. ``after`` is
+        called with each layer's name when its gradients are there, and with those below as well.
         """
+        for layer in self.layers.values():
+            layer.gradients = {}  # of an earlier pass, maybe another network's
+        learning = [name for name, layer in self.layers.items() if layer.parameters]
+        below = not learning
         for name, layer in reversed(self.layers.items()):
-            if grad_out is not None:
+            if not below and name != learning[0]:
                 grad_out = layer.backward(grad_out)
+            elif not below:
+                layer.backward_weights(grad_out)
+                below = True
             if after is not None:
                 after(name)
 
-    def loss_and_gradients(self, x: Array, labels: Array) -> float:
-        """One training pass, forward and backward: return the loss, leave ``gradients`` filled."""
-        logits = self.forward(x, training=True)
-        check_labels(logits, labels)
-        loss, grad = softmax_cross_entropy_arrays(logits, labels)
-        self.backward(grad)
-        return float(loss)  # fetched last: a GPU is not kept waiting in between
+    def loss_and_gradients(
+        self,
+        x: Array,
+        labels: Array,
+        *,
+        scale: float = 1.0,
+        after_forward: Callable[[str], None] | None = None,
+        after_backward: Callable[[str], None] | None = None,
+    ) -> float:
+        """One training pass, forward and backward: return the loss, leave ``gradients`` filled.
+
+        Args:
+            x, labels: a batch, (N, C, H, W) and (N,).
+            scale: multiplies all gradients, such as a loss scale; the loss stays as it is.
+            after_forward, after_backward: called with each layer's name when it has run that way.
+
+        Returns:
+            The mean loss, nats an image.
+
+        Raises:
+            ValueError, TypeError: see :meth:`check_input`, and labels that do not fit.
+
+        >>> network, x = deep_convnet(), np.zeros((2, 1, 28, 28), np.float32)
+        >>> loss = network.loss_and_gradients(x, np.array([3, 8]))
+        >>> network.gradients["fc2.weight"].shape
+        (10, 50)
+        """
+        self.check_input(x, labels)
+        hooks = {"after_forward": after_forward, "after_backward": after_backward}
+        return self.training_pass(x, labels, scale=scale, **hooks)[0]
+
+    def training_pass(
+        self,
+        x: Array,
+        labels: Array,
+        *,
+        scale: float = 1.0,
+        after_forward: Callable[[str], None] | None = None,
+        after_backward: Callable[[str], None] | None = None,
+    ) -> tuple[float, int]:
+        """As :meth:`loss_and_gradients`, for labels that were checked before; returns also how many
+        images were right. The last layer's ``after_forward`` comes again when the loss is there.
+        """
+        logits = self.forward(x, training=True, after=after_forward)
+        loss, grad = softmax_cross_entropy_arrays(logits, labels, scale)
+        if after_forward is not None:
+            after_forward(next(reversed(self.layers)))
+        self.backward(grad, after=after_backward)
+        return loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
 
     def astype(self, dtype: Any) -> "Network":
         """Convert all weights in place and return the network.
@@ -193,7 +242,7 @@ class Network:
         """
         if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
             raise TypeError(f"weights are float16, float32 or float64, got {np.dtype(dtype)}.")
-        return self._map_parameters(
+        return self._map_arrays(
             lambda array: array.astype(dtype) if array.dtype.kind == "f" else array
         )
 
@@ -203,19 +252,15 @@ class Network:
         Raises:
             RuntimeError: there is no usable GPU.
         """
-        return self._map_parameters(to_gpu)
+        return self._map_arrays(to_gpu)
 
     def to_cpu(self) -> "Network":
         """Move all weights to the CPU in place and return the network."""
-        return self._map_parameters(to_cpu)
+        return self._map_arrays(to_cpu)
 
-    def _map_parameters(self, rule: Any) -> "Network":
+    def _map_arrays(self, rule: Callable[[Array], Array]) -> "Network":
         for layer in self.layers.values():
-            layer.parameters = {name: rule(array) for name, array in layer.parameters.items()}
-            layer.buffers = {name: rule(array) for name, array in layer.buffers.items()}
-            layer.gradients = {}
-            if isinstance(layer, Conv2d):
-                layer.algorithm = layer.algorithm  # copies over the bus lose the layout in memory
+            layer.map_arrays(rule)
         return self
 
     def save_weights(self, path: str | os.PathLike, *, packed: bool = False) -> None:
@@ -232,36 +277,16 @@ class Network:
         if path.suffix != ".npz":
             raise ValueError(f"weights are stored as .npz, got the name {path.name!r}.")
         with whole_file(path) as part:
-            np.savez(part, **self._to_store(packed))
-
-    def _to_store(self, packed: bool) -> dict[str, np.ndarray]:
-        arrays = {name: to_cpu(a) for name, a in (self.parameters | self.buffers).items()}
-        for name, layer in self.layers.items() if packed else ():
-            if isinstance(layer, (BinaryLinear, BinaryConv2d)):
-                weight = arrays.pop(f"{name}.weight")
-                arrays[f"{name}.weight.bits"] = pack(weight.reshape(len(weight), -1))
-                if layer.scaled:
-                    arrays[f"{name}.weight.scale"] = to_cpu(layer.scale())
-        return arrays
-
-    def _from_store(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Bits back to weights of +1 and -1, times the scale where there is one."""
-        for name, layer in self.layers.items():
-            words = arrays.pop(f"{name}.weight.bits", None)
-            if words is not None and isinstance(layer, (BinaryLinear, BinaryConv2d)):
-                shape = layer.parameters["weight"].shape
-                signs = unpack(words, int(np.prod(shape[1:]))).reshape(-1, *shape[1:])
-                if layer.scaled:
-                    signs *= arrays.pop(f"{name}.weight.scale")
-                arrays[f"{name}.weight"] = signs
-        return arrays
+            stored = {name: layer.to_store(packed) for name, layer in self.layers.items()}
+            np.savez(part, **self._by_name(stored))
 
     def load_weights(self, path: str | os.PathLike) -> "Network":
         """Read weights that :meth:`save_weights` wrote, and return the network.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or belongs to another network; nothing is changed.
+            ValueError: the file is damaged, belongs to another network, or holds numbers that this
+                one's dtype does not; nothing is changed.
         """
         path = Path(path)
         if not path.is_file():
@@ -271,25 +296,43 @@ class Network:
                 loaded = self._from_store({name: archive[name] for name in archive.files})
         except Exception as error:  # damage in an archive raises many types
             raise ValueError(f"{path.name} is damaged ({error}); restore or remake it.") from None
-        found = {name: array.shape for name, array in loaded.items()}
-        expected = {name: array.shape for name, array in (self.parameters | self.buffers).items()}
-        if found != expected:
-            wrong = sorted(
-                name
-                for name in found.keys() | expected.keys()
-                if found.get(name) != expected.get(name)
-            )
-            raise ValueError(
-                f"{path.name} holds the weights of another network than {self.name}: "
-                f"{wrong[0]} has the shape {found.get(wrong[0])}, "
-                f"expected {expected.get(wrong[0])}."
-            )
-        for layer_name, layer in self.layers.items():
-            for name, old in (layer.parameters | layer.buffers).items():
-                new = loaded[f"{layer_name}.{name}"].astype(old.dtype, copy=False)
-                # In place: weights stay where they were, on the CPU or the GPU, and in their order.
-                old[...] = beside(new, old)
+        weights = self.parameters | self.buffers
+        fitting = {name: _as_weight(array, weights.get(name)) for name, array in loaded.items()}
+        for name in sorted(weights.keys() | loaded.keys()):
+            if fitting.get(name) is None:
+                raise ValueError(
+                    f"{path.name} holds the weights of another network than {self.name}: {name} "
+                    f"is {_in_words(loaded.get(name))}, expected {_in_words(weights.get(name))}."
+                )
+            if fitting[name].dtype.kind == "f" and not np.isfinite(fitting[name]).all():
+                raise ValueError(
+                    f"{path.name}: {name} holds numbers that are not finite in "
+                    f"{fitting[name].dtype}; nothing was loaded."
+                )
+        for name, old in weights.items():
+            # In place: weights stay where they were, on the CPU or the GPU, and in their order.
+            old[...] = beside(fitting[name], old)
         return self
+
+    def _from_store(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a file holds as parameters and buffers; what no layer asks for stays in."""
+        for layer_name, layer in self.layers.items():
+            start = f"{layer_name}."
+            stored = {n[len(start) :]: arrays.pop(n) for n in [*arrays] if n.startswith(start)}
+            arrays |= {start + name: array for name, array in layer.from_store(stored).items()}
+        return arrays
+
+
+def _as_weight(array: np.ndarray, weight: Array | None) -> np.ndarray | None:
+    """A stored array in the dtype of the weight that it is for; None where it cannot be its."""
+    if weight is None or array.shape != weight.shape or array.dtype.kind != weight.dtype.kind:
+        return None
+    with np.errstate(over="ignore"):
+        return array.astype(weight.dtype, copy=False)
+
+
+def _in_words(array: Array | None) -> str:
+    return "missing" if array is None else f"{array.dtype} {array.shape}"
 
 
 def alexnet(seed: int = 0, algorithm: str = "auto") -> Network:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fastdl_lib.convolution.im2col import wide
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.network import Network

@@ -26,15 +26,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastdl_lib.convolution.im2col import wide
-from fastdl_lib.core.arrays import array_module, beside, keep_freed_memory, synchronize, to_cpu
+from fastdl_lib.core.arrays import (
+    array_module,
+    beside,
+    keep_freed_memory,
+    synchronize,
+    to_cpu,
+    wide,
+)
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.nn.checkpoints import Checkpoint, digest
-from fastdl_lib.nn.layers import Layer, softmax_cross_entropy_arrays
+from fastdl_lib.nn.layers import loss_and_right, softmax_cross_entropy_arrays
 from fastdl_lib.nn.network import (
     BINARY_PARTS,
     Network,
@@ -43,7 +49,6 @@ from fastdl_lib.nn.network import (
     deep_convnet,
 )
 from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, Schedule, warmup_cosine
-from fastdl_lib.precision.formats import NumberFormat
 
 __all__ = [
     "Epoch",
@@ -56,7 +61,6 @@ __all__ = [
     "hold_out",
     "predict_classes",
     "shift_images",
-    "training_pass",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -152,25 +156,6 @@ def _batches(
         yield x, labels[chosen], len(whole)
 
 
-def _check_data(network: Network, images: Array, labels: Array) -> None:
-    """Refuse images that the network does not take, and labels that do not fit them."""
-    network.check_input(images)
-    array_module(images, labels)
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"labels must have the shape ({len(images)},), one for each image; got {labels.shape}."
-        )
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
-    classes = next(reversed(network.shapes.values()))[0]
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"{network.name} has {classes} classes: labels must lie in 0..{classes - 1}, "
-            f"got {low}..{high}."
-        )
-
-
 # --- evaluation ---------------------------------------------------------------------------------
 
 
@@ -226,13 +211,6 @@ def predict_classes(network: Network, images: Array, batch: int = 500) -> np.nda
     )
 
 
-def _loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, int]:
-    """The loss and how many images are right, fetched together: a GPU is waited for once."""
-    right = (logits.argmax(axis=1) == labels).sum()
-    loss, right = array_module(logits).stack([loss, right.astype(loss.dtype)]).tolist()
-    return loss, int(right)
-
-
 def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -> Evaluation:
     """Run ``network`` on all images, those of a last smaller batch included, and count.
 
@@ -249,46 +227,18 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
     7
     """
     check_whole_number("batch", batch, 1)
-    _check_data(network, images, labels)
+    network.check_input(images, labels)
     correct, loss_sum = 0, 0.0
     for start in range(0, len(images), batch):
         part = labels[start : start + batch]
         logits = network.forward(images[start : start + batch])
-        loss, right = _loss_and_right(softmax_cross_entropy_arrays(logits, part)[0], logits, part)
+        loss, right = loss_and_right(softmax_cross_entropy_arrays(logits, part)[0], logits, part)
         loss_sum += len(part) * loss
         correct += right
     return Evaluation(len(images), correct, loss_sum / len(images))
 
 
 # --- training -----------------------------------------------------------------------------------
-
-
-def training_pass(
-    network: Network,
-    x: Array,
-    labels: Array,
-    *,
-    weight: float = 1.0,
-    after_forward: Callable[[str], None] | None = None,
-    after_backward: Callable[[str], None] | None = None,
-) -> tuple[float, int]:
-    """Run forward and backward; return the mean loss, nats, and how many images were right.
-
-    Args:
-        x, labels: a batch that fits the network.
-        weight: multiplies all gradients, such as this part's share of a batch or a loss scale.
-        after_forward, after_backward: called with a layer's name when it has run that way.
-
-    >>> from fastdl_lib.nn.network import deep_convnet
-    >>> network, x = deep_convnet(), np.zeros((2, 1, 28, 28), np.float32)
-    >>> loss, right = training_pass(network, x, np.array([3, 8]))
-    >>> network.gradients["fc2.weight"].shape
-    (10, 50)
-    """
-    logits = network.forward(x, training=True, after=after_forward)
-    loss, grad = softmax_cross_entropy_arrays(logits, labels, weight)
-    network.backward(grad, after=after_backward)
-    return _loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
 
 
 class Workers:
@@ -331,7 +281,7 @@ class Workers:
         Returns:
             The mean loss over the whole batch, nats, and how many images of it were right.
         """
-        return training_pass(network, x, labels, weight=loss_scale)
+        return network.training_pass(x, labels, scale=loss_scale)
 
     def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
         """Run the network on all images, shared out."""
@@ -456,9 +406,9 @@ def fit(
     >>> [epoch.epoch for epoch in history.epochs]
     [1, 2]
     """
-    _check_data(network, images, labels)
+    network.check_input(images, labels)
     if validation is not None:
-        _check_data(network, *validation)
+        network.check_input(*validation)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one such as Adam(), got {optimizer!r}.")
     check_whole_number("epochs", epochs, 1)
@@ -475,7 +425,7 @@ def fit(
     if checkpoint is not None or workers.size > 1:
         settings = {
             "network": network.name,
-            "layers": {name: _constants(layer) for name, layer in network.layers.items()},
+            "layers": {name: layer.settings for name, layer in network.layers.items()},
             "shapes": {name: list(array.shape) for name, array in network.parameters.items()},
             "dtype": str(images.dtype),
             "epochs": int(epochs),
@@ -583,13 +533,6 @@ def _factors(schedule: Schedule | None) -> list[float]:
             )
         factors.append(float(factor))
     return factors
-
-
-def _constants(layer: Layer) -> dict[str, Any]:
-    """A layer's class and constants, such as a Dropout's rate; its seed is the run's affair."""
-    named = {n: v.name if isinstance(v, NumberFormat) else v for n, v in vars(layer).items()}
-    kept = {n: v for n, v in named.items() if isinstance(v, (int, float, str)) and n != "seed"}
-    return {"class": type(layer).__name__, **kept}
 
 
 def epoch_seed(seed: int, epoch: int, index: int) -> int:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import im2col, wide
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.convolution.im2col import im2col
+from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import blocks
-from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.layers import Conv2d, Layer, Linear
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
 from fastdl_lib.precision.formats import (
@@ -114,9 +114,14 @@ class Rounding(Layer):
         self._keep(training, out)
         return out
 
-    def backward(self, grad_out: Array | None) -> Array | None:
-        if not self.needs_grad_x:  # nor has the layer behind it made one
-            return None
+    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
+        return 0  # the layer before it writes what is rounded here
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "format": self.format.name}
+
+    def backward(self, grad_out: Array) -> Array:
         self._recall(grad_out)
         return self._round(grad_out, self.stochastic)
 
@@ -132,9 +137,13 @@ class _Products(Layer):
         super().__init__()
         self.layer, self.parameters = layer, layer.parameters
         self.compute, self.accumulate = precision.compute, precision.accumulate
+        self.kind = layer.kind
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.output_shape(input_shape)
+
+    def macs(self, input_shape: Shape) -> int:
+        return self.layer.macs(input_shape)
 
     def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return product(a, b, compute=self.compute, accumulate=self.accumulate)
@@ -172,10 +181,6 @@ class _Products(Layer):
             f"{self.accumulate.name} runs forward only; to train, store in few bits and compute in "
             "float32: in_precision(network, Precision(FLOAT16))."
         )
-
-
-# What these put out are values that came in, or zero: nothing to round.
-_CHOOSES_VALUES = (ReLU, MaxPool2d, Flatten)
 
 
 def in_precision(
@@ -247,19 +252,16 @@ def in_precision(
         if not plain and isinstance(twin, (Linear, Conv2d)):
             twin = _Products(twin, precision)
         made.append((name, twin))
-        if isinstance(layer, _CHOOSES_VALUES) or (isinstance(layer, Dropout) and not layer.rate):
-            continue
-        add_rounding(f"{name} stored")
-    in_format = Network(f"{network.name} in {precision.store.name}", made, network.input_shape)
-    # Nor does anything ask for the gradient of the rounded images.
-    made[1][1].needs_grad_x = False
-    return in_format
+        if layer.makes_values:
+            add_rounding(f"{name} stored")
+    return Network(f"{network.name} in {precision.store.name}", made, network.input_shape)
 
 
 def _copy(layer: Layer, format: NumberFormat, dtype: Any, rng: Any) -> Layer:
     """A copy of a layer with rounded copies of its weights, in their order of memory."""
     twin = copy.copy(layer)
     twin.parameters, twin.gradients = {}, {}
+    twin.buffers = {name: array.copy() for name, array in layer.buffers.items()}
     twin.reseed(getattr(layer, "seed", 0))  # with draws of its own
     for name, old in layer.parameters.items():
         new = array_module(old).empty_like(old, dtype=dtype)
@@ -392,7 +394,7 @@ class MixedPrecision(Optimizer):
 
     ``fit`` multiplies the loss by ``loss_scale``. Where you call yourself::
 
-        training_pass(network, x, labels, weight=optimizer.loss_scale)
+        network.loss_and_gradients(x, labels, scale=optimizer.loss_scale)
         optimizer.step(network)
 
     Args:

@@ -7,13 +7,13 @@ register, is multiplied there, and is gone. Storage alone is narrow; products an
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import check_on_cpu
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.arrays import array_module, check_on_cpu
 from fastdl_lib.core.threads import in_parallel
 from fastdl_lib.nn.layers import Layer, Linear
 from fastdl_lib.precision.formats import FLOAT32, FloatFormat, NumberFormat, ScaledInteger
@@ -151,6 +151,8 @@ class StoredLinear(Layer):
     [524288, 131076]
     """
 
+    kind = "fc"
+
     def __init__(self, layer: Linear, format: NumberFormat) -> None:
         super().__init__()
         if not isinstance(layer, Linear):
@@ -184,6 +186,19 @@ class StoredLinear(Layer):
     def nbytes(self) -> int:
         """Bytes of the stored weights, their scales and the bias."""
         return self.weight.nbytes + self.bias.nbytes
+
+    @property
+    def parameter_count(self) -> int:
+        return math.prod(self.weight.shape) + self.bias.size
+
+    def macs(self, input_shape: Shape) -> int:
+        return self.in_features * self.out_features
+
+    def to_store(self, packed: bool = False) -> dict[str, np.ndarray]:
+        raise TypeError(
+            f"StoredLinear's {self.format.name} has no place in a file of weights: save the "
+            "network with the Linear that it was made from."
+        )
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if input_shape != (self.in_features,):
@@ -220,7 +235,7 @@ class StoredLinear(Layer):
         out += self.bias
         return out
 
-    def backward(self, grad_out: Array) -> Array | None:
+    def backward(self, grad_out: Array) -> Array:
         raise RuntimeError("StoredLinear has no backward pass; see Linear.")
 
 

@@ -21,14 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import wide
-from fastdl_lib.core.arrays import array_module, beside, synchronize, to_cpu
+from fastdl_lib.core.arrays import array_module, beside, synchronize, to_cpu, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import usable_cores
-from fastdl_lib.nn.layers import Dropout
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
-from fastdl_lib.nn.training import Evaluation, Workers, evaluate, training_pass
+from fastdl_lib.nn.training import Evaluation, Workers, evaluate
 from fastdl_lib.scaling import watchdog
 from fastdl_lib.scaling.mpi import mpi_status
 
@@ -290,7 +288,8 @@ class MpiWorkers(Workers):
         settings: dict[str, Any] | None,
         epochs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
-        if network.buffers and self.size > 1:  # of each rank's part, they would drift apart
+        mixing = any(layer.mixes_images for layer in network.layers.values())
+        if mixing and self.size > 1:  # of each rank's part, they would drift apart
             raise ValueError(
                 f"{network.name} has batch normalisation, whose means and variances are the whole "
                 "batch's: train it in one process, with fit()."
@@ -330,7 +329,7 @@ class MpiWorkers(Workers):
             self._sending = _Gradients(network, self.bucket_bytes, self._send)
         loss_sum, correct = 0.0, 0
         if len(x):
-            with _shared_dropout(network, self.share(images), images):
+            with _shared_draws(network, self.share(images), images):
                 weight = loss_scale * len(x) / images
                 loss, correct = self._pass_here(network, x, labels, weight)
             loss_sum = len(x) * loss
@@ -361,7 +360,7 @@ class MpiWorkers(Workers):
             self._mpi.Request.Testall(self._requests)
 
         hooks = {"after_forward": self.beat, "after_backward": after_layer}
-        return training_pass(network, x, labels, weight=weight, **hooks)
+        return network.training_pass(x, labels, scale=weight, **hooks)
 
     def _send(self, flat: Array) -> None:
         if self.overlap:
@@ -409,16 +408,15 @@ class MpiWorkers(Workers):
 
 
 @contextlib.contextmanager
-def _shared_dropout(network: Network, here: slice, images: int) -> Iterator[None]:
-    """Let Dropout draw for the whole batch, of which the images ``here`` are this rank's."""
-    layers = [layer for layer in network.layers.values() if isinstance(layer, Dropout)]
-    for layer in layers:
-        layer.shared = (here, images)
+def _shared_draws(network: Network, here: slice, images: int) -> Iterator[None]:
+    """Let layers draw for the whole batch, of which the images ``here`` are this rank's."""
+    for layer in network.layers.values():
+        layer.share(here, images)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.shared = None
+        for layer in network.layers.values():
+            layer.share(None, 0)
 
 
 class Delayed(Workers):
@@ -471,7 +469,7 @@ class Delayed(Workers):
         for name, weight in self._old[0].items():
             weights[name][...] = weight
         try:
-            return training_pass(network, x, labels, weight=loss_scale)
+            return network.training_pass(x, labels, scale=loss_scale)
         finally:
             for name, weight in now.items():
                 weights[name][...] = weight

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
-from fastdl_lib.convolution.im2col import conv2d_loops
+from fastdl_lib.convolution.algorithms import conv2d
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.nn.layers import Linear
 from fastdl_lib.nn.network import BINARY_PARTS, binary_deep_convnet, binary_mlp
@@ -74,7 +74,7 @@ def test_binary_conv2d_is_the_loops_over_signs(x, filters, kernel, stride, paddi
     edge = (padding, padding)
     framed = np.pad(x, ((0, 0), (0, 0), edge, edge), constant_values=around)
     weight = plain_sign(layer.parameters["weight"])
-    expected = conv2d_loops(framed.astype(float), weight, stride=stride)
+    expected = conv2d(framed.astype(float), weight, stride=stride, algorithm="loops")
     assert (layer.forward(x) == expected).all()
 
 
@@ -162,7 +162,7 @@ def test_binary_conv2d_gradient(window, scaled):
     def product(x, weight):
         edge = (padding, padding)
         framed = np.pad(x, ((0, 0), (0, 0), edge, edge), constant_values=-1.0)
-        return conv2d_loops(framed, weight, stride=stride)
+        return conv2d(framed, weight, stride=stride, algorithm="loops")
 
     check_straight_through(layer, x, product)
 

@@ -12,7 +12,8 @@ import pytest
 from helpers import small_alexnet
 
 from fastdl_lib.convolution import gpu
-from fastdl_lib.convolution.im2col import conv2d_im2col, conv2d_im2col_backward
+from fastdl_lib.convolution.algorithms import ALGORITHMS, conv2d, conv2d_backward
+from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core import compiler, pretend_gpu
 from fastdl_lib.core.arrays import (
     array_module,
@@ -99,15 +100,12 @@ CASES = {
     "long filter": ((2, 6, 9, 8), (6, 2, 2, 5), {"stride": 3, "padding": 3, "groups": 3}),
     "gaps": ((1, 2, 9, 11), (2, 2, 2, 2), {"stride": 4, "padding": 1}),
 }
-PAIRS = {
-    "gpu": (gpu.conv2d_gpu, gpu.conv2d_gpu_backward),
-    "cudnn": (gpu.conv2d_cudnn, gpu.conv2d_cudnn_backward),
-}
+ON_GPU = [name for name, row in ALGORITHMS.items() if row.devices == ("gpu",)]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("algorithm", PAIRS)
+@pytest.mark.parametrize("algorithm", ON_GPU)
 @pytest.mark.parametrize("blocked", [False, True], ids=["whole", "in blocks"])
 def test_convolution_forward_and_backward(xp, monkeypatch, algorithm, case, dtype, blocked):
     if algorithm == "cudnn":
@@ -115,72 +113,58 @@ def test_convolution_forward_and_backward(xp, monkeypatch, algorithm, case, dtyp
     elif blocked:
         monkeypatch.setattr(gpu, "_PATCHES_BYTES", 1000)
     x_shape, w_shape, window = CASES[case]
+    window = dict(window)
     x, weight = normal(x_shape, dtype), normal(w_shape, dtype, 1)
     bias = normal(w_shape[0], dtype, 2)
     exact = [array.astype(np.float64) for array in (x, weight, bias)]
-    expected = conv2d_im2col(*exact, **window)
+    expected = conv2d(*exact, **window)
     grad_out = normal(expected.shape, dtype, 3)
-    grads = conv2d_im2col_backward(grad_out.astype(float), *exact[:2], **window)
+    grads = conv2d_backward(grad_out.astype(float), *exact[:2], **window)
 
-    forward, backward = PAIRS[algorithm]
+    window["algorithm"] = algorithm
     x, weight, bias, grad_out = map(to_gpu, (x, weight, bias, grad_out))
     if blocked:  # the other layout in memory too
         x, weight, grad_out = map(channels_last, (x, weight, grad_out))
-    out = forward(x, weight, bias, **window)
+    out = conv2d(x, weight, bias, **window)
     assert type(out) is xp.ndarray and out.dtype == dtype
     assert_close(out, expected, dtype)
-    assert_close(forward(x, weight, **window), expected - exact[2][:, None, None], dtype)
-    got = backward(grad_out, x, weight, **window)
+    assert_close(conv2d(x, weight, **window), expected - exact[2][:, None, None], dtype)
+    got = conv2d_backward(grad_out, x, weight, **window)
     for name, one, wanted in zip(("x", "weight", "bias"), got, grads, strict=True):
         assert one.dtype == dtype and one.shape == wanted.shape
         assert_close(one, wanted, dtype, f"gradient by {name}")
-    without = backward(grad_out, x, weight, **window, need_grad_x=False)
+    without = conv2d_backward(grad_out, x, weight, **window, need_grad_x=False)
     assert without[0] is None
     assert_close(without[1], grads[1], dtype)
 
 
 def test_pixels_of_float16_add_up_in_float32(xp):
     x, weight = xp.ones((1, 1, 21, 21), xp.float16), xp.ones((33, 1, 11, 11), xp.float16)
-    grad_x, _, grad_bias = gpu.conv2d_gpu_backward(xp.ones((1, 33, 11, 11), xp.float16), x, weight)
+    grad_out = xp.ones((1, 33, 11, 11), xp.float16)
+    grad_x, _, grad_bias = conv2d_backward(grad_out, x, weight, algorithm="gpu")
     # 11 x 11 patches of 33 each; one by one in float16, every addition beyond 2048 would round.
     assert float(grad_x[0, 0, 10, 10]) == np.float16(33 * 121)
     assert float(grad_bias[0]) == 121
 
 
 def test_the_gpus_results_are_channels_last(xp):
-    out = gpu.conv2d_gpu(xp.ones((2, 3, 5, 5)), xp.ones((4, 3, 3, 3)))
+    out = conv2d(xp.ones((2, 3, 5, 5)), xp.ones((4, 3, 3, 3)), algorithm="gpu")
     assert out.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
-@pytest.mark.parametrize("algorithm", PAIRS)
+@pytest.mark.parametrize("algorithm", ON_GPU)
 def test_what_is_made_for_the_gpu_refuses_arrays_on_the_cpu(algorithm):
     x, weight = np.ones((1, 2, 4, 4)), np.ones((3, 2, 2, 2))
-    forward, backward = PAIRS[algorithm]
-    with pytest.raises(
-        TypeError, match=r"conv2d_\w+ runs on the GPU only: move .* with to_gpu\(\)"
-    ):
-        forward(x, weight)
-    with pytest.raises(TypeError, match=r"conv2d_\w+_backward runs on the GPU only"):
-        backward(np.ones((1, 3, 3, 3)), x, weight)
-
-
-def test_a_gradient_on_the_cpu_is_refused(xp):
-    x, weight = xp.ones((1, 2, 4, 4)), xp.ones((3, 2, 2, 2))
-    with pytest.raises(TypeError, match=r"to_gpu\(\) or to_cpu\(\)"):
-        gpu.conv2d_gpu_backward(np.ones((1, 3, 3, 3)), x, weight)
+    with pytest.raises(TypeError, match=rf"'{algorithm}' runs on the GPU only: .* to_gpu\(\)"):
+        conv2d(x, weight, algorithm=algorithm)
+    with pytest.raises(TypeError, match=rf"'{algorithm}' runs on the GPU only"):
+        conv2d_backward(np.ones((1, 3, 3, 3)), x, weight, algorithm=algorithm)
 
 
 def test_an_image_beyond_32_bits_is_refused():
-    plan = gpu._Plan(64, 4096, 4096, 3, 3, 4096, 4096, 1, 1)
-
-    class Large:
-        shape, itemsize, size = (1, 64, 4096, 4096), 2, 64 * 4096**2
-
-        def __getitem__(self, _):
-            return self
-
+    geometry = Geometry((1, 64, 4096, 4096), (64, 64, 3, 3), padding=1)
     with pytest.raises(ValueError, match=r"9,663,676,416 values.*algorithm='cudnn'"):
-        next(plan.blocks(Large()))
+        next(gpu._blocks(geometry, 2))
 
 
 def test_conv2d_takes_the_gpus_algorithms(xp, monkeypatch):
@@ -288,7 +272,7 @@ def training_pass(network, x, labels):
 
 @pytest.mark.parametrize("dtype", ["float16", "tf32", "float32"])
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("algorithm", PAIRS)
+@pytest.mark.parametrize("algorithm", ON_GPU)
 def test_a_network(xp, monkeypatch, name, dtype, algorithm):
     if algorithm == "cudnn":
         cudnn_for(xp, monkeypatch)
@@ -554,10 +538,10 @@ def test_tf32_reaches_pytorch_as_well(fake_gpu, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", look)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     x, weight = fake_gpu.ones((1, 2, 4, 4)), fake_gpu.ones((3, 2, 2, 2))
-    gpu.conv2d_cudnn(x, weight)
+    conv2d(x, weight, algorithm="cudnn")
     with tf32():
         assert torch.backends.cuda.matmul.allow_tf32
-        gpu.conv2d_cudnn(x, weight)
+        conv2d(x, weight, algorithm="cudnn")
     assert seen == [False, True]
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
@@ -571,7 +555,8 @@ def test_cudnn_out_of_memory_is_a_memory_error(fake_gpu, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", full)
     with pytest.raises(MemoryError, match="out of memory"):
-        gpu.conv2d_cudnn(fake_gpu.ones((1, 2, 4, 4)), fake_gpu.ones((3, 2, 2, 2)))
+        x, weight = fake_gpu.ones((1, 2, 4, 4)), fake_gpu.ones((3, 2, 2, 2))
+        conv2d(x, weight, algorithm="cudnn")
 
 
 def test_tf32_without_a_gpu_changes_nothing(monkeypatch):
@@ -613,9 +598,9 @@ def test_cudnn_says_why_not(fake_gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu.cudnn_status()[:2] == (False, "PyTorch is not installed (pip install torch).")
     with pytest.raises(RuntimeError, match=r"'cudnn' cannot be used here\. PyTorch is not"):
-        gpu.conv2d_cudnn(x, weight)
+        conv2d(x, weight, algorithm="cudnn")
     with pytest.raises(RuntimeError, match=r"'cudnn' cannot be used here\. PyTorch is not"):
-        gpu.conv2d_cudnn_backward(fake_gpu.ones((1, 3, 3, 3)), x, weight)
+        conv2d_backward(fake_gpu.ones((1, 3, 3, 3)), x, weight, algorithm="cudnn")
     monkeypatch.undo()
 
 

@@ -1,18 +1,21 @@
 """Winograd's transforms are exact in rational arithmetic; tiles are chosen by counting."""
 
-import copy
-
 import numpy as np
 import pytest
 
+from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import (
     LARGEST_TILE,
     best_tile,
-    conv2d_winograd,
+    forward,
     saves_work,
     transform_matrices,
 )
-from fastdl_lib.nn.layers import Conv2d
+
+
+def convolved(x, weight, outputs=None, **window):
+    return forward(x, weight, None, Geometry.of(x, weight, **window), outputs)
+
 
 SIZES = [(m, r) for r in range(1, LARGEST_TILE + 1) for m in range(1, LARGEST_TILE + 2 - r)]
 
@@ -46,7 +49,7 @@ def test_every_choice_of_tile_agrees(taps):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 3, 11, 8)), rng.standard_normal((4, 3, taps, taps))
     answers = [
-        conv2d_winograd(x, weight, padding=1, outputs=m) for m in range(1, LARGEST_TILE + 2 - taps)
+        convolved(x, weight, padding=1, outputs=m) for m in range(1, LARGEST_TILE + 2 - taps)
     ]
     for answer in answers[1:]:
         np.testing.assert_allclose(answer, answers[0], atol=1e-10)
@@ -56,10 +59,10 @@ def test_the_error_in_float32_is_small_and_grows_with_the_tile():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 64, 24, 24)).astype(np.float32)
     weight = rng.standard_normal((32, 64, 3, 3)).astype(np.float32)
-    exact = conv2d_winograd(x.astype(float), weight.astype(float))
+    exact = convolved(x.astype(float), weight.astype(float))
     errors = []
     for m in (2, 4, 6):
-        difference = conv2d_winograd(x, weight, outputs=m) - exact
+        difference = convolved(x, weight, outputs=m) - exact
         errors.append(np.sqrt((difference**2).mean() / (exact**2).mean()))
     assert errors[0] < errors[1] < errors[2] < 5e-6
 
@@ -67,7 +70,7 @@ def test_the_error_in_float32_is_small_and_grows_with_the_tile():
 def test_not_a_number_reaches_its_whole_tile():
     x = np.zeros((1, 1, 8, 8), np.float32)
     x[0, 0, 0, 0] = np.nan
-    out = conv2d_winograd(x, np.ones((1, 1, 3, 3), np.float32), outputs=3)
+    out = convolved(x, np.ones((1, 1, 3, 3), np.float32), outputs=3)
     assert np.isnan(out[0, 0, :3, :3]).all() and not np.isnan(out[0, 0, 3:, 3:]).any()
 
 
@@ -89,46 +92,15 @@ def test_the_tile_fits_the_layer(layer, m):
     assert best_tile(*layer) == m
 
 
-def test_it_is_chosen_where_it_saves_work():
-    assert saves_work(16, 55, 11, 4, 3, 96), "AlexNet's conv1"
-    assert not saves_work(3, 13, 3, 1, 256, 384), "too few images pay for the filters' transform"
-    assert not saves_work(16, 28, 3, 1, 1, 16), "one channel: nothing but transforms"
-    assert not saves_work(16, 28, 1, 1, 64, 64), "a filter of one tap has nothing to save"
-    assert not saves_work(16, 56, 11, 1, 64, 64), "too many taps"
-
-
-def test_conv2d_picks_by_shape_and_takes_any_by_name():
-    rng = np.random.default_rng(0)
-    layer = Conv2d(16, 16, 3, rng=rng)
-    x = rng.standard_normal((4, 16, 14, 14)).astype(np.float32)
-    assert (layer.algorithm_for(x), layer.algorithm_for(x[:1])) == ("winograd", "blocked")
-    expected = layer.forward(x)
-    for name in ("loops", "compiled", "im2col", "blocked", "winograd"):
-        layer.algorithm = name
-        assert layer.algorithm_for(x) == name
-        np.testing.assert_allclose(layer.forward(x), expected, atol=1e-4)
-    with pytest.raises(ValueError, match=r"must be one of .*'winograd'.*, got 'fft'"):
-        layer.algorithm = "fft"
-    with pytest.raises(ValueError, match="got 'fast'"):
-        Conv2d(16, 16, 3, algorithm="fast", rng=rng)
-
-
-def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
-    layer = Conv2d(3, 4, 2, rng=np.random.default_rng(0))
-    weight = layer.parameters["weight"]
-    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
-    twin = copy.copy(layer)
-    layer.algorithm = "im2col"
-    assert layer.parameters["weight"].flags.c_contiguous
-    assert twin.parameters["weight"] is weight
-    assert (layer.parameters["weight"] == weight).all()
-    layer.algorithm = "blocked"
-    assert layer.parameters["weight"].transpose(0, 2, 3, 1).flags.c_contiguous
-    assert (layer.parameters["weight"] == weight).all()
-
-
-def test_conv2d_picks_what_knows_the_gpu_or_float16(fake_gpu):
-    layer, x = Conv2d(16, 16, 3, rng=np.random.default_rng(0)), np.ones((8, 16, 14, 14), np.float32)
-    assert layer.algorithm_for(fake_gpu.asarray(x)) == "gpu"
-    assert layer.algorithm_for(x.astype(np.float16)) == "blocked"
-    assert layer.algorithm_for(x) == "winograd"
+@pytest.mark.parametrize(
+    ("saves", "why", "shapes", "window"),
+    [
+        (True, "AlexNet's conv1", ((16, 3, 227, 227), (96, 3, 11, 11)), {"stride": 4}),
+        (False, "too few images pay for the filters", ((3, 256, 15, 15), (384, 256, 3, 3)), {}),
+        (False, "one channel: nothing but transforms", ((16, 1, 30, 30), (16, 1, 3, 3)), {}),
+        (False, "a filter of one tap saves nothing", ((16, 64, 28, 28), (64, 64, 1, 1)), {}),
+        (False, "too many taps", ((16, 64, 66, 66), (64, 64, 11, 11)), {}),
+    ],
+)
+def test_it_is_chosen_where_it_saves_work(saves, why, shapes, window):
+    assert saves_work(Geometry(*shapes, **window)) == saves, why

@@ -1,15 +1,17 @@
 """The students' copy leaks nothing, keeps every exercise, and is graded fairly by nbgrader."""
 
+import math
 import re
 import shutil
 from collections import Counter
 
 import nbformat
+import numpy as np
 import pytest
 import toys
-from staged import NOTEBOOKS
 
 from fastdl_lib.course import notebooks as course
+from fastdl_lib.course.release import main, nbgrader_config, programs_on_path, release
 
 # Shorter lines, such as `else:` or `return x`, may well stand in a stub by right.
 TELLING_LENGTH = 12
@@ -17,27 +19,18 @@ STUB = 'raise NotImplementedError("Replace this line with your answer.")'
 REGION = r"^[^\n]*### BEGIN {0}\n(.*?)^[^\n]*### END {0}[^\n]*$\n?"
 
 
-def course_copy(folder, notebooks):
-    """A course of these notebooks in a folder of its own."""
-    (folder / "notebooks").mkdir(parents=True)
-    for path in notebooks:
-        shutil.copy(path, folder / "notebooks")
-    shutil.copy(course.ROOT / "nbgrader_config.py", folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def toy_course(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
-    copy = course_copy(folder / "course", toys.write_chapters(folder / "notebooks"))
-    course.release(copy)
+    copy = toys.course_copy(folder / "course", toys.write_chapters(folder / "notebooks"))
+    release(copy)
     return copy
 
 
 @pytest.fixture(scope="module")
 def real_course(tmp_path_factory):
-    copy = course_copy(tmp_path_factory.mktemp("real") / "course", NOTEBOOKS)
-    course.release(copy)
+    copy = toys.course_copy(tmp_path_factory.mktemp("real") / "course", course.notebook_paths())
+    release(copy)
     return copy
 
 
@@ -72,26 +65,19 @@ def leaks(instructors, students):
     for cell in instructors.cells:
         solution, rest = regions(cell.source, "SOLUTION")
         hidden, rest = regions(rest, "HIDDEN TESTS")
-        if cell.metadata.get("nbgrader", {}).get("solution") and not solution:
+        if course.grading(cell).get("solution") and not solution:
             solution, rest = rest, ""
         secret |= telling_lines(solution) | telling_lines(hidden)
         public |= telling_lines(rest)
     # Whatever text the file holds counts, not just the cells' sources.
-    text = "\n".join(course._strings(students))
+    text = "\n".join(course.texts(students))
     found = {line for line in secret - public if line in text}
     return found | {mark for mark in ("BEGIN", "END") if re.search(rf"### {mark} [A-Z]+", text)}
 
 
-def nbgrader_cells(notebook):
-    cells = [cell for cell in notebook.cells if "nbgrader" in cell.metadata]
-    return {cell.metadata.nbgrader.grade_id: cell for cell in cells}
-
-
-def test_every_notebook_is_released_and_nothing_else(released_course):
-    names = [path.name for path in (released_course / "release" / "notebooks").iterdir()]
-    expected = [path.name for path in course.notebook_paths(released_course)]
-    assert expected
-    assert sorted(names) == expected
+def test_every_chapter_is_released_and_nothing_else(released_course):
+    released = sorted(path.name for path in (released_course / "release" / "notebooks").iterdir())
+    assert released == [path.name for path in course.notebook_paths(released_course)]
 
 
 def test_no_solution_and_no_hidden_test_leaks(released_course):
@@ -100,21 +86,17 @@ def test_no_solution_and_no_hidden_test_leaks(released_course):
 
 
 def test_leaks_are_found():
-    instructors = nbformat.v4.new_notebook(cells=toys.chapter_cells())
-    text = "\n".join(toys.SOLUTION.splitlines()[3:5])
-    students = nbformat.v4.new_notebook(cells=[toys.markdown(text)])
-    assert leaks(instructors, students) == {
-        "product_of_sides = height * width",
-        "return product_of_sides",
-    }
-    hidden = [line for line in toys.TEST.splitlines() if "sides_drawn" in line]
-    students = nbformat.v4.new_notebook(cells=[toys.code("\n".join(hidden))])
-    assert leaks(instructors, students) == set(hidden)
-    students = nbformat.v4.new_notebook(cells=[toys.code("### BEGIN SOLUTION")])
-    assert leaks(instructors, students) == {"BEGIN"}
+    def found_in(*cells):
+        instructors = nbformat.v4.new_notebook(cells=toys.chapter_cells())
+        return leaks(instructors, nbformat.v4.new_notebook(cells=list(cells)))
+
+    secret = {"product_of_sides = height * width", "return product_of_sides"}
+    assert found_in(nbformat.v4.new_markdown_cell("\n".join(secret))) == secret
+    hidden = {line for line in toys.TEST.splitlines() if "sides_drawn" in line}
+    assert found_in(toys.code("\n".join(hidden))) == hidden
+    assert found_in(toys.code("### BEGIN SOLUTION")) == {"BEGIN"}
     shown = toys.printed("    product_of_sides = height * width")
-    students = nbformat.v4.new_notebook(cells=[toys.code("1", shown)])
-    assert leaks(instructors, students) == {"product_of_sides = height * width"}
+    assert found_in(toys.code("1", shown)) == {"product_of_sides = height * width"}
 
 
 def test_no_output_and_no_state(released_course):
@@ -122,18 +104,20 @@ def test_no_output_and_no_state(released_course):
         assert "widgets" not in students.metadata, name
         for cell in students.cells:
             assert "source_hidden" not in cell.metadata.get("jupyter", {}), name
-            if cell.cell_type == "code":
-                assert cell.outputs == [], name
-                assert cell.execution_count is None, name
+            assert not cell.get("outputs"), name
+            assert cell.get("execution_count") is None, name
 
 
 def test_exercises_keep_their_stub_and_their_visible_tests(released_course):
     for name, instructors, students in pairs(released_course):
-        before, after = nbgrader_cells(instructors), nbgrader_cells(students)
+        before, after = (
+            {course.grading(cell)["grade_id"]: cell for cell in cells if course.grading(cell)}
+            for cells in (instructors.cells, students.cells)
+        )
         assert before.keys() == after.keys(), name
         for grade_id, cell in after.items():
             original = before[grade_id].source
-            if cell.metadata.nbgrader.solution:
+            if course.grading(cell)["solution"]:
                 assert STUB in cell.source, (name, grade_id)
                 signatures = re.findall(r"^def .*", original, re.MULTILINE)
                 for line in [*signatures, *telling_lines(regions(original, "SOLUTION")[1])]:
@@ -144,68 +128,100 @@ def test_exercises_keep_their_stub_and_their_visible_tests(released_course):
                 assert cell.source.strip() == visible.strip(), (name, grade_id)
 
 
+@pytest.mark.parametrize("path", course.notebook_paths(), ids=lambda path: path.stem)
+def test_the_stub_asks_to_be_replaced(real_course, path):
+    exercises = toys.exercises_of(real_course / "release" / "notebooks" / path.name)
+    assert exercises
+    for exercise in exercises:
+        namespace = {"np": np, "math": math}
+        exec(exercise.solution, namespace)
+        stub = namespace[re.search(r"^def (\w+)", exercise.solution, re.MULTILINE)[1]]
+        with pytest.raises(NotImplementedError, match="Replace this line"):
+            stub(*[None] * stub.__code__.co_argcount)
+
+
 def test_nbgrader_metadata(released_course):
     from nbgrader.nbgraderformat import MetadataValidator
 
     for name, instructors, students in pairs(released_course):
         for notebook in (instructors, students):
             MetadataValidator().validate_nb(notebook)
-            marked = [
-                cell.metadata.nbgrader for cell in notebook.cells if "nbgrader" in cell.metadata
-            ]
-            ids = Counter(mark.grade_id for mark in marked)
+            marks = [course.grading(cell) for cell in notebook.cells if course.grading(cell)]
+            ids = Counter(mark.grade_id for mark in marks)
             assert max(ids.values(), default=1) == 1, (name, ids)
-            for mark in marked:
+            for mark in marks:
                 assert not mark.grade or mark.points > 0, (name, mark.grade_id)
                 assert mark.grade == mark.locked, (name, mark.grade_id)
 
 
-def test_folded_cells_are_unfolded(tmp_path):
-    cells = toys.start_cells()
-    cells[2].metadata["jupyter"] = {"source_hidden": True}
-    cells[3].metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": False}
-    path = toys.write(tmp_path / "made" / "00_start_here.ipynb", cells)
-    (released,) = course.release(course_copy(tmp_path / "course", [path]))
-    released_cells = course.read_notebook(released).cells
-    assert "jupyter" not in released_cells[2].metadata
-    assert released_cells[3].metadata.jupyter == {"outputs_hidden": False}
+# --- release, tried on made chapters ---
 
 
-def test_stale_release_is_replaced_and_other_files_stay_at_home(tmp_path):
-    copy = course_copy(tmp_path / "course", toys.write_chapters(tmp_path / "made"))
+@pytest.fixture
+def copy(tmp_path):
+    return toys.course_copy(tmp_path / "course", toys.write_chapters(tmp_path / "made"))
+
+
+def change(copy, change_cells):
+    """Change chapter 00 of a copy and clean it."""
+    path = copy / "notebooks" / "00_start_here.ipynb"
+    notebook = course.read_notebook(path)
+    change_cells(notebook.cells)
+    course.write_notebook(path, notebook)
+
+
+def test_folded_cells_are_unfolded(copy):
+    def fold(cells):
+        cells[2].metadata["jupyter"] = {"source_hidden": True}
+        cells[3].metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": False}
+
+    change(copy, fold)
+    cells = course.read_notebook(release(copy)[0]).cells
+    assert "jupyter" not in cells[2].metadata
+    assert cells[3].metadata.jupyter == {"outputs_hidden": False}
+
+
+def test_stale_release_is_replaced_and_what_is_no_chapter_stays_at_home(copy):
     (copy / "notebooks" / "results.json").write_text("{}")
-    course.release(copy)
+    toys.write(copy / "notebooks" / "Untitled.ipynb", [toys.code("secret = 42")])
+    release(copy)
     stale = copy / "release" / "notebooks" / "stale.ipynb"
     stale.write_text("{}")
-    released = course.release(copy)
+    released = release(copy)
     assert sorted(stale.parent.iterdir()) == released
     assert [path.name for path in released] == ["00_start_here.ipynb", "01_measure.ipynb"]
 
 
-def test_unclean_notebook_is_refused(tmp_path):
-    copy = course_copy(tmp_path / "course", toys.write_chapters(tmp_path / "made"))
+def test_unclean_notebook_is_refused(copy):
     path = copy / "notebooks" / "01_measure.ipynb"
     notebook = course.read_notebook(path)
     notebook.metadata["widgets"] = {"state": "what the solution shows"}
     nbformat.write(notebook, path)
     with pytest.raises(course.CourseError, match=r"not clean: 01_measure\.ipynb\. Run"):
-        course.release(copy)
+        release(copy)
     assert not (copy / "release").exists()
 
 
-def test_open_solution_mark_is_refused(tmp_path):
-    cells = toys.start_cells()
-    cells[2].source = cells[2].source.replace("### END SOLUTION", "")
-    path = toys.write(tmp_path / "made" / "00_start_here.ipynb", cells)
-    copy = course_copy(tmp_path / "course", [path])
+def test_open_solution_mark_is_refused(copy):
+    def leave_open(cells):
+        cells[2].source = cells[2].source.replace("### END SOLUTION", "")
+
+    change(copy, leave_open)
     with pytest.raises(course.CourseError, match="no end solution statement found"):
-        course.release(copy)
+        release(copy)
     assert not (copy / "release").exists()
 
 
-def test_a_course_without_notebooks_is_refused(tmp_path):
-    with pytest.raises(course.CourseError, match="no notebook in"):
-        course.release(course_copy(tmp_path / "course", []))
+def test_a_course_without_chapters_is_refused(tmp_path, monkeypatch, capsys):
+    empty = toys.course_copy(tmp_path / "course", [])
+    with pytest.raises(course.CourseError, match="no chapter"):
+        release(empty)
+    monkeypatch.setattr(release, "__defaults__", (empty,))
+    assert main() == 1
+    assert "no chapter" in capsys.readouterr().err
+
+
+# --- grading ---
 
 
 def grade(root, student, notebooks):
@@ -219,13 +235,12 @@ def grade(root, student, notebooks):
     folder.mkdir(parents=True)
     for path in notebooks:
         shutil.copy(path, folder)
-    config = course.nbgrader_config(root)
+    config = nbgrader_config(root)
     directory = CourseDirectory(
         root=str(root), assignment_id="notebooks", student_id=student, config=config
     )
-    grader = Autograde(coursedir=directory, config=config)
-    with course.programs_on_path():
-        result = capture_log(grader)
+    with programs_on_path():
+        result = capture_log(Autograde(coursedir=directory, config=config))
     assert result["success"], result
     with Gradebook(directory.db_url, "fastdl") as gradebook:
         submission = gradebook.find_submission("notebooks", student)
@@ -239,12 +254,9 @@ def exercises_only(path, folder):
 
     The lesson around them is run by nbval, where a failing test of an exercise fails as well.
     """
-    cells = [
-        cell
-        for cell in course.read_notebook(path).cells
-        if "nbgrader" in cell.metadata or "setup" in cell.metadata.get("tags", [])
-    ]
-    return toys.write(folder / path.name, cells)
+    cells = course.read_notebook(path).cells
+    kept = [cell for cell in cells if course.grading(cell) or "setup" in course.tags(cell)]
+    return toys.write(folder / path.name, kept)
 
 
 # nbgrader's own use of its database.
@@ -254,13 +266,13 @@ def test_grading(tmp_path, monkeypatch, which):
     # Timing budgets shrink; what is graded does not depend on time.
     monkeypatch.setenv("FASTDL_TIME_SCALE", "0.02")
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
-    notebooks = toys.write_chapters(tmp_path / "made") if which == "toys" else NOTEBOOKS
-    made = [exercises_only(path, tmp_path / "exercises") for path in notebooks]
-    root = course_copy(tmp_path / "course", made)
-    released = course.release(root)
-    solved = grade(root, "solved", course.notebook_paths(root))
+    chapters = toys.write_chapters(tmp_path) if which == "toys" else course.notebook_paths()
+    made = [exercises_only(path, tmp_path / "exercises") for path in chapters]
+    root = toys.course_copy(tmp_path / "course", made)
+    released = release(root)
+    solved = grade(root, "solved", made)
     untouched = grade(root, "untouched", released)
-    assert solved.keys() == untouched.keys() == {path.stem for path in notebooks}
+    assert solved.keys() == untouched.keys() == {path.stem for path in chapters}
     for name, (points, maximum) in solved.items():
         assert points == maximum > 0, name
     for name, (points, maximum) in untouched.items():

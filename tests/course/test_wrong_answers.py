@@ -1,20 +1,16 @@
-"""Every grader gives the solution its points and takes them from the stub and each wrong answer.
+"""Every grader gives the solution its points and takes them from each wrong answer.
 
-An exercise is a solution cell and the graded cells after it, up to the next solution cell. It is
-run as a learner's answer is: the notebook's cells tagged `setup`, the answer, then its tests.
+An exercise is run as a learner's answer is: the notebook's cells tagged `setup`, the answer, then
+its tests. (The untouched stub is tried where it is made: test_release.py.)
 """
 
 import itertools
 import random
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-import staged
 import toys
-from staged import NOTEBOOKS
+from toys import Exercise, exercises_of
 from wrong_answers import WRONG_ANSWERS
 
 from fastdl_lib.course import notebooks as course
@@ -23,37 +19,23 @@ SEEDS = range(5)
 LEAST = 4
 
 
-@dataclass
-class Exercise:
-    """One solution cell with what it needs and what judges it."""
-
-    notebook: str
-    grade_id: str
-    setup: list[str]
-    solution: str
-    tests: list[str]
-
-
-def exercises_of(path):
-    """Return the exercises of a notebook in order."""
-    cells = [cell for cell in course.read_notebook(path).cells if cell.cell_type == "code"]
-    setup = [cell.source for cell in cells if "setup" in cell.metadata.get("tags", [])]
-    found = []
-    for cell in cells:
-        mark = cell.metadata.get("nbgrader", {})
-        if mark.get("solution") and not mark.get("grade"):
-            found.append(Exercise(Path(path).stem, mark.grade_id, setup, cell.source, []))
-        elif mark.get("grade"):
-            assert found, f"{mark.grade_id} in {path}: a test before any exercise"
-            found[-1].tests.append(cell.source)
-    return found
+def answer_from(solution, change):
+    """The wrong answer: the solution with the changes made, or the text that stands alone."""
+    if isinstance(change, str):
+        return change
+    answer = solution
+    for old, new in [change] if isinstance(change, tuple) else change:
+        if old not in answer:
+            raise ValueError(f"{old!r} does not stand in the solution (any more):\n{answer}")
+        answer = answer.replace(old, new)
+    return answer
 
 
-EXERCISES = [exercise for path in NOTEBOOKS for exercise in exercises_of(path)]
+EXERCISES = [exercise for path in course.notebook_paths() for exercise in exercises_of(path)]
 BANK = [
-    pytest.param(exercise, wrong, id=f"{exercise.grade_id}: {name}")
+    pytest.param(exercise, change, id=f"{exercise.grade_id}: {name}")
     for exercise in EXERCISES
-    for name, wrong in WRONG_ANSWERS.get(exercise.grade_id, {}).items()
+    for name, change in WRONG_ANSWERS.get(exercise.grade_id, {}).items()
 ]
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda it: it.grade_id)
 
@@ -95,22 +77,24 @@ def teaches(failures):
     return any(isinstance(error, AssertionError) and str(error).strip() for error in failures)
 
 
+def code_of(answer):
+    """The lines of an answer without the marks of the solution."""
+    return tuple(line for line in answer.splitlines() if line.strip() and "### " not in line)
+
+
 def bank_faults(exercises, bank):
     """Return what is wrong with a bank of wrong answers for these exercises."""
     ids = [exercise.grade_id for exercise in exercises]
     faults = [f"{unknown}: no such exercise" for unknown in bank.keys() - set(ids)]
     faults += [f"{twice}: two exercises of this name" for twice in ids if ids.count(twice) > 1]
     for exercise in exercises:
-        answers = bank.get(exercise.grade_id, {})
-        if len(answers) < LEAST:
-            faults.append(f"{exercise.grade_id}: {len(answers)} wrong answers, {LEAST} wanted")
-        sources = [source.strip() for source in answers.values()]
-        if len(set(sources)) < len(sources):
+        changes = bank.get(exercise.grade_id, {}).values()
+        if len(changes) < LEAST:
+            faults.append(f"{exercise.grade_id}: {len(changes)} wrong answers, {LEAST} wanted")
+        answers = {code_of(answer_from(exercise.solution, change)) for change in changes}
+        if len(answers) < len(changes):
             faults.append(f"{exercise.grade_id}: two equal wrong answers")
-        without_marks = "\n".join(
-            line for line in exercise.solution.splitlines() if "### " not in line
-        )
-        if {exercise.solution.strip(), without_marks.strip()} & set(sources):
+        if code_of(exercise.solution) in answers:
             faults.append(f"{exercise.grade_id}: the solution stands among the wrong answers")
         if not exercise.tests:
             faults.append(f"{exercise.grade_id}: no graded cell")
@@ -134,33 +118,11 @@ def test_solution_passes(exercise, seed):
     assert judge(exercise, exercise.solution, seed) == []
 
 
-@pytest.mark.parametrize(("exercise", "wrong"), BANK)
-def test_wrong_answer_loses_its_points(exercise, wrong):
-    failures = judge(exercise, wrong, 0)
+@pytest.mark.parametrize(("exercise", "change"), BANK)
+def test_wrong_answer_loses_its_points(exercise, change):
+    failures = judge(exercise, answer_from(exercise.solution, change), 0)
     assert failures, "every test passed"
     assert teaches(failures), failures
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    """The learners' copies of all exercises, by grade_id."""
-    root = tmp_path_factory.mktemp("released")
-    shutil.copytree(staged.ROOT / "notebooks", root / "notebooks")
-    shutil.copy(course.ROOT / "nbgrader_config.py", root)
-    return {stub.grade_id: stub for path in course.release(root) for stub in exercises_of(path)}
-
-
-@each_exercise
-def test_stub_loses_its_points(exercise, released):
-    answer = released[exercise.grade_id].solution
-    try:
-        failures = judge(exercise, answer, 0)
-    except NotImplementedError as error:
-        failures = [error]
-    assert any(
-        isinstance(error, NotImplementedError) and "Replace this line" in str(error)
-        for error in failures
-    ), failures
 
 
 # --- the tests above, tried on made exercises ---
@@ -174,7 +136,7 @@ def toy(tmp_path):
 
 
 def test_exercises_are_found(toy):
-    assert (toy.notebook, toy.grade_id, len(toy.tests)) == ("01_measure", "area", 3)
+    assert (toy.grade_id, len(toy.tests)) == ("area", 3)
     assert toy.setup == [toys.SETUP]
 
 
@@ -192,21 +154,29 @@ def test_right_and_wrong_are_told_apart(toy):
 
 def test_random_inputs_differ_by_seed_and_repeat():
     test = "import numpy as np\nraise AssertionError(str(np.random.default_rng().random()))"
-    drawn = Exercise("toy", "toy", [], "", [test, test])
+    drawn = Exercise("toy", [], "", [test, test])
     first, again, other = ([str(error) for error in judge(drawn, "", seed)] for seed in (0, 0, 1))
     assert first == again
     assert len({*first, *other}) == 4
 
 
+def test_a_wrong_answer_is_made_of_the_solution():
+    solution = "def half(x):\n    return x / 2"
+    assert answer_from(solution, ("/ 2", "// 2")) == "def half(x):\n    return x // 2"
+    assert answer_from(solution, [("x", "y"), ("y / 2", "y")]) == "def half(y):\n    return y"
+    assert answer_from(solution, "half = None") == "half = None"
+    with pytest.raises(ValueError, match="'/ 3' does not stand in the solution"):
+        answer_from(solution, [("/ 2", "// 2"), ("/ 3", "")])
+
+
 def test_faults_of_a_bank_are_found(toy):
-    four = {str(number): f"def area(a, b):\n    return {number}" for number in range(4)}
+    four = {str(number): ("height * width", str(number)) for number in range(4)}
     assert bank_faults([toy], {"area": four}) == []
     assert bank_faults([toy], {}) == ["area: 0 wrong answers, 4 wanted"]
     assert bank_faults([toy], {"area": four, "volume": four}) == ["volume: no such exercise"]
-    assert bank_faults([toy], {"area": four | {"4": four["3"]}}) == [
-        "area: two equal wrong answers"
-    ]
-    assert bank_faults([toy], {"area": four | {"4": toys.SOLUTION}}) == [
+    twice, right = ("height * width", "3"), ("height * width", "height * width")
+    assert bank_faults([toy], {"area": four | {"4": twice}}) == ["area: two equal wrong answers"]
+    assert bank_faults([toy], {"area": four | {"4": right}}) == [
         "area: the solution stands among the wrong answers"
     ]
     toy.tests.clear()

@@ -5,2923 +5,975 @@ wrong axis, a forgotten bias or padding, a unit, a float64 that slips in. `test_
 proves that the graders see through every one of them.
 
 To add one: the key is the `grade_id` of the exercise's *solution* cell in the notebook's nbgrader
-metadata; the value maps a short name of the mistake to the full source of that cell as the learner
-would have written it. It must run by itself, and at least one test of the exercise must fail on it
-with an AssertionError whose message helps.
+metadata. Name the mistake, and say what differs from the notebook's own solution:
 
-    WRONG_ANSWERS = {
-        "conv_output_size": {
-            "forgets the plus one": '''
-    def conv_output_size(size, kernel, stride=1, padding=0):
-        return (size + 2 * padding - kernel) // stride
-    ''',
-        },
-    }
+    "forgets the plus one": ("// stride + 1", "// stride"),
+
+(old text, new text); the new text stands wherever the old one stood. A list holds several of them,
+made one after the other. `START` is the mark above the solution: what replaces it comes first, and
+may return at once. An answer that has nothing in common with the solution is its full text. It must
+run by itself, and at least one test of the exercise must fail on it with an AssertionError whose
+message helps.
 """
 
-WRONG_ANSWERS: dict[str, dict[str, str]] = {
+Change = tuple[str, str]
+
+START = "### BEGIN SOLUTION"
+
+WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
     "product_intensity": {
-        "counts a MAC as one operation": """
-def product_intensity(m, k, n, itemsize):
-    return m * k * n / (itemsize * (m * k + k * n + m * n))
-""",
-        "forgets to write the result": """
-def product_intensity(m, k, n, itemsize):
-    return 2 * m * k * n / (itemsize * (m * k + k * n))
-""",
-        "always float32": """
-def product_intensity(m, k, n, itemsize):
-    return 2 * m * k * n / (4 * (m * k + k * n + m * n))
-""",
-        "takes every matrix for square": """
-def product_intensity(m, k, n, itemsize):
-    return 2 * m**3 / (itemsize * 3 * m**2)
-""",
-        "bytes per FLOP": """
-def product_intensity(m, k, n, itemsize):
-    return itemsize * (m * k + k * n + m * n) / (2 * m * k * n)
-""",
+        "counts a MAC as one operation": ("2 * m * k * n", "m * k * n"),
+        "forgets to write the result": ("k * n + m * n", "k * n"),
+        "always float32": ("itemsize * (", "4 * ("),
+        "takes every matrix for square": [
+            ("2 * m * k * n", "2 * m**3"),
+            ("(m * k + k * n + m * n)", "3 * m**2"),
+        ],
+        "bytes per FLOP": ("flop / moved", "moved / flop"),
     },
     "conv_macs": {
-        "forgets the batch": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    positions = 1
-    for axis in (0, 1):
-        span = dilation[axis] * (weight_shape[2 + axis] - 1) + 1
-        positions *= (x_shape[2 + axis] + 2 * padding[axis] - span) // stride[axis] + 1
-    return positions * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
-""",
-        "pads one side only": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    macs = x_shape[0]
-    for axis in (0, 1):
-        span = dilation[axis] * (weight_shape[2 + axis] - 1) + 1
-        macs *= (x_shape[2 + axis] + padding[axis] - span) // stride[axis] + 1
-    return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
-""",
-        "ignores groups": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    macs = x_shape[0]
-    for axis in (0, 1):
-        span = dilation[axis] * (weight_shape[2 + axis] - 1) + 1
-        macs *= (x_shape[2 + axis] + 2 * padding[axis] - span) // stride[axis] + 1
-    return macs * weight_shape[0] * x_shape[1] * weight_shape[2] * weight_shape[3]
-""",
-        "ignores dilation": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    macs = x_shape[0]
-    for axis in (0, 1):
-        free = x_shape[2 + axis] + 2 * padding[axis] - weight_shape[2 + axis]
-        macs *= free // stride[axis] + 1
-    return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
-""",
-        "swaps vertical and horizontal": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    macs = x_shape[0]
-    for axis in (0, 1):
-        span = dilation[1 - axis] * (weight_shape[2 + axis] - 1) + 1
-        macs *= (x_shape[2 + axis] + 2 * padding[1 - axis] - span) // stride[1 - axis] + 1
-    return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
-""",
-        "true division": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    macs = x_shape[0]
-    for axis in (0, 1):
-        span = dilation[axis] * (weight_shape[2 + axis] - 1) + 1
-        macs *= (x_shape[2 + axis] + 2 * padding[axis] - span) / stride[axis] + 1
-    return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
-""",
-        "forgets the first position": """
-def conv_macs(x_shape, weight_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    macs = x_shape[0]
-    for axis in (0, 1):
-        span = dilation[axis] * (weight_shape[2 + axis] - 1) + 1
-        macs *= (x_shape[2 + axis] + 2 * padding[axis] - span) // stride[axis]
-    return macs * weight_shape[0] * weight_shape[1] * weight_shape[2] * weight_shape[3]
-""",
+        "forgets the batch": ("batch * filters * positions", "filters * positions"),
+        "pads one side only": ("2 * padding[axis]", "padding[axis]"),
+        "ignores groups": ("weight_shape[1] * weight_shape[2]", "x_shape[1] * weight_shape[2]"),
+        "ignores dilation": (
+            "dilation[axis] * (weight_shape[2 + axis] - 1) + 1",
+            "weight_shape[2 + axis]",
+        ),
+        "swaps vertical and horizontal": [
+            ("dilation[axis]", "dilation[1 - axis]"),
+            ("padding[axis]", "padding[1 - axis]"),
+            ("stride[axis]", "stride[1 - axis]"),
+        ],
+        "true division": ("// stride", "/ stride"),
+        "forgets the first position": ("// stride[axis] + 1", "// stride[axis]"),
     },
     "fair_time": {
-        "counts the warm-up": """
-def fair_time(function, clock, warmup=1, repeats=5):
-    times = []
-    for _ in range(warmup + repeats):
-        start = clock()
-        function()
-        times.append(clock() - start)
-    return statistics.median(times), min(times), max(times)
-""",
-        "no warm-up": """
-def fair_time(function, clock, warmup=1, repeats=5):
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        function()
-        times.append(clock() - start)
-    return statistics.median(times), min(times), max(times)
-""",
-        "mean instead of median": """
-def fair_time(function, clock, warmup=1, repeats=5):
-    for _ in range(warmup):
-        function()
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        function()
-        times.append(clock() - start)
-    return statistics.mean(times), min(times), max(times)
-""",
-        "one clock around the loop": """
-def fair_time(function, clock, warmup=1, repeats=5):
-    for _ in range(warmup):
-        function()
-    start = clock()
-    for _ in range(repeats):
-        function()
-    each = (clock() - start) / repeats
-    return each, each, each
-""",
-        "the clock keeps running": """
-def fair_time(function, clock, warmup=1, repeats=5):
-    for _ in range(warmup):
-        function()
-    times = []
-    start = clock()
-    for _ in range(repeats):
-        function()
-        times.append(clock() - start)
-    return statistics.median(times), min(times), max(times)
-""",
-        "upper of the two middle times": """
-def fair_time(function, clock, warmup=1, repeats=5):
-    for _ in range(warmup):
-        function()
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        function()
-        times.append(clock() - start)
-    times.sort()
-    return times[len(times) // 2], times[0], times[-1]
-""",
+        "counts the warm-up": [
+            ("range(warmup)", "range(0)"),
+            ("range(repeats)", "range(warmup + repeats)"),
+        ],
+        "no warm-up": ("range(warmup)", "range(0)"),
+        "mean instead of median": ("statistics.median", "statistics.mean"),
+        "one clock around the loop": [
+            (
+                "        start = clock()\n"
+                "        function()\n"
+                "        times.append(clock() - start)",
+                "        function()",
+            ),
+            ("times = []", "start = clock()"),
+            (
+                "return statistics.median(times), min(times), max(times)",
+                "each = (clock() - start) / repeats\n    return each, each, each",
+            ),
+        ],
+        "the clock keeps running": [
+            ("        start = clock()\n", ""),
+            ("times = []", "times, start = [], clock()"),
+        ],
+        "upper of the two middle times": (
+            "statistics.median(times)",
+            "sorted(times)[len(times) // 2]",
+        ),
     },
     "after_speedup": {
-        "shares of the old total": """
-def after_speedup(times_ms, speedups):
-    new_ms = {kind: ms / speedups.get(kind, 1) for kind, ms in times_ms.items()}
-    before = sum(times_ms.values())
-    return before / sum(new_ms.values()), {k: 100 * ms / before for k, ms in new_ms.items()}
-""",
-        "adds the speed-ups up": """
-def after_speedup(times_ms, speedups):
-    before = sum(times_ms.values())
-    new_ms = {kind: ms / speedups.get(kind, 1) for kind, ms in times_ms.items()}
-    after = sum(new_ms.values())
-    total = sum(speedups.get(kind, 1) * ms / before for kind, ms in times_ms.items())
-    return total, {kind: 100 * ms / after for kind, ms in new_ms.items()}
-""",
-        "takes times for percentages": """
-def after_speedup(times_ms, speedups):
-    new_ms = {kind: ms / speedups.get(kind, 1) for kind, ms in times_ms.items()}
-    after = sum(new_ms.values())
-    return 100 / after, {kind: 100 * ms / after for kind, ms in new_ms.items()}
-""",
-        "fractions instead of percent": """
-def after_speedup(times_ms, speedups):
-    new_ms = {kind: ms / speedups.get(kind, 1) for kind, ms in times_ms.items()}
-    after = sum(new_ms.values())
-    return sum(times_ms.values()) / after, {kind: ms / after for kind, ms in new_ms.items()}
-""",
-        "forgets the kinds that stay": """
-def after_speedup(times_ms, speedups):
-    new_ms = {kind: times_ms[kind] / factor for kind, factor in speedups.items()}
-    after = sum(new_ms.values()) or 1e-9
-    return sum(times_ms.values()) / after, {kind: 100 * ms / after for kind, ms in new_ms.items()}
-""",
+        "shares of the old total": ("100 * ms / total", "100 * ms / sum(times_ms.values())"),
+        "adds the speed-ups up": (
+            "sum(times_ms.values()) / total",
+            "sum(speedups.get(k, 1) * ms / sum(times_ms.values()) for k, ms in times_ms.items())",
+        ),
+        "takes times for percentages": ("sum(times_ms.values()) / total", "100 / total"),
+        "fractions instead of percent": ("100 * ms / total", "ms / total"),
+        "forgets the kinds that stay": [
+            (
+                "{kind: ms / speedups.get(kind, 1) for kind, ms in times_ms.items()}",
+                "{kind: times_ms[kind] / factor for kind, factor in speedups.items()}",
+            ),
+            ("sum(new_ms.values())", "sum(new_ms.values()) or 1e-9"),
+        ],
     },
     "smallest_batch": {
-        "rounds down": """
-def smallest_batch(inputs, outputs, ridge):
-    gain = 2 * inputs * outputs - 4 * ridge * (inputs + outputs)
-    if gain <= 0:
-        return None
-    return max(1, int(4 * ridge * (inputs * outputs + outputs) / gain))
-""",
-        "never gives up": """
-def smallest_batch(inputs, outputs, ridge):
-    for batch in range(1, 100_000):
-        moved = 4 * (batch * (inputs + outputs) + inputs * outputs + outputs)
-        if 2 * batch * inputs * outputs / moved >= ridge:
-            return batch
-    return batch
-""",
-        "only the weights move": """
-def smallest_batch(inputs, outputs, ridge):
-    if 2 * inputs * outputs <= 4 * ridge * (inputs + outputs):
-        return None
-    batch = 1
-    while 2 * batch * inputs * outputs < 4 * ridge * (inputs * outputs + outputs):
-        batch += 1
-    return batch
-""",
-        "one operation a MAC": """
-def smallest_batch(inputs, outputs, ridge):
-    if inputs * outputs <= 4 * ridge * (inputs + outputs):
-        return None
-    batch = 1
-    while batch * inputs * outputs < 4 * ridge * (
-        batch * (inputs + outputs) + inputs * outputs + outputs
-    ):
-        batch += 1
-    return batch
-""",
-        "always finds a batch": """
-def smallest_batch(inputs, outputs, ridge):
-    gain = abs(2 * inputs * outputs - 4 * ridge * (inputs + outputs))
-    return max(1, -int(-4 * ridge * (inputs * outputs + outputs) // gain))
-""",
-        "weights read for every image": """
-def smallest_batch(inputs, outputs, ridge):
-    moved = 4 * (inputs + outputs + inputs * outputs + outputs)
-    return 1 if 2 * inputs * outputs / moved >= ridge else None
-""",
-        "numbers of one byte": """
-def smallest_batch(inputs, outputs, ridge):
-    if 2 * inputs * outputs <= ridge * (inputs + outputs):
-        return None
-    batch = 1
-    while 2 * batch * inputs * outputs < ridge * (
-        batch * (inputs + outputs) + inputs * outputs + outputs
-    ):
-        batch += 1
-    return batch
-""",
+        "rounds down": ("        batch += 1", "        break"),
+        "never gives up": ("return None", "return 99_999"),
+        "only the weights move": [
+            ("max(1, int(4 * ridge * weights / gain))", "1"),
+            ("(batch * (inputs + outputs) + weights)", "weights"),
+        ],
+        "one operation a MAC": [
+            ("2 * inputs * outputs - 4", "inputs * outputs - 4"),
+            ("2 * batch * inputs", "batch * inputs"),
+        ],
+        "always finds a batch": [
+            (
+                "2 * inputs * outputs - 4 * ridge * (inputs + outputs)",
+                "abs(2 * inputs * outputs - 4 * ridge * (inputs + outputs))",
+            ),
+            ("        batch += 1", "        return batch + 1"),
+        ],
+        "weights read for every image": (
+            START,
+            "moved = 4 * (inputs + outputs + inputs * outputs + outputs)\n"
+            "    return 1 if 2 * inputs * outputs / moved >= ridge else None",
+        ),
+        "numbers of one byte": ("4 * ridge", "ridge"),
     },
     "window_positions": {
-        "forgets the first position": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = padding[0] + size + padding[1]
-    span = dilation * (kernel - 1) + 1
-    if span > length:
-        return 0, length
-    positions = (length - span) // stride
-    return positions, length - (positions - 1) * stride - span
-""",
-        "ignores dilation": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = padding[0] + size + padding[1]
-    if kernel > length:
-        return 0, length
-    positions = (length - kernel) // stride + 1
-    return positions, length - (positions - 1) * stride - kernel
-""",
-        "takes the padding for equal on both sides": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = size + 2 * padding[0]
-    span = dilation * (kernel - 1) + 1
-    if span > length:
-        return 0, length
-    positions = (length - span) // stride + 1
-    return positions, length - (positions - 1) * stride - span
-""",
-        "rounds up": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = padding[0] + size + padding[1]
-    span = dilation * (kernel - 1) + 1
-    if span > length:
-        return 0, length
-    positions = -((span - length) // stride) + 1
-    return positions, max(0, length - (positions - 1) * stride - span)
-""",
-        "counts unused pixels by the remainder of the length": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = padding[0] + size + padding[1]
-    span = dilation * (kernel - 1) + 1
-    if span > length:
-        return 0, length
-    return (length - span) // stride + 1, length % stride
-""",
-        "a window that does not fit": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = padding[0] + size + padding[1]
-    span = dilation * (kernel - 1) + 1
-    positions = (length - span) // stride + 1
-    return positions, length - (positions - 1) * stride - span
-""",
-        "one tap too many in the span": """
-def window_positions(size, kernel, stride=1, padding=(0, 0), dilation=1):
-    length = padding[0] + size + padding[1]
-    span = dilation * kernel
-    if span > length:
-        return 0, length
-    positions = (length - span) // stride + 1
-    return positions, length - (positions - 1) * stride - span
-""",
+        "forgets the first position": ("// stride + 1", "// stride"),
+        "ignores dilation": ("dilation * (kernel - 1) + 1", "kernel"),
+        "takes the padding for equal on both sides": (
+            "padding[0] + size + padding[1]",
+            "size + 2 * padding[0]",
+        ),
+        "rounds up": [
+            ("(length - span) // stride + 1", "-((span - length) // stride) + 1"),
+            (
+                "length - (positions - 1) * stride - span",
+                "max(0, length - (positions - 1) * stride - span)",
+            ),
+        ],
+        "counts unused pixels by the remainder of the length": (
+            "length - (positions - 1) * stride - span",
+            "length % stride",
+        ),
+        "a window that does not fit": ("if span > length", "if False"),
+        "one tap too many in the span": ("dilation * (kernel - 1) + 1", "dilation * kernel"),
     },
     "largest_batch": {
-        "always float32": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    filters, _, filter_h, filter_w = weight_shape
-    out_h = (height + 2 * padding - filter_h) // stride + 1
-    out_w = (width + 2 * padding - filter_w) // stride + 1
-    patches = channels * filter_h * filter_w * out_h * out_w
-    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
-    return free_bytes // (4 * (patches + max(padded, filters * out_h * out_w)))
-""",
-        "the patches alone": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    _, _, filter_h, filter_w = weight_shape
-    out_h = (height + 2 * padding - filter_h) // stride + 1
-    out_w = (width + 2 * padding - filter_w) // stride + 1
-    return free_bytes // (itemsize * channels * filter_h * filter_w * out_h * out_w)
-""",
-        "padded input and output at a time": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    filters, _, filter_h, filter_w = weight_shape
-    out_h = (height + 2 * padding - filter_h) // stride + 1
-    out_w = (width + 2 * padding - filter_w) // stride + 1
-    patches = channels * filter_h * filter_w * out_h * out_w
-    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
-    return free_bytes // (itemsize * (patches + padded + filters * out_h * out_w))
-""",
-        "the channels of one group": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    filters, group_channels, filter_h, filter_w = weight_shape
-    out_h = (height + 2 * padding - filter_h) // stride + 1
-    out_w = (width + 2 * padding - filter_w) // stride + 1
-    patches = group_channels * filter_h * filter_w * out_h * out_w
-    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
-    return free_bytes // (itemsize * (patches + max(padded, filters * out_h * out_w)))
-""",
-        "never none": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    filters, _, filter_h, filter_w = weight_shape
-    out_h = (height + 2 * padding - filter_h) // stride + 1
-    out_w = (width + 2 * padding - filter_w) // stride + 1
-    patches = channels * filter_h * filter_w * out_h * out_w
-    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
-    image_bytes = itemsize * (patches + max(padded, filters * out_h * out_w))
-    return max(1, free_bytes // image_bytes)
-""",
-        "rounds to the nearest": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    filters, _, filter_h, filter_w = weight_shape
-    out_h = (height + 2 * padding - filter_h) // stride + 1
-    out_w = (width + 2 * padding - filter_w) // stride + 1
-    patches = channels * filter_h * filter_w * out_h * out_w
-    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
-    image_bytes = itemsize * (patches + max(padded, filters * out_h * out_w))
-    return round(free_bytes / image_bytes)
-""",
-        "ignores the stride": """
-def largest_batch(image_shape, weight_shape, stride, padding, itemsize, free_bytes):
-    channels, height, width = image_shape
-    filters, _, filter_h, filter_w = weight_shape
-    out_h = height + 2 * padding - filter_h + 1
-    out_w = width + 2 * padding - filter_w + 1
-    patches = channels * filter_h * filter_w * out_h * out_w
-    padded = channels * (height + 2 * padding) * (width + 2 * padding) if padding else 0
-    return free_bytes // (itemsize * (patches + max(padded, filters * out_h * out_w)))
-""",
+        "always float32": ("(itemsize * ", "(4 * "),
+        "the patches alone": ("(patches + max(padded, output))", "patches"),
+        "padded input and output at a time": ("max(padded, output)", "padded + output"),
+        "the channels of one group": [
+            ("filters, _, filter_h", "filters, group_channels, filter_h"),
+            ("channels * filter_h", "group_channels * filter_h"),
+        ],
+        "never none": (
+            "free_bytes // (itemsize * (patches + max(padded, output)))",
+            "max(1, free_bytes // (itemsize * (patches + max(padded, output))))",
+        ),
+        "rounds to the nearest": (
+            "free_bytes // (itemsize * (patches + max(padded, output)))",
+            "round(free_bytes / (itemsize * (patches + max(padded, output))))",
+        ),
+        "ignores the stride": (" // stride", ""),
     },
     "im2col_rows": {
-        "a float64 slips in": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.zeros((batch, out_h, out_w, *kernel, channels))
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1)
-""",
-        "channels outermost, as in the library": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.empty((batch, out_h, out_w, channels, *kernel), x.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            rows[..., p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1)
-""",
-        "patches as columns": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1).T
-""",
-        "ignores dilation": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    out_h, out_w = ((x.shape[2 + i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:, :, p :: stride[0], q :: stride[1]]
-            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1)
-""",
-        "strides of the two axes swapped": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    stride = stride[::-1]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1)
-""",
-        "window columns before window rows": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.empty((batch, out_h, out_w, *kernel[::-1], channels), x.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            rows[:, :, :, q, p] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1)
-""",
-        "the first image only": """
-def im2col_rows(x, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x.shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x.shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = np.empty((batch, out_h, out_w, *kernel, channels), x.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            seen = x[:1, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            rows[:, :, :, p, q] = seen[:, :, :out_h, :out_w].transpose(0, 2, 3, 1)
-    return rows.reshape(batch * out_h * out_w, -1)
-""",
+        "a float64 slips in": ("channels), x.dtype", "channels)"),
+        "channels outermost, as in the library": [
+            ("*kernel, channels", "channels, *kernel"),
+            ("rows[:, :, :, p, q]", "rows[..., p, q]"),
+        ],
+        "patches as columns": ("out_w, -1)", "out_w, -1).T"),
+        "ignores dilation": (START, "dilation = 1, 1"),
+        "strides of the two axes swapped": (START, "stride = stride[::-1]"),
+        "window columns before window rows": [
+            ("*kernel, channels", "*kernel[::-1], channels"),
+            ("p, q] =", "q, p] ="),
+        ],
+        "the first image only": ("x[:, :, down", "x[:1, :, down"),
     },
     "rows_to_image": {
-        "overwrites instead of adding": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
-    image = np.zeros(x_shape, rows.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            to[:, :, :out_h, :out_w] = rows[:, :, :, p, q].transpose(0, 3, 1, 2)
-    return image
-""",
-        "a float64 slips in": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
-    image = np.zeros(x_shape)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            to[:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
-    return image
-""",
-        "averages what flows back": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
-    image, times = np.zeros(x_shape, rows.dtype), np.zeros(x_shape, rows.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            where = np.s_[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            image[where][:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
-            times[where][:, :, :out_h, :out_w] += 1
-    return image / np.maximum(times, 1)
-""",
-        "ignores dilation": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
-    image = np.zeros(x_shape, rows.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            to = image[:, :, p :: stride[0], q :: stride[1]]
-            to[:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
-    return image
-""",
-        "channels outermost": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = rows.reshape(batch, out_h, out_w, channels, *kernel)
-    image = np.zeros(x_shape, rows.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            to[:, :, :out_h, :out_w] += rows[..., p, q].transpose(0, 3, 1, 2)
-    return image
-""",
-        "ignores the stride": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    rows = rows.reshape(batch, out_h, out_w, *kernel, channels)
-    image = np.zeros(x_shape, rows.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            to = image[:, :, p * dilation[0] :, q * dilation[1] :]
-            to[:, :, :out_h, :out_w] += rows[:, :, :, p, q].transpose(0, 3, 1, 2)
-    return image
-""",
-        "changes the rows it was given": """
-def rows_to_image(rows, x_shape, kernel, stride=(1, 1), dilation=(1, 1)):
-    batch, channels = x_shape[:2]
-    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    out_h, out_w = ((x_shape[2 + i] - spans[i]) // stride[i] + 1 for i in (0, 1))
-    entries = rows.reshape(batch, out_h, out_w, *kernel, channels)
-    image = np.zeros(x_shape, rows.dtype)
-    for p in range(kernel[0]):
-        for q in range(kernel[1]):
-            to = image[:, :, p * dilation[0] :: stride[0], q * dilation[1] :: stride[1]]
-            to[:, :, :out_h, :out_w] += entries[:, :, :, p, q].transpose(0, 3, 1, 2)
-            entries[:, :, :, p, q] = 0
-    return image
-""",
+        "overwrites instead of adding": ("+= rows", "= rows"),
+        "a float64 slips in": ("x_shape, rows.dtype", "x_shape"),
+        "averages what flows back": [
+            (
+                "image = np.zeros(x_shape, rows.dtype)",
+                "image, times = np.zeros((2, *x_shape), rows.dtype)",
+            ),
+            (
+                "image[:, :, down",
+                "times[:, :, down, across] += 1\n            image[:, :, down",
+            ),
+            ("return image", "return image / np.maximum(times, 1)"),
+        ],
+        "ignores dilation": ("p * dilation[0], q * dilation[1]", "p, q"),
+        "channels outermost": [
+            ("*kernel, channels", "channels, *kernel"),
+            ("rows[:, :, :, p, q]", "rows[..., p, q]"),
+        ],
+        "ignores the stride": [
+            ("top + stride[0] * (out_h - 1) + 1, stride[0]", "top + out_h"),
+            ("left + stride[1] * (out_w - 1) + 1, stride[1]", "left + out_w"),
+        ],
+        "changes the rows it was given": (
+            "transpose(0, 3, 1, 2)",
+            "transpose(0, 3, 1, 2)\n            rows[:, :, :, p, q] = 0",
+        ),
     },
     "without_stride": {
-        "channels of images and filters in different order": """
-def without_stride(x, weight, stride):
-    def blocks(array, rows, columns, order):
-        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
-        array = array[:, :, : rows * stride, : columns * stride]
-        whole[:, :, : array.shape[2], : array.shape[3]] = array
-        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
-        return whole.transpose(order).reshape(len(array), -1, rows, columns)
-
-    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
-    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
-    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1, (0, 1, 3, 5, 2, 4))
-    return new_x, blocks(weight, filter_rows, filter_columns, (0, 3, 5, 1, 2, 4))
-""",
-        "leaves out pixels instead": """
-def without_stride(x, weight, stride):
-    return x[:, :, ::stride, ::stride], weight[:, :, ::stride, ::stride]
-""",
-        "halves of the image instead of blocks": """
-def without_stride(x, weight, stride):
-    def blocks(array, rows, columns):
-        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
-        array = array[:, :, : rows * stride, : columns * stride]
-        whole[:, :, : array.shape[2], : array.shape[3]] = array
-        return whole.reshape(len(array), -1, rows, columns)
-
-    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
-    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
-    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1)
-    return new_x, blocks(weight, filter_rows, filter_columns)
-""",
-        "a float64 slips in": """
-def without_stride(x, weight, stride):
-    def blocks(array, rows, columns):
-        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride))
-        array = array[:, :, : rows * stride, : columns * stride]
-        whole[:, :, : array.shape[2], : array.shape[3]] = array
-        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
-        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
-
-    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
-    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
-    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1)
-    return new_x, blocks(weight, filter_rows, filter_columns)
-""",
-        "wins windows by filling the image up": """
-def without_stride(x, weight, stride):
-    def blocks(array, rows, columns):
-        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
-        whole[:, :, : array.shape[2], : array.shape[3]] = array
-        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
-        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
-
-    new_x = blocks(x, *(-(-size // stride) for size in x.shape[2:]))
-    return new_x, blocks(weight, *(-(-size // stride) for size in weight.shape[2:]))
-""",
-        "loses windows by cutting the image down": """
-def without_stride(x, weight, stride):
-    def blocks(array, rows, columns):
-        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
-        array = array[:, :, : rows * stride, : columns * stride]
-        whole[:, :, : array.shape[2], : array.shape[3]] = array
-        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
-        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
-
-    new_x = blocks(x, *(size // stride for size in x.shape[2:]))
-    return new_x, blocks(weight, *(-(-size // stride) for size in weight.shape[2:]))
-""",
-        "fills the filters up in front": """
-def without_stride(x, weight, stride):
-    def blocks(array, rows, columns, front):
-        whole = np.zeros((*array.shape[:2], rows * stride, columns * stride), array.dtype)
-        array = array[:, :, : rows * stride, : columns * stride]
-        top, left = (rows * stride - array.shape[2], columns * stride - array.shape[3])
-        top, left = (top, left) if front else (0, 0)
-        whole[:, :, top : top + array.shape[2], left : left + array.shape[3]] = array
-        whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)
-        return whole.transpose(0, 1, 3, 5, 2, 4).reshape(len(array), -1, rows, columns)
-
-    filter_rows, filter_columns = (-(-size // stride) for size in weight.shape[2:])
-    out_h, out_w = ((x.shape[i] - weight.shape[i]) // stride + 1 for i in (2, 3))
-    new_x = blocks(x, out_h + filter_rows - 1, out_w + filter_columns - 1, False)
-    return new_x, blocks(weight, filter_rows, filter_columns, True)
-""",
+        "channels of images and filters in different order": [
+            ("rows, columns):", "rows, columns, order=(0, 1, 3, 5, 2, 4)):"),
+            ("transpose(0, 1, 3, 5, 2, 4)", "transpose(order)"),
+            ("filter_rows, filter_columns)", "filter_rows, filter_columns, (0, 3, 5, 1, 2, 4))"),
+        ],
+        "leaves out pixels instead": (
+            START,
+            "return x[:, :, ::stride, ::stride], weight[:, :, ::stride, ::stride]",
+        ),
+        "halves of the image instead of blocks": [
+            ("whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)", ""),
+            (".transpose(0, 1, 3, 5, 2, 4)", ""),
+        ],
+        "a float64 slips in": (", array.dtype", ""),
+        "wins windows by filling the image up": (
+            "out_h + filter_rows - 1, out_w + filter_columns - 1",
+            "*(-(-size // stride) for size in x.shape[2:])",
+        ),
+        "loses windows by cutting the image down": (
+            "out_h + filter_rows - 1, out_w + filter_columns - 1",
+            "*(size // stride for size in x.shape[2:])",
+        ),
+        "fills the filters up in front": (
+            "return new_x",
+            "front = [(-size % stride, 0) for size in weight.shape[2:]]\n"
+            "    weight = np.pad(weight, [(0, 0), (0, 0), *front])\n"
+            "    return new_x",
+        ),
     },
     "days_with_transfer": {
-        "adds both even when overlapped": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
-    return epochs * -(-images // batch) * (compute_s + move_s) / 86_400
-""",
-        "bits for bytes": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = 8 * batch * image_bytes / (bus_gb_per_s * 1e9)
-    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
-    return epochs * -(-images // batch) * step_s / 86_400
-""",
-        "gibibytes for gigabytes": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = batch * image_bytes / (bus_gb_per_s * 2**30)
-    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
-    return epochs * -(-images // batch) * step_s / 86_400
-""",
-        "drops the last batch of a pass": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
-    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
-    return epochs * (images // batch) * step_s / 86_400
-""",
-        "batches run on across passes": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
-    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
-    return -(-epochs * images // batch) * step_s / 86_400
-""",
-        "moves one image a step": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = image_bytes / (bus_gb_per_s * 1e9)
-    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
-    return epochs * -(-images // batch) * step_s / 86_400
-""",
-        "hours": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
-    step_s = max(compute_s, move_s) if overlapped else compute_s + move_s
-    return epochs * -(-images // batch) * step_s / 3600
-""",
-        "overlapped, the way is free": """
-def days_with_transfer(
-    images_per_s, batch, image_bytes, bus_gb_per_s, overlapped=False, epochs=90, images=1_281_167
-):
-    compute_s = batch / images_per_s
-    move_s = batch * image_bytes / (bus_gb_per_s * 1e9)
-    step_s = compute_s if overlapped else compute_s + move_s
-    return epochs * -(-images // batch) * step_s / 86_400
-""",
+        "adds both even when overlapped": ("max(compute_s, move_s) if overlapped else ", ""),
+        "bits for bytes": ("batch * image_bytes", "8 * batch * image_bytes"),
+        "gibibytes for gigabytes": ("1e9", "2**30"),
+        "drops the last batch of a pass": ("-(-images // batch)", "(images // batch)"),
+        "batches run on across passes": (
+            "epochs * -(-images // batch)",
+            "-(-epochs * images // batch)",
+        ),
+        "moves one image a step": ("batch * image_bytes", "image_bytes"),
+        "hours": ("86_400", "3_600"),
+        "overlapped, the way is free": ("max(compute_s, move_s) if", "compute_s if"),
     },
     "prepare_and_count": {
-        "calls NumPy by its name": """
-def prepare_and_count(images, logits, labels):
-    pixels = images.astype(np.float32)
-    mean = np.mean(pixels, axis=(0, 2, 3), keepdims=True)
-    spread = np.std(pixels, axis=(0, 2, 3), keepdims=True)
-    flat = pixels.max(axis=(0, 2, 3), keepdims=True) == pixels.min(axis=(0, 2, 3), keepdims=True)
-    prepared = np.where(flat, np.float32(0), (pixels - mean) / np.where(flat, 1, spread))
-    return prepared.astype(np.float32), (np.argmax(logits, axis=1) == labels).sum()
-""",
-        "a float64 slips in": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    mean = images.mean(axis=(0, 2, 3), keepdims=True)
-    spread = images.std(axis=(0, 2, 3), keepdims=True)
-    prepared = xp.where(spread == 0, 0.0, (images - mean) / xp.where(spread == 0, 1.0, spread))
-    return prepared, (logits.argmax(axis=1) == labels).sum()
-""",
-        "divides by zero": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    pixels = images.astype(xp.float32)
-    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
-    prepared = centred / pixels.std(axis=(0, 2, 3), keepdims=True)
-    return prepared, (logits.argmax(axis=1) == labels).sum()
-""",
-        "goes through the CPU": """
-def prepare_and_count(images, logits, labels):
-    pixels = to_cpu(images).astype(np.float32)
-    mean = pixels.mean(axis=(0, 2, 3), keepdims=True)
-    spread = pixels.std(axis=(0, 2, 3), keepdims=True)
-    prepared = np.where(spread > 0, (pixels - mean) / np.where(spread > 0, spread, 1), 0)
-    right = np.asarray((to_cpu(logits).argmax(axis=1) == to_cpu(labels)).sum())
-    prepared = prepared.astype(np.float32)
-    if array_module(images) is np:
-        return prepared, right
-    return to_gpu(prepared), to_gpu(right)
-""",
-        "fetches the count": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    pixels = images.astype(xp.float32)
-    flat = pixels.max(axis=(0, 2, 3), keepdims=True) == pixels.min(axis=(0, 2, 3), keepdims=True)
-    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
-    spread = xp.where(flat, xp.float32(1), pixels.std(axis=(0, 2, 3), keepdims=True))
-    prepared = xp.where(flat, xp.float32(0), centred / spread)
-    return prepared, int((logits.argmax(axis=1) == labels).sum())
-""",
-        "an if for every channel": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    prepared = images.astype(xp.float32)
-    for channel in range(images.shape[1]):
-        pixels = prepared[:, channel].copy()
-        if pixels.max() > pixels.min():
-            prepared[:, channel] = (pixels - pixels.mean()) / pixels.std()
-        else:
-            prepared[:, channel] = 0
-    return prepared, (logits.argmax(axis=1) == labels).sum()
-""",
-        "each image by itself": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    pixels = images.astype(xp.float32)
-    flat = pixels.max(axis=(2, 3), keepdims=True) == pixels.min(axis=(2, 3), keepdims=True)
-    centred = pixels - pixels.mean(axis=(2, 3), keepdims=True)
-    spread = xp.where(flat, xp.float32(1), pixels.std(axis=(2, 3), keepdims=True))
-    prepared = xp.where(flat, xp.float32(0), centred / spread)
-    return prepared, (logits.argmax(axis=1) == labels).sum()
-""",
-        "counts along the wrong axis": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    pixels = images.astype(xp.float32)
-    flat = pixels.max(axis=(0, 2, 3), keepdims=True) == pixels.min(axis=(0, 2, 3), keepdims=True)
-    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
-    spread = xp.where(flat, xp.float32(1), pixels.std(axis=(0, 2, 3), keepdims=True))
-    prepared = xp.where(flat, xp.float32(0), centred / spread)
-    return prepared, (logits.max(axis=1) == labels).sum()
-""",
-        "an epsilon for the division": """
-def prepare_and_count(images, logits, labels):
-    xp = array_module(images)
-    pixels = images.astype(xp.float32)
-    centred = pixels - pixels.mean(axis=(0, 2, 3), keepdims=True)
-    prepared = centred / (pixels.std(axis=(0, 2, 3), keepdims=True) + xp.float32(1))
-    return prepared, (logits.argmax(axis=1) == labels).sum()
-""",
+        "calls NumPy by its name": ("array_module(images, logits, labels)", "np"),
+        "a float64 slips in": ("images.astype(xp.float32)", "images"),
+        "divides by zero": (
+            "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))",
+            "centred / spread",
+        ),
+        "goes through the CPU": [
+            (
+                START,
+                "back = np.asarray if array_module(images) is np else to_gpu\n"
+                "    images, logits, labels = to_cpu(images), to_cpu(logits), to_cpu(labels)",
+            ),
+            (
+                "return prepared, (logits.argmax(axis=1) == labels).sum()",
+                "return back(prepared), back(np.asarray((logits.argmax(axis=1) == labels).sum()))",
+            ),
+        ],
+        "fetches the count": (
+            "(logits.argmax(axis=1) == labels).sum()",
+            "int((logits.argmax(axis=1) == labels).sum())",
+        ),
+        "an if for every channel": (
+            "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))",
+            "centred\n"
+            "    for c in range(images.shape[1]):\n"
+            "        prepared[:, c] = 0 if flat[0, c] else centred[:, c] / spread[0, c]",
+        ),
+        "each image by itself": ("axis=(0, 2, 3)", "axis=(2, 3)"),
+        "counts along the wrong axis": ("logits.argmax(axis=1)", "logits.max(axis=1)"),
+        "an epsilon for the division": (
+            "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))",
+            "centred / (spread + xp.float32(1))",
+        ),
     },
     "break_even": {
-        "forgets the transfer": """
-def break_even(rows):
-    answer = None
-    for row in sorted(rows, key=lambda row: row["size"], reverse=True):
-        if row["gpu_ms"] >= row["cpu_ms"]:
-            break
-        answer = row["size"]
-    return answer
-""",
-        "the first win": """
-def break_even(rows):
-    wins = [r["size"] for r in rows if r["gpu_ms"] + r["transfer_ms"] < r["cpu_ms"]]
-    return min(wins, default=None)
-""",
-        "takes the list for sorted": """
-def break_even(rows):
-    answer = None
-    for row in reversed(rows):
-        if row["gpu_ms"] + row["transfer_ms"] >= row["cpu_ms"]:
-            break
-        answer = row["size"]
-    return answer
-""",
-        "as fast counts as faster": """
-def break_even(rows):
-    answer = None
-    for row in sorted(rows, key=lambda row: row["size"], reverse=True):
-        if row["gpu_ms"] + row["transfer_ms"] > row["cpu_ms"]:
-            break
-        answer = row["size"]
-    return answer
-""",
-        "the last loss": """
-def break_even(rows):
-    losses = [r["size"] for r in rows if r["gpu_ms"] + r["transfer_ms"] >= r["cpu_ms"]]
-    return max(losses, default=None)
-""",
-        "the size behind the last loss, even where it never wins": """
-def break_even(rows):
-    if not rows:
-        return None
-    rows = sorted(rows, key=lambda row: row["size"])
-    lost = [i for i, r in enumerate(rows) if r["gpu_ms"] + r["transfer_ms"] >= r["cpu_ms"]]
-    return rows[min(len(rows) - 1, max(lost, default=-1) + 1)]["size"]
-""",
-        "the transfer there counts, the way back not": """
-def break_even(rows):
-    answer = None
-    for row in sorted(rows, key=lambda row: row["size"], reverse=True):
-        if row["gpu_ms"] + row["transfer_ms"] / 2 >= row["cpu_ms"]:
-            break
-        answer = row["size"]
-    return answer
-""",
-        "no row, no answer": """
-def break_even(rows):
-    rows = sorted(rows, key=lambda row: row["size"])
-    wins = [r["gpu_ms"] + r["transfer_ms"] < r["cpu_ms"] for r in rows]
-    for i, row in enumerate(rows):
-        if all(wins[i:]):
-            return row["size"]
-    return rows[-1]["size"] if rows else None
-""",
+        "forgets the transfer": (' + row["transfer_ms"]', ""),
+        "the first win": ("            break", "            continue"),
+        "takes the list for sorted": (
+            'sorted(rows, key=lambda row: row["size"], reverse=True)',
+            "reversed(rows)",
+        ),
+        "as fast counts as faster": (">=", ">"),
+        "the last loss": [
+            ("            break", '            return row["size"]'),
+            ("return answer", "return None"),
+        ],
+        "the size behind the last loss, even where it never wins": (
+            "answer = None",
+            'answer = max((row["size"] for row in rows), default=None)',
+        ),
+        "the transfer there counts, the way back not": (
+            'row["transfer_ms"]',
+            'row["transfer_ms"] / 2',
+        ),
+        "no row, no answer": (
+            "return answer",
+            'return answer or (max(row["size"] for row in rows) if rows else None)',
+        ),
     },
     "kernel_time": {
-        "never waits": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    start = clock()
-    for _ in range(repeats):
-        launch()
-    return (clock() - start) / repeats
-""",
-        "no warm-up": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    def together(count):
-        synchronize()
-        start = clock()
-        for _ in range(count):
-            launch()
-        synchronize()
-        return clock() - start
-
-    first = together(repeats)
-    return (together(2 * repeats) - first) / repeats
-""",
-        "starts the clock while older work runs": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    def together(count):
-        start = clock()
-        for _ in range(count):
-            launch()
-        synchronize()
-        return clock() - start
-
-    launch()
-    first = together(repeats)
-    return (together(2 * repeats) - first) / repeats
-""",
-        "one launch, waited for": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    start = clock()
-    launch()
-    synchronize()
-    return clock() - start
-""",
-        "waits after every launch": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    start = clock()
-    for _ in range(repeats):
-        launch()
-        synchronize()
-    return (clock() - start) / repeats
-""",
-        "waits once for all, and shares it out": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    start = clock()
-    for _ in range(repeats):
-        launch()
-    synchronize()
-    return (clock() - start) / repeats
-""",
-        "subtracts the time of ordering": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    start = clock()
-    for _ in range(repeats):
-        launch()
-    ordered = clock()
-    synchronize()
-    return (clock() - ordered) / repeats
-""",
-        "divides by all launches": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    def together(count):
-        synchronize()
-        start = clock()
-        for _ in range(count):
-            launch()
-        synchronize()
-        return clock() - start
-
-    launch()
-    first = together(repeats)
-    return (together(2 * repeats) - first) / (2 * repeats)
-""",
-        "launches until the overhead is small": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    start = clock()
-    for _ in range(100_000):
-        launch()
-    synchronize()
-    return (clock() - start) / 100_000
-""",
-        "works the waiting out, in time of one wait": """
-def kernel_time(launch, synchronize, clock, repeats=10):
-    launch()
-    synchronize()
-    before = clock()
-    synchronize()
-    wait = clock() - before
-    start = clock()
-    for _ in range(repeats):
-        launch()
-    synchronize()
-    return (clock() - start - wait) / repeats
-""",
+        "never waits": [
+            (
+                "synchronize()\n        return",
+                "return",
+            ),
+            ("(together(2 * repeats) - together(repeats))", "together(repeats)"),
+        ],
+        "no warm-up": [
+            ("launch()  # compiles", "first = together(repeats)"),
+            ("- together(repeats)", "- first"),
+        ],
+        "starts the clock while older work runs": [
+            (
+                "synchronize()\n        start",
+                "start",
+            ),
+            (
+                "launch()  # compiles",
+                "launch()\n    first = together(repeats)",
+            ),
+            ("- together(repeats)", "- first"),
+        ],
+        "one launch, waited for": (
+            "(together(2 * repeats) - together(repeats)) / repeats",
+            "together(1)",
+        ),
+        "waits after every launch": [
+            (
+                "            launch()\n        synchronize()",
+                "            launch()\n            synchronize()",
+            ),
+            ("(together(2 * repeats) - together(repeats))", "together(repeats)"),
+        ],
+        "waits once for all, and shares it out": (
+            "(together(2 * repeats) - together(repeats))",
+            "together(repeats)",
+        ),
+        "subtracts the time of ordering": [
+            (
+                "synchronize()\n        return",
+                "start = clock()\n        synchronize()\n        return",
+            ),
+            ("(together(2 * repeats) - together(repeats))", "together(repeats)"),
+        ],
+        "divides by all launches": [
+            (
+                "launch()  # compiles",
+                "launch()\n    first = together(repeats)",
+            ),
+            ("- together(repeats)) / repeats", "- first) / (2 * repeats)"),
+        ],
+        "launches until the overhead is small": (
+            "(together(2 * repeats) - together(repeats)) / repeats",
+            "together(100_000) / 100_000",
+        ),
+        "works the waiting out, in time of one wait": (
+            "together(2 * repeats) - together(repeats)",
+            "together(repeats) - together(0)",
+        ),
     },
     "efficiencies": {
-        "against one GPU, which is not in the table": """
-def efficiencies(rows):
-    best = {}
-    for row in rows:
-        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
-    one = best[min(best)]
-    return {gpus: 100 * best[gpus] / gpus / one for gpus in sorted(best)}
-""",
-        "the last run counts": """
-def efficiencies(rows):
-    best = {row["gpus"]: row["images_per_s"] for row in rows}
-    one = best[min(best)] / min(best)
-    return {gpus: 100 * best[gpus] / gpus / one for gpus in sorted(best)}
-""",
-        "the speed-up": """
-def efficiencies(rows):
-    best = {}
-    for row in rows:
-        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
-    one = best[min(best)] / min(best)
-    return {gpus: best[gpus] / one for gpus in sorted(best)}
-""",
-        "a share, not percent": """
-def efficiencies(rows):
-    best = {}
-    for row in rows:
-        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
-    one = best[min(best)] / min(best)
-    return {gpus: best[gpus] / gpus / one for gpus in sorted(best)}
-""",
-        "takes the first row for the smallest": """
-def efficiencies(rows):
-    best = {}
-    for row in rows:
-        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
-    first = rows[0]["gpus"]
-    one = best[first] / first
-    return {gpus: 100 * best[gpus] / gpus / one for gpus in sorted(best)}
-""",
-        "in the order of the table": """
-def efficiencies(rows):
-    best = {}
-    for row in rows:
-        best[row["gpus"]] = max(row["images_per_s"], best.get(row["gpus"], 0))
-    one = best[min(best)] / min(best)
-    return {gpus: 100 * best[gpus] / gpus / one for gpus in best}
-""",
-        "the mean of the runs": """
-def efficiencies(rows):
-    runs = {}
-    for row in rows:
-        runs.setdefault(row["gpus"], []).append(row["images_per_s"])
-    mean = {gpus: sum(runs[gpus]) / len(runs[gpus]) for gpus in sorted(runs)}
-    one = mean[min(mean)] / min(mean)
-    return {gpus: 100 * mean[gpus] / gpus / one for gpus in mean}
-""",
+        "against one GPU, which is not in the table": ("best[least] / least", "best[least]"),
+        "the last run counts": (
+            'max(row["images_per_s"], best.get(row["gpus"], 0))',
+            'row["images_per_s"]',
+        ),
+        "the speed-up": ("100 * best[gpus] / gpus", "best[gpus]"),
+        "a share, not percent": ("100 * ", ""),
+        "takes the first row for the smallest": ("min(best)", 'rows[0]["gpus"]'),
+        "in the order of the table": ("sorted(best)", "best"),
+        "the mean of the runs": [
+            (
+                'max(row["images_per_s"], best.get(row["gpus"], 0))',
+                '[*best.get(row["gpus"], []), row["images_per_s"]]',
+            ),
+            (
+                "least =",
+                "best = {gpus: sum(runs) / len(runs) for gpus, runs in best.items()}\n    least =",
+            ),
+        ],
     },
     "expected_slowest_s": {
-        "the largest there is": """
-def expected_slowest_s(times_s, workers):
-    return float(max(times_s))
-""",
-        "the mean, whatever the number": """
-def expected_slowest_s(times_s, workers):
-    return float(np.mean(times_s))
-""",
-        "forgets to sort": """
-def expected_slowest_s(times_s, workers):
-    times_s = np.asarray(times_s, dtype=np.float64)
-    done = (np.arange(len(times_s) + 1) / len(times_s)) ** workers
-    return float(times_s @ np.diff(done))
-""",
-        "the fastest of n": """
-def expected_slowest_s(times_s, workers):
-    times_s = np.sort(np.asarray(times_s, dtype=np.float64))[::-1]
-    done = (np.arange(len(times_s) + 1) / len(times_s)) ** workers
-    return float(times_s @ np.diff(done))
-""",
-        "counts from zero": """
-def expected_slowest_s(times_s, workers):
-    times_s = np.sort(np.asarray(times_s, dtype=np.float64))
-    done = (np.arange(len(times_s)) / len(times_s)) ** workers
-    return float(times_s[1:] @ np.diff(done) + times_s[0] * done[0])
-""",
-        "adds the probabilities up": """
-def expected_slowest_s(times_s, workers):
-    times_s = np.sort(np.asarray(times_s, dtype=np.float64))
-    done = np.minimum(1, workers * np.arange(len(times_s) + 1) / len(times_s))
-    return float(times_s @ np.diff(done))
-""",
-        "without replacement": """
-def expected_slowest_s(times_s, workers):
-    times_s = sorted(times_s)
-    count, n = len(times_s), min(workers, len(times_s))
-    ways = [math.comb(k, n) for k in range(count + 1)]
-    return sum(t * (ways[k + 1] - ways[k]) for k, t in enumerate(times_s)) / ways[-1]
-""",
-        "an exponential tail is assumed": """
-def expected_slowest_s(times_s, workers):
-    mean, spread = float(np.mean(times_s)), float(np.std(times_s))
-    return mean + spread * (sum(1 / i for i in range(1, workers + 1)) - 1)
-""",
-        "a quantile": """
-def expected_slowest_s(times_s, workers):
-    return float(np.quantile(times_s, workers / (workers + 1)))
-""",
+        "the largest there is": (START, "return float(max(times_s))"),
+        "the mean, whatever the number": (START, "return float(np.mean(times_s))"),
+        "forgets to sort": (
+            "np.sort(np.asarray(times_s, dtype=np.float64))",
+            "np.asarray(times_s, dtype=np.float64)",
+        ),
+        "the fastest of n": ("dtype=np.float64))", "dtype=np.float64))[::-1]"),
+        "counts from zero": [
+            ("len(times_s) + 1", "len(times_s)"),
+            ("times_s @ np.diff(done)", "times_s[0] * done[0] + times_s[1:] @ np.diff(done)"),
+        ],
+        "adds the probabilities up": (
+            "(np.arange(len(times_s) + 1) / len(times_s)) ** workers",
+            "np.minimum(1, workers * np.arange(len(times_s) + 1) / len(times_s))",
+        ),
+        "without replacement": (
+            "done = (np.arange(len(times_s) + 1) / len(times_s)) ** workers",
+            "ways = [math.comb(k, min(workers, len(times_s))) for k in range(len(times_s) + 1)]\n"
+            "    done = np.array(ways, dtype=np.float64) / ways[-1]",
+        ),
+        "an exponential tail is assumed": (
+            START,
+            "tail = sum(1 / i for i in range(1, workers + 1)) - 1\n"
+            "    return float(np.mean(times_s) + np.std(times_s) * tail)",
+        ),
+        "a quantile": (START, "return float(np.quantile(times_s, workers / (workers + 1)))"),
     },
     "exposed_s": {
-        "sends all at the end": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    return sum(latency_s + size / gb_per_s / 1e9 for _, size in layers if size)
-""",
-        "as if all could hide": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    sending = sum(latency_s + size / gb_per_s / 1e9 for _, size in layers if size)
-    return max(0.0, sending - sum(seconds for seconds, _ in layers))
-""",
-        "sends before there is anything": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    free = computed = 0.0
-    for seconds, size in layers:
-        if size:
-            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
-        computed += seconds
-    return max(0.0, free - computed)
-""",
-        "a link for every message": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed, last = 0.0, 0.0
-    for seconds, size in layers:
-        computed += seconds
-        if size:
-            last = max(last, computed + latency_s + size / gb_per_s / 1e9)
-    return max(0.0, last - computed)
-""",
-        "in the forward order": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed = free = 0.0
-    for seconds, size in reversed(layers):
-        computed += seconds
-        if size:
-            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
-    return max(0.0, free - computed)
-""",
-        "forgets the latency": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed = free = 0.0
-    for seconds, size in layers:
-        computed += seconds
-        if size:
-            free = max(free, computed) + size / gb_per_s / 1e9
-    return max(0.0, free - computed)
-""",
-        "empty messages": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed = free = 0.0
-    for seconds, size in layers:
-        computed += seconds
-        free = max(free, computed) + latency_s + size / gb_per_s / 1e9
-    return max(0.0, free - computed)
-""",
-        "below zero": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed = free = 0.0
-    for seconds, size in layers:
-        computed += seconds
-        if size:
-            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
-    return free - computed
-""",
-        "the whole step": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed = free = 0.0
-    for seconds, size in layers:
-        computed += seconds
-        if size:
-            free = max(free, computed) + latency_s + size / gb_per_s / 1e9
-    return max(computed, free)
-""",
-        "gigabits": """
-def exposed_s(layers, gb_per_s, latency_s=0.0):
-    computed = free = 0.0
-    for seconds, size in layers:
-        computed += seconds
-        if size:
-            free = max(free, computed) + latency_s + 8 * size / gb_per_s / 1e9
-    return max(0.0, free - computed)
-""",
+        "sends all at the end": [
+            ("max(link_free_s, computed_s) + sending_s", "link_free_s + sending_s"),
+            ("max(0.0, link_free_s - computed_s)", "link_free_s"),
+        ],
+        "as if all could hide": (
+            "max(link_free_s, computed_s) + sending_s",
+            "link_free_s + sending_s",
+        ),
+        "sends before there is anything": [
+            ("        computed_s += seconds\n", ""),
+            (
+                "computed_s) + sending_s",
+                "computed_s) + sending_s\n        computed_s += seconds",
+            ),
+        ],
+        "a link for every message": ("computed_s) + sending_s", "computed_s + sending_s)"),
+        "in the forward order": ("in layers", "in reversed(layers)"),
+        "forgets the latency": ("latency_s + size_bytes", "size_bytes"),
+        "empty messages": ("if size_bytes", "if True"),
+        "below zero": ("max(0.0, link_free_s - computed_s)", "link_free_s - computed_s"),
+        "the whole step": ("max(0.0, link_free_s - computed_s)", "max(computed_s, link_free_s)"),
+        "gigabits": ("latency_s + size_bytes", "latency_s + 8 * size_bytes"),
     },
     "ring_all_reduce": {
-        "sums without sending": """
-def ring_all_reduce(gradients, send):
-    return [sum(gradients) for _ in gradients]
-""",
+        "sums without sending": (START, "return [sum(gradients) for _ in gradients]"),
         "sends everything round": """
 def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    sums = [gradient.copy() for gradient in gradients]
-    moving = [gradient.copy() for gradient in gradients]
+    n, sums, moving = len(gradients), [g.copy() for g in gradients], list(gradients)
     for _ in range(n - 1):
         arrived = [send(w, (w + 1) % n, moving[w]) for w in range(n)]
         moving = [arrived[w - 1] for w in range(n)]
         sums = [total + new for total, new in zip(sums, moving)]
     return sums
 """,
-        "the average": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w + 1 - step) % n] = arrived
-    return [np.concatenate(c).reshape(g.shape) / g.dtype.type(n) for c, g in zip(chunks, gradients)]
-""",
-        "adds into the input": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.reshape(-1), n) for g in gradients]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w + 1 - step) % n][...] = arrived
-    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
-""",
-        "a float64 that slips in": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.ravel().astype(np.float64), n) for g in gradients]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w + 1 - step) % n] = arrived
-    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
-""",
-        "drops what n does not divide": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    flat, size = [g.ravel().copy() for g in gradients], gradients[0].size // n
-    cut = [slice(i * size, (i + 1) * size) for i in range(n)]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, flat[w][cut[(w - step) % n]]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            flat[(w + 1) % n][cut[(w - step) % n]] += arrived
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, flat[w][cut[(w + 1 - step) % n]]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            flat[(w + 1) % n][cut[(w + 1 - step) % n]] = arrived
-    return [f.reshape(g.shape) for f, g in zip(flat, gradients)]
-""",
-        "stops halfway": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
-""",
-        "adds on the second way round, too": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
-    for step in range(2 * (n - 1)):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
-""",
-        "the second way round starts at the wrong chunk": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] = arrived
-    return [np.concatenate(c).reshape(g.shape) for c, g in zip(chunks, gradients)]
-""",
+        "the average": (
+            ".reshape(gradient.shape)",
+            ".reshape(gradient.shape) / gradient.dtype.type(n)",
+        ),
+        "adds into the input": [
+            ("ravel().copy()", "reshape(-1)"),
+            (" = arrived", "[...] = arrived"),
+        ],
+        "a float64 that slips in": ("ravel().copy()", "ravel().astype(np.float64)"),
+        "drops what n does not divide": (
+            "np.array_split(gradient.ravel().copy(), n)",
+            "np.split(\n"
+            "        gradient.ravel().copy(), [i * (gradient.size // n) for i in range(1, n + 1)]\n"
+            "    )",
+        ),
+        "stops halfway": ("range(n - 1):  # what", "range(0):  # what"),
+        "adds on the second way round, too": ("(w + 1 - step) % n] =", "(w + 1 - step) % n] +="),
+        "the second way round starts at the wrong chunk": ("(w + 1 - step) % n", "(w - step) % n"),
         "all to the first, and back": """
 def ring_all_reduce(gradients, send):
-    total = gradients[0].copy()
-    for worker in range(1, len(gradients)):
+    total, others = gradients[0].copy(), range(1, len(gradients))
+    for worker in others:
         total = total + send(worker, 0, gradients[worker])
-    return [total] + [send(0, worker, total) for worker in range(1, len(gradients))]
+    return [total] + [send(0, worker, total) for worker in others]
 """,
         "one after the other: a chain there and on": """
 def ring_all_reduce(gradients, send):
     n, total = len(gradients), gradients[0].copy()
     for worker in range(n - 1):
         total = send(worker, worker + 1, total) + gradients[worker + 1]
-    results = [None] * n
-    results[n - 1] = total
+    results = [None] * (n - 1) + [total]
     for step in range(n - 1):
-        worker = (n - 1 + step) % n
-        results[(worker + 1) % n] = send(worker, (worker + 1) % n, results[worker])
+        results[step] = send((step - 1) % n, step, results[step - 1])
     return results
 """,
-        "forgets the shape": """
-def ring_all_reduce(gradients, send):
-    n = len(gradients)
-    chunks = [np.array_split(g.ravel().copy(), n) for g in gradients]
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w - step) % n] += arrived
-    for step in range(n - 1):
-        sent = [send(w, (w + 1) % n, chunks[w][(w + 1 - step) % n]) for w in range(n)]
-        for w, arrived in enumerate(sent):
-            chunks[(w + 1) % n][(w + 1 - step) % n] = arrived
-    return [np.concatenate(c) for c in chunks]
-""",
+        "forgets the shape": (".reshape(gradient.shape)", ""),
     },
     "decode_float": {
-        "the bias is a power of two": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1)
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "every format has the half's bias": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0**-14
-    return sign * (1 + fraction) * 2.0 ** (exponent - 15)
-""",
-        "lets NumPy do it": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    return float(np.array(pattern, np.uint16).view(np.float16))
-""",
-        "lets NumPy do it for halves and bfloat16": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    if exponent_bits == 8:
-        return float(np.array(pattern << 16, np.uint32).view(np.float32))
-    return float(np.array(pattern, np.uint16).view(np.float16))
-""",
-        "subnormals with a leading one": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0 and fraction == 0:
-        return sign * 0.0
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "subnormals one exponent too low": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (0 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "subnormals are zero": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * 0.0
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "infinity is the next power of two": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "all of the last exponent is infinite": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return sign * math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "all of the last exponent is NaN": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "infinity without a sign": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "ignores the sign": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else math.inf
-    if exponent == 0:
-        return fraction * 2.0 ** (1 - bias)
-    return (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "zero without a sign": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias) if fraction else 0.0
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "two's complement": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    size = exponent_bits + fraction_bits
-    negative = pattern >> size
-    if negative:
-        pattern = 2 ** (size + 1) - pattern
-    fraction = (pattern % 2**fraction_bits) / 2**fraction_bits
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if negative else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * fraction * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
-        "the fraction as a decimal": """
-def decode_float(pattern, exponent_bits, fraction_bits):
-    whole = pattern % 2**fraction_bits
-    fraction = whole / 10 ** len(str(whole))
-    exponent = (pattern >> fraction_bits) % 2**exponent_bits
-    sign = -1.0 if pattern >> (exponent_bits + fraction_bits) else 1.0
-    bias = 2 ** (exponent_bits - 1) - 1
-    if exponent == 2**exponent_bits - 1:
-        return math.nan if fraction else sign * math.inf
-    if exponent == 0:
-        return sign * whole / 2**fraction_bits * 2.0 ** (1 - bias)
-    return sign * (1 + fraction) * 2.0 ** (exponent - bias)
-""",
+        "the bias is a power of two": ("2 ** (exponent_bits - 1) - 1", "2 ** (exponent_bits - 1)"),
+        "every format has the half's bias": ("2 ** (exponent_bits - 1) - 1", "15"),
+        "lets NumPy do it": (START, "return float(np.array(pattern, np.uint16).view(np.float16))"),
+        "lets NumPy do it for halves and bfloat16": (
+            START,
+            "if exponent_bits == 8:\n"
+            "        return float(np.array(pattern << 16, np.uint32).view(np.float32))\n"
+            "    return float(np.array(pattern, np.uint16).view(np.float16))",
+        ),
+        "subnormals with a leading one": ("if exponent == 0", "if exponent == 0 and fraction == 0"),
+        "subnormals one exponent too low": ("2.0 ** (1 - bias)", "2.0 ** (0 - bias)"),
+        "subnormals are zero": ("sign * fraction * 2.0 ** (1 - bias)", "sign * 0.0"),
+        "infinity is the next power of two": ("if exponent == 2**exponent_bits - 1", "if False"),
+        "all of the last exponent is infinite": (
+            "math.nan if fraction else sign * math.inf",
+            "sign * math.inf",
+        ),
+        "all of the last exponent is NaN": (
+            "math.nan if fraction else sign * math.inf",
+            "math.nan",
+        ),
+        "infinity without a sign": ("sign * math.inf", "math.inf"),
+        "ignores the sign": ("-1.0 if", "1.0 if"),
+        "zero without a sign": ("2.0 ** (1 - bias)", "2.0 ** (1 - bias) if fraction else 0.0"),
+        "two's complement": [
+            (
+                START,
+                "size = exponent_bits + fraction_bits\n"
+                "    negative = pattern >> size\n"
+                "    pattern = 2 ** (size + 1) - pattern if negative else pattern",
+            ),
+            ("-1.0 if pattern >> (exponent_bits + fraction_bits)", "-1.0 if negative"),
+        ],
+        "the fraction as a decimal": [
+            (
+                "fraction = (pattern % 2**fraction_bits) / 2**fraction_bits",
+                "whole = pattern % 2**fraction_bits\n    fraction = whole / 10 ** len(str(whole))",
+            ),
+            ("sign * fraction *", "sign * whole / 2**fraction_bits *"),
+        ],
     },
     "smallest_change": {
-        "the whole spacing": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    return 2.0 ** (exponent - 1 - fraction_bits)
-""",
-        "the tie counts as a change": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    return 2.0 ** (exponent - 1 - fraction_bits) / 2
-""",
-        "the tie never counts": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    return math.nextafter(2.0 ** (exponent - 1 - fraction_bits) / 2, math.inf)
-""",
-        "ties to odd": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    spacing = 2.0 ** (exponent - 1 - fraction_bits)
-    if x / spacing % 2 == 0:
-        return spacing / 2
-    return math.nextafter(spacing / 2, math.inf)
-""",
-        "the same everywhere": """
-def smallest_change(x, fraction_bits):
-    spacing = 2.0**-fraction_bits
-    if x / spacing % 2 == 1:
-        return spacing / 2
-    return math.nextafter(spacing / 2, math.inf)
-""",
-        "a percentage of x": """
-def smallest_change(x, fraction_bits):
-    spacing = x * 2.0**-fraction_bits
-    if x / spacing % 2 == 1:
-        return spacing / 2
-    return math.nextafter(spacing / 2, math.inf)
-""",
-        "the exponent of frexp as it is": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    spacing = 2.0 ** (exponent - fraction_bits)
-    if x / spacing % 2 == 1:
-        return spacing / 2
-    return math.nextafter(spacing / 2, math.inf)
-""",
-        "a little above, by a float64's epsilon of 1": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    spacing = 2.0 ** (exponent - 1 - fraction_bits)
-    if x / spacing % 2 == 1:
-        return spacing / 2
-    return spacing / 2 + 2.0**-52
-""",
-        "tries it out in float64": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    spacing = 2.0 ** (exponent - 1 - fraction_bits)
-    d = spacing / 2
-    while round((x + d) / spacing) * spacing == x:
-        d += 2.0 ** (exponent - 53)
-    return d
-""",
-        "below 1 all is subnormal": """
-def smallest_change(x, fraction_bits):
-    exponent = max(0, math.floor(math.log2(x)))
-    spacing = 2.0 ** (exponent - fraction_bits)
-    if x / spacing % 2 == 1:
-        return spacing / 2
-    return math.nextafter(spacing / 2, math.inf)
-""",
-        "rounds the exponent": """
-def smallest_change(x, fraction_bits):
-    spacing = 2.0 ** (round(math.log2(x)) - fraction_bits)
-    if x / spacing % 2 == 1:
-        return spacing / 2
-    return math.nextafter(spacing / 2, math.inf)
-""",
-        "truncates instead of rounding": """
-def smallest_change(x, fraction_bits):
-    _, exponent = math.frexp(x)
-    spacing = 2.0 ** (exponent - 1 - fraction_bits)
-    return math.nextafter(spacing, 0)
-""",
+        "the whole spacing": ("spacing = ", "return "),
+        "the tie counts as a change": ("if x / spacing % 2 == 1", "if True"),
+        "the tie never counts": ("if x / spacing % 2 == 1", "if False"),
+        "ties to odd": ("% 2 == 1", "% 2 == 0"),
+        "the same everywhere": ("2.0 ** (exponent - 1 - fraction_bits)", "2.0**-fraction_bits"),
+        "a percentage of x": ("2.0 ** (exponent - 1 - fraction_bits)", "x * 2.0**-fraction_bits"),
+        "the exponent of frexp as it is": (
+            "exponent - 1 - fraction_bits",
+            "exponent - fraction_bits",
+        ),
+        "a little above, by a float64's epsilon of 1": (
+            "math.nextafter(spacing / 2, math.inf)",
+            "spacing / 2 + 2.0**-52",
+        ),
+        "tries it out in float64": (
+            "if x / spacing",
+            "d = spacing / 2\n"
+            "    while round((x + d) / spacing) * spacing == x:\n"
+            "        d += 2.0 ** (exponent - 53)\n"
+            "    return d\n"
+            "    if x / spacing",
+        ),
+        "below 1 all is subnormal": (
+            "_, exponent = math.frexp(x)",
+            "exponent = 1 + max(0, math.floor(math.log2(x)))",
+        ),
+        "rounds the exponent": (
+            "_, exponent = math.frexp(x)",
+            "exponent = 1 + round(math.log2(x))",
+        ),
+        "truncates instead of rounding": (
+            "if x / spacing",
+            "return math.nextafter(spacing, 0)\n    if x / spacing",
+        ),
     },
     "loss_scale_for": {
-        "no headroom": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / sizes.max())
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "not a power of two": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    scale = largest / (2 * sizes.max())
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return float(scale), float(rescued.mean())
-""",
-        "the next power of two above": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    scale = 2.0 ** math.ceil(math.log2(largest / (2 * sizes.max())))
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "the nearest power of two": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    scale = 2.0 ** round(math.log2(largest / (2 * sizes.max())))
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "strictly below the largest": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    scale = 2.0 ** (math.ceil(math.log2(largest / (2 * sizes.max()))) - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "never below 1": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    scale = 1.0
-    while 4 * scale * sizes.max() <= largest:
-        scale *= 2
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "the largest, not the largest size": """
-def loss_scale_for(gradients, largest, smallest):
-    values = np.asarray(gradients, dtype=np.float64).ravel()
-    if not np.isfinite(values).all():
-        raise ValueError("not finite")
-    sizes = np.abs(values[values != 0])
-    if not sizes.size:
-        return 1.0, 0.0
-    top = max(values.max(), 1e-30)
-    _, exponent = math.frexp(largest / (2 * top))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "all below the smallest are lost": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes < smallest) & (sizes * scale >= smallest)
-    return scale, float(rescued.mean())
-""",
-        "the tie survives": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes < smallest / 2) & (sizes * scale >= smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "zeros count, too": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    if not sizes.any():
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "all that survive": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    return scale, float((sizes * scale > smallest / 2).mean())
-""",
-        "all that were lost": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    return 2.0 ** (exponent - 1), float((sizes <= smallest / 2).mean())
-""",
-        "of the lost ones": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    lost = sizes <= smallest / 2
-    saved = lost & (sizes * scale > smallest / 2)
-    return scale, float(saved.sum() / max(1, lost.sum()))
-""",
-        "a count, not a share": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.sum())
-""",
-        "lets infinity pass": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "lets NaN pass": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if np.isinf(sizes).any():
-        raise ValueError("infinite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "always the half's limits": """
-def loss_scale_for(gradients, largest, smallest):
-    largest, smallest = 65504.0, 2.0**-24
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "the most usual scale": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return 1.0, 0.0
-    scale = 1024.0
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "nothing to scale: infinity": """
-def loss_scale_for(gradients, largest, smallest):
-    sizes = np.abs(np.asarray(gradients, dtype=np.float64)).ravel()
-    if not np.isfinite(sizes).all():
-        raise ValueError("not finite")
-    sizes = sizes[sizes > 0]
-    if not sizes.size:
-        return math.inf, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
-        "changes the gradients": """
-def loss_scale_for(gradients, largest, smallest):
-    if not np.isfinite(gradients).all():
-        raise ValueError("not finite")
-    np.abs(gradients, out=gradients)
-    sizes = gradients[gradients > 0].astype(np.float64)
-    if not sizes.size:
-        return 1.0, 0.0
-    _, exponent = math.frexp(largest / (2 * sizes.max()))
-    scale = 2.0 ** (exponent - 1)
-    rescued = (sizes <= smallest / 2) & (sizes * scale > smallest / 2)
-    return scale, float(rescued.mean())
-""",
+        "no headroom": ("(2 * sizes.max())", "sizes.max()"),
+        "not a power of two": (
+            "scale = 2.0 ** (exponent - 1)",
+            "scale = float(largest / (2 * sizes.max()))",
+        ),
+        "the next power of two above": (
+            "scale = 2.0 ** (exponent - 1)",
+            "scale = 2.0 ** math.ceil(math.log2(largest / (2 * sizes.max())))",
+        ),
+        "the nearest power of two": (
+            "scale = 2.0 ** (exponent - 1)",
+            "scale = 2.0 ** round(math.log2(largest / (2 * sizes.max())))",
+        ),
+        "strictly below the largest": (
+            "scale = 2.0 ** (exponent - 1)",
+            "scale = 2.0 ** (math.ceil(math.log2(largest / (2 * sizes.max()))) - 1)",
+        ),
+        "never below 1": (
+            "scale = 2.0 ** (exponent - 1)",
+            "scale = max(1.0, 2.0 ** (exponent - 1))",
+        ),
+        "the largest, not the largest size": (
+            "(2 * sizes.max())",
+            "(2 * max(np.max(gradients), 1e-30))",
+        ),
+        "all below the smallest are lost": (
+            "(sizes <= smallest / 2) & (sizes * scale > smallest / 2)",
+            "(sizes < smallest) & (sizes * scale >= smallest)",
+        ),
+        "the tie survives": (
+            "(sizes <= smallest / 2) & (sizes * scale > smallest / 2)",
+            "(sizes < smallest / 2) & (sizes * scale >= smallest / 2)",
+        ),
+        "zeros count, too": [
+            ("sizes[sizes > 0]", "sizes"),
+            ("if not sizes.size", "if not sizes.any()"),
+        ],
+        "all that survive": ("(sizes <= smallest / 2) & ", ""),
+        "all that were lost": (" & (sizes * scale > smallest / 2)", ""),
+        "of the lost ones": (
+            "rescued.mean()",
+            "rescued.sum() / max(1, (sizes <= smallest / 2).sum())",
+        ),
+        "a count, not a share": ("rescued.mean()", "rescued.sum()"),
+        "lets infinity pass": [
+            ("if not np.isfinite(sizes).all()", "if False"),
+            ("sizes[sizes > 0]", "sizes[np.isfinite(sizes) & (sizes > 0)]"),
+        ],
+        "lets NaN pass": ("not np.isfinite(sizes).all()", "np.isinf(sizes).any()"),
+        "always the half's limits": (START, "largest, smallest = 65504.0, 2.0**-24"),
+        "the most usual scale": ("scale = 2.0 ** (exponent - 1)", "scale = 1024.0"),
+        "nothing to scale: infinity": ("return 1.0, 0.0", "return math.inf, 0.0"),
+        "changes the gradients": (
+            "np.asarray(gradients, dtype=np.float64)).ravel()",
+            "gradients, out=gradients).ravel().astype(np.float64)",
+        ),
     },
     "quantise_int8": {
-        "one scale for all": """
-def quantise_int8(weight):
-    largest = np.abs(weight).max()
-    scale = np.float32(largest / 127 if largest > 0 else 1)
-    scales = np.full(len(weight), scale, np.float32)
-    codes = np.rint(weight / scale).astype(np.int8)
-    dead = ~weight.reshape(len(weight), -1).any(axis=1)
-    bounds = np.where(dead, 0, scales / 2).astype(np.float32)
-    return codes, scales, bounds
-""",
-        "a scale for each input channel": """
-def quantise_int8(weight):
-    channels = np.moveaxis(weight, 1, 0).reshape(weight.shape[1], -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    by_input = scales.reshape(1, -1, *[1] * (weight.ndim - 2))
-    codes = np.rint(weight / by_input).astype(np.int8)
-    return codes, scales, np.where(largest > 0, scales / 2, 0).astype(np.float32)
-""",
-        "a scale for each row of a kernel": """
-def quantise_int8(weight):
-    largest = np.abs(weight).max(axis=-1, keepdims=True)
-    steps = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(weight / steps).astype(np.int8)
-    scales = steps.reshape(len(weight), -1)[:, 0]
-    return codes, scales, np.where(codes.reshape(len(weight), -1).any(1), scales / 2, 0)
-""",
-        "truncates": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = (channels / scales[:, np.newaxis] * (1 + 1e-6)).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "rounds down": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.floor(channels / scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "128 steps, which wrap round": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 128, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int32).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "128 steps, -128 used": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 128, 1).astype(np.float32)
-    codes = np.clip(np.rint(channels / scales[:, np.newaxis]), -128, 127).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "255 steps for both signs": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, 2 * largest / 255, 1).astype(np.float32)
-    codes = np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "divides by zero": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    scales = (np.abs(channels).max(axis=1) / 127).astype(np.float32)
-    with np.errstate(all="ignore"):
-        codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    return codes.reshape(weight.shape), scales, scales / 2
-""",
-        "a little added against zero": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    scales = ((np.abs(channels).max(axis=1) + 1e-3) / 127).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    return codes.reshape(weight.shape), scales, scales / 2
-""",
-        "zeros have a bound": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    return codes.reshape(weight.shape), scales, scales / 2
-""",
-        "the largest, not the largest size": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = channels.max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "a float64 that slips in": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1).astype(np.float64)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "codes that stay floats": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis])
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "a whole step": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.where(largest > 0, scales, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "the error itself, no bound": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.abs(channels - codes * scales[:, np.newaxis]).max(axis=1).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "one bound for all": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.full(len(weight), (largest / 254).max(), np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "steps a unit, not units a step": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = (127 / np.where(largest > 0, largest, 127)).astype(np.float32)
-    codes = np.rint(channels * scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.where(largest > 0, 0.5 / scales, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "forgets the shape": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.ravel(), scales, bounds
-""",
-        "scales that keep their axes": """
-def quantise_int8(weight):
-    axes = tuple(range(1, weight.ndim))
-    largest = np.abs(weight).max(axis=axes, keepdims=True)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(weight / scales).astype(np.int8)
-    return codes, scales, np.where(largest > 0, scales / 2, 0).astype(np.float32)
-""",
-        "divides the weight itself": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    largest = np.abs(channels).max(axis=1)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    channels /= scales[:, np.newaxis]
-    codes = np.rint(channels).astype(np.int8)
-    bounds = np.where(largest > 0, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "codes from 0 to 255": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    low, high = channels.min(axis=1), channels.max(axis=1)
-    scales = np.where(high > low, (high - low) / 255, 1).astype(np.float32)
-    codes = np.rint((channels - low[:, np.newaxis]) / scales[:, np.newaxis]).astype(np.uint8)
-    bounds = np.where(high > low, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
-        "zero takes part in a range from low to high": """
-def quantise_int8(weight):
-    channels = weight.reshape(len(weight), -1)
-    low, high = channels.min(axis=1), channels.max(axis=1)
-    scales = np.where(high > low, (high - low) / 254, 1).astype(np.float32)
-    middle = (high + low) / 2
-    steps = (channels - middle[:, np.newaxis]) / scales[:, np.newaxis]
-    codes = np.rint(steps).astype(np.int8)
-    bounds = np.where(high > low, scales / 2, 0).astype(np.float32)
-    return codes.reshape(weight.shape), scales, bounds
-""",
+        "one scale for all": (
+            "np.where(largest > 0, largest / 127, 1)",
+            "np.full(len(weight), largest.max() / 127 if largest.any() else 1)",
+        ),
+        "a scale for each input channel": [
+            (
+                "weight.reshape(len(weight), -1)",
+                "np.moveaxis(weight, 1, 0).reshape(weight.shape[1], -1)",
+            ),
+            (
+                "codes.reshape(weight.shape)",
+                "codes.reshape(np.moveaxis(weight, 1, 0).shape).swapaxes(0, 1)",
+            ),
+        ],
+        "a scale for each row of a kernel": (
+            "codes = np.rint(channels / scales[:, np.newaxis]).astype(np.int8)",
+            "rows = np.abs(weight).max(axis=-1, keepdims=True)\n"
+            "    steps = np.where(rows > 0, rows / 127, 1).astype(np.float32)\n"
+            "    codes = np.rint(weight / steps).astype(np.int8)\n"
+            "    scales = steps.reshape(len(weight), -1)[:, 0]",
+        ),
+        "truncates": (
+            "np.rint(channels / scales[:, np.newaxis])",
+            "(channels / scales[:, np.newaxis] * (1 + 1e-6))",
+        ),
+        "rounds down": ("np.rint", "np.floor"),
+        "128 steps, which wrap round": [
+            ("/ 127", "/ 128"),
+            (".astype(np.int8)", ".astype(np.int32).astype(np.int8)"),
+        ],
+        "128 steps, -128 used": [
+            ("/ 127", "/ 128"),
+            (
+                "np.rint(channels / scales[:, np.newaxis])",
+                "np.clip(np.rint(channels / scales[:, np.newaxis]), -128, 127)",
+            ),
+        ],
+        "255 steps for both signs": [
+            ("largest / 127", "2 * largest / 255"),
+            (
+                "np.rint(channels / scales[:, np.newaxis])",
+                "np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127)",
+            ),
+        ],
+        "divides by zero": [
+            ("np.where(largest > 0, largest / 127, 1)", "(largest / 127)"),
+            ("np.where(largest > 0, scales / 2, 0)", "(scales / 2)"),
+            (
+                "codes = ",
+                "with np.errstate(all='ignore'):\n        codes = ",
+            ),
+        ],
+        "a little added against zero": [
+            ("np.where(largest > 0, largest / 127, 1)", "((largest + 1e-3) / 127)"),
+            ("np.where(largest > 0, scales / 2, 0)", "(scales / 2)"),
+        ],
+        "zeros have a bound": ("np.where(largest > 0, scales / 2, 0)", "(scales / 2)"),
+        "the largest, not the largest size": [
+            ("np.abs(channels).max", "channels.max"),
+            (
+                "np.rint(channels / scales[:, np.newaxis])",
+                "np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127)",
+            ),
+        ],
+        "a float64 that slips in": [
+            ("len(weight), -1)", "len(weight), -1).astype(np.float64)"),
+            (".astype(np.float32)", ""),
+        ],
+        "codes that stay floats": (".astype(np.int8)", ""),
+        "a whole step": ("scales / 2", "scales"),
+        "the error itself, no bound": (
+            "np.where(largest > 0, scales / 2, 0)",
+            "np.abs(channels - codes * scales[:, np.newaxis]).max(axis=1)",
+        ),
+        "one bound for all": (
+            "np.where(largest > 0, scales / 2, 0)",
+            "np.full(len(weight), (largest / 254).max())",
+        ),
+        "steps a unit, not units a step": [
+            (
+                "np.where(largest > 0, largest / 127, 1)",
+                "(127 / np.where(largest > 0, largest, 127))",
+            ),
+            ("channels / scales", "channels * scales"),
+            ("scales / 2", "0.5 / scales"),
+        ],
+        "forgets the shape": ("codes.reshape(weight.shape)", "codes.ravel()"),
+        "scales that keep their axes": (
+            "return ",
+            "scales = scales.reshape(-1, *[1] * (weight.ndim - 1))\n"
+            "    bounds = bounds.reshape(scales.shape)\n"
+            "    return ",
+        ),
+        "divides the weight itself": (
+            "codes = np.rint(channels / scales[:, np.newaxis])",
+            "channels /= scales[:, np.newaxis]\n    codes = np.rint(channels)",
+        ),
+        "codes from 0 to 255": [
+            ("np.abs(channels).max(axis=1)", "np.ptp(channels, axis=1)"),
+            ("/ 127", "/ 255"),
+            ("channels / scales", "(channels - channels.min(axis=1, keepdims=True)) / scales"),
+            ("np.int8", "np.uint8"),
+        ],
+        "zero takes part in a range from low to high": [
+            ("np.abs(channels).max(axis=1)", "np.ptp(channels, axis=1)"),
+            ("/ 127", "/ 254"),
+            (
+                "codes = ",
+                "channels = channels - (channels.max(1) + channels.min(1))[:, np.newaxis] / 2\n"
+                "    codes = ",
+            ),
+        ],
     },
     "dots_of_bits": {
-        "counts the rubbish": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    differing = np.bitwise_count(a_bytes ^ b_bytes)
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "leaves out the last byte": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    whole = length // 8
-    differing = np.bitwise_count((a_bytes ^ b_bytes)[:, :whole])
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "whole bytes only": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    size = -(-length // 8)
-    differing = np.bitwise_count((a_bytes ^ b_bytes)[:, :size])
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "one place too many": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) <= length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "one place too few": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length - 1)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "the first bit is the lowest": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length, bitorder="little")
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "the lowest bit first": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    bits = np.unpackbits(a_bytes ^ b_bytes, axis=1, count=length, bitorder="little")
-    return length - 2 * bits.sum(axis=1, dtype=np.int64)
-""",
-        "the number that agrees": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - differing.sum(axis=1, dtype=np.int64)
-""",
-        "twice what differs, without the length": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return -2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "the wrong sign": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return 2 * differing.sum(axis=1, dtype=np.int64) - length
-""",
-        "the length in bytes": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return 8 * a_bytes.shape[1] - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "an unsigned sum": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1)
-""",
-        "a sum in eight bits": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.uint8).astype(np.int64)
-""",
-        "XNOR, and the rest of the byte agrees": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    agreeing = np.bitwise_count(~((a_bytes ^ b_bytes) & counts))
-    return 2 * agreeing.sum(axis=1, dtype=np.int64) - length
-""",
-        "AND where XOR belongs": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes & b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
-        "bits as 0 and 1": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    a, b = (np.unpackbits(each, axis=1, count=length) for each in (a_bytes, b_bytes))
-    return (a * b).sum(axis=1, dtype=np.int64)
-""",
-        "all rows in one": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(dtype=np.int64)
-""",
-        "along the wrong axis": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=0, dtype=np.int64)
-""",
-        "every row with every row": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    a, b = (2 * np.unpackbits(r, axis=1, count=length).astype(int) - 1 for r in (a_bytes, b_bytes))
-    return a @ b.T
-""",
-        "a float": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    differing = np.bitwise_count((a_bytes ^ b_bytes) & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.float64)
-""",
-        "works in the rows themselves": """
-def dots_of_bits(a_bytes, b_bytes, length):
-    counts = np.packbits(np.arange(8 * a_bytes.shape[1]) < length)
-    a_bytes ^= b_bytes
-    differing = np.bitwise_count(a_bytes & counts)
-    return length - 2 * differing.sum(axis=1, dtype=np.int64)
-""",
+        "counts the rubbish": (" & counts", ""),
+        "leaves out the last byte": (" & counts", "[:, : length // 8]"),
+        "whole bytes only": (" & counts", "[:, : -(-length // 8)]"),
+        "one place too many": ("< length", "<= length"),
+        "one place too few": ("< length", "< length - 1"),
+        "the first bit is the lowest": ("< length", '< length, bitorder="little"'),
+        "the lowest bit first": (
+            "np.bitwise_count((a_bytes ^ b_bytes) & counts)",
+            'np.unpackbits(a_bytes ^ b_bytes, axis=1, count=length, bitorder="little")',
+        ),
+        "the number that agrees": ("2 * differing", "differing"),
+        "twice what differs, without the length": ("length - 2 *", "-2 *"),
+        "the wrong sign": (
+            "length - 2 * differing.sum(axis=1, dtype=np.int64)",
+            "2 * differing.sum(axis=1, dtype=np.int64) - length",
+        ),
+        "the length in bytes": ("return length", "return 8 * a_bytes.shape[1]"),
+        "an unsigned sum": (", dtype=np.int64", ""),
+        "a sum in eight bits": ("dtype=np.int64)", "dtype=np.uint8).astype(np.int64)"),
+        "XNOR, and the rest of the byte agrees": [
+            ("(a_bytes ^ b_bytes) & counts", "~((a_bytes ^ b_bytes) & counts)"),
+            (
+                "length - 2 * differing.sum(axis=1, dtype=np.int64)",
+                "2 * differing.sum(axis=1, dtype=np.int64) - length",
+            ),
+        ],
+        "AND where XOR belongs": ("a_bytes ^ b_bytes", "a_bytes & b_bytes"),
+        "bits as 0 and 1": (
+            START,
+            "a, b = (np.unpackbits(rows, axis=1, count=length) for rows in (a_bytes, b_bytes))\n"
+            "    return (a * b).sum(axis=1, dtype=np.int64)",
+        ),
+        "all rows in one": ("axis=1, ", ""),
+        "along the wrong axis": ("axis=1", "axis=0"),
+        "every row with every row": (
+            START,
+            "a, b = (np.unpackbits(rows, axis=1, count=length) for rows in (a_bytes, b_bytes))\n"
+            "    return (2 * a.astype(int) - 1) @ (2 * b.astype(int) - 1).T",
+        ),
+        "a float": ("np.int64", "np.float64"),
+        "works in the rows themselves": [
+            (
+                "differing =",
+                "a_bytes ^= b_bytes\n    differing =",
+            ),
+            ("(a_bytes ^ b_bytes) &", "a_bytes &"),
+        ],
     },
     "pack_for_xnor": {
-        "both filled up with zeros": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, False)
-""",
-        "both filled up with ones": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, True), words_of(b, True)
-""",
-        "the fillings exchanged": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, True), words_of(b, False)
-""",
-        "b turned around as a whole": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), ~words_of(b, False)
-""",
-        "sign(0) is -1": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x > 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "1 for what is negative": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x < 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "NumPy's sign": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(np.sign(x).astype(bool), around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "always one more word": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, 64 - x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "filled up to bytes of 8, zeros behind": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 8)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        packed = np.packbits(bits, axis=-1)
-        packed = np.pad(packed, [*around[:-1], (0, -packed.shape[-1] % 8)])
-        return packed.view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "bytes the wrong way round": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view("<u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "the lowest bit first": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "the library's order of bits": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1, bitorder="little").view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "bytes, not words": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "signed words": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.int64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "big-endian words": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8")
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "words of 32 bits": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 32)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u4").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "padding in front": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(-x.shape[-1] % 64, 0)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "pads every axis": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, -size % 64) for size in x.shape]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "along the first axis": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, -x.shape[0] % 64)] + [(0, 0)] * (x.ndim - 1)
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        packed = np.packbits(bits, axis=0)
-        return np.ascontiguousarray(packed.T).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "all rows in one": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = (0, -x.size % 64)
-        bits = np.pad(x.ravel() >= 0, around, constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "rows of two axes only": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        rows = x.reshape(-1, x.shape[-1])
-        bits = np.pad(rows >= 0, ((0, 0), (0, -x.shape[-1] % 64)), constant_values=filler)
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "float sums of powers of two": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x >= 0, around, constant_values=filler)
-        weights = 2.0 ** np.arange(63, -1, -1)
-        return (bits.reshape(*bits.shape[:-1], -1, 64) @ weights).astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
-        "filled up with what becomes +1": """
-def pack_for_xnor(a, b):
-    def words_of(x, filler):
-        around = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]
-        bits = np.pad(x, around) >= 0
-        return np.packbits(bits, axis=-1).view(">u8").astype(np.uint64)
-
-    return words_of(a, False), words_of(b, True)
-""",
+        "both filled up with zeros": ("b, True", "b, False"),
+        "both filled up with ones": ("a, False", "a, True"),
+        "the fillings exchanged": [("a, False", "a, True"), ("b, True", "b, False")],
+        "b turned around as a whole": ("words_of(b, True)", "~words_of(b, False)"),
+        "sign(0) is -1": ("x >= 0", "x > 0"),
+        "1 for what is negative": ("x >= 0", "x < 0"),
+        "NumPy's sign": ("x >= 0", "np.sign(x).astype(bool)"),
+        "always one more word": ("-x.shape[-1] % 64", "64 - x.shape[-1] % 64"),
+        "filled up to bytes of 8, zeros behind": [
+            ("% 64", "% 8"),
+            (
+                "return np.packbits(bits, axis=-1)",
+                "packed = np.packbits(bits, axis=-1)\n"
+                "        packed = np.pad(packed, [*around[:-1], (0, -packed.shape[-1] % 8)])\n"
+                "        return packed",
+            ),
+        ],
+        "bytes the wrong way round": (">u8", "<u8"),
+        "the lowest bit first": [("axis=-1", 'axis=-1, bitorder="little"'), (">u8", "<u8")],
+        "the library's order of bits": ("axis=-1", 'axis=-1, bitorder="little"'),
+        "bytes, not words": ('.view(">u8").astype(np.uint64)', ""),
+        "signed words": ("np.uint64", "np.int64"),
+        "big-endian words": (".astype(np.uint64)", ""),
+        "words of 32 bits": [("% 64", "% 32"), (">u8", ">u4")],
+        "padding in front": ("(0, -x.shape[-1] % 64)", "(-x.shape[-1] % 64, 0)"),
+        "pads every axis": (
+            "[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]",
+            "[(0, -size % 64) for size in x.shape]",
+        ),
+        "along the first axis": [
+            (
+                "[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]",
+                "[(0, -x.shape[0] % 64)] + [(0, 0)] * (x.ndim - 1)",
+            ),
+            ("np.packbits(bits, axis=-1)", "np.ascontiguousarray(np.packbits(bits, axis=0).T)"),
+        ],
+        "all rows in one": [
+            ("[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]", "(0, -x.size % 64)"),
+            ("x >= 0", "x.ravel() >= 0"),
+        ],
+        "rows of two axes only": (
+            "around =",
+            "x = x.reshape(-1, x.shape[-1])\n        around =",
+        ),
+        "float sums of powers of two": (
+            'np.packbits(bits, axis=-1).view(">u8")',
+            "(bits.reshape(*bits.shape[:-1], -1, 64) @ 2.0 ** np.arange(63, -1, -1))",
+        ),
+        "filled up with what becomes +1": (
+            "np.pad(x >= 0, around, constant_values=filler)",
+            "np.pad(x, around) >= 0",
+        ),
     },
     "fold_threshold": {
-        "forgets the direction": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.ones(gamma.shape, np.int32)
-""",
-        "always rounds up": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.ceil(edge)
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "always rounds down": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.floor(edge)
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "rounds to nearest": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.rint(edge)
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "cuts the decimals off": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.trunc(edge)
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the edge itself is -1": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.ceil(edge) - 1, np.floor(edge) + 1)
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "forgets eps": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "eps outside the root": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * (np.sqrt(variance) + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the variance, not its root": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * (variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "divides by the root": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta / (np.sqrt(variance + eps) * divisor)
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "forgets gamma": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    edge = mean - beta * np.sqrt(variance + eps)
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the size of gamma": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / np.abs(divisor)
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the wrong sign of beta": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean + beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the wrong sign of the mean": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = -mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "forgets the mean": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = -beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "gamma 0 is never +1": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = length + 1
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "gamma 0 is always +1": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = -length
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "beta 0 counts as -1": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta > 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "gamma 0 taken for a small one": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1e-12, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    thresholds = np.clip(thresholds, -length - 1, length + 1)
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "gamma 0 divided by": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    edge = mean - beta * np.sqrt(variance + eps) / gamma
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    thresholds = np.clip(np.nan_to_num(thresholds), -length - 1, length + 1)
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "gamma 0 turns the direction": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma <= 0, -1, 1).astype(np.int32)
-""",
-        "beta against the mean where gamma is 0": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= mean, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the length itself means never": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "cut to the length": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length, length))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "no bounds": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, thresholds)
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "bounds of 16 bits": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -(2**15), 2**15))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "thresholds that stay floats": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds, np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "direction by beta": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(beta < 0, -1, 1).astype(np.int32)
-""",
-        "directions 0 and 1": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, 0, 1).astype(np.int32)
-""",
-        "thresholds between the possible sums, all rounded up": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = 2 * np.ceil(edge / 2)
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.where(gamma < 0, -1, 1).astype(np.int32)
-""",
-        "the first unit's gamma for all": """
-def fold_threshold(gamma, beta, mean, variance, eps, length):
-    gamma, beta, mean, variance = (np.float64(each) for each in (gamma, beta, mean, variance))
-    divisor = np.where(gamma == 0, 1.0, gamma)
-    edge = mean - beta * np.sqrt(variance + eps) / divisor
-    thresholds = np.where(gamma < 0, np.floor(edge), np.ceil(edge))
-    always = np.where(beta >= 0, -length, length + 1)
-    thresholds = np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))
-    return thresholds.astype(np.int32), np.full(gamma.shape, -1 if gamma[0] < 0 else 1, np.int32)
-""",
+        "forgets the direction": ("np.where(gamma < 0, -1, 1)", "np.ones(gamma.shape)"),
+        "always rounds up": ("np.where(gamma < 0, np.floor(edge), np.ceil(edge))", "np.ceil(edge)"),
+        "always rounds down": (
+            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
+            "np.floor(edge)",
+        ),
+        "rounds to nearest": (
+            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
+            "np.rint(edge)",
+        ),
+        "cuts the decimals off": (
+            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
+            "np.trunc(edge)",
+        ),
+        "the edge itself is -1": [
+            ("np.floor(edge)", "np.ceil(edge) - 1"),
+            ("np.ceil(edge))", "np.floor(edge) + 1)"),
+        ],
+        "forgets eps": ("variance + eps", "variance"),
+        "eps outside the root": ("np.sqrt(variance + eps)", "(np.sqrt(variance) + eps)"),
+        "the variance, not its root": ("np.sqrt(variance + eps)", "(variance + eps)"),
+        "divides by the root": (
+            "beta * np.sqrt(variance + eps) / divisor",
+            "beta / (np.sqrt(variance + eps) * divisor)",
+        ),
+        "forgets gamma": (" / divisor", ""),
+        "the size of gamma": ("/ divisor", "/ np.abs(divisor)"),
+        "the wrong sign of beta": ("mean - beta", "mean + beta"),
+        "the wrong sign of the mean": ("mean - beta", "-mean - beta"),
+        "forgets the mean": ("mean - beta", "-beta"),
+        "gamma 0 is never +1": ("np.where(beta >= 0, -length, length + 1)", "length + 1"),
+        "gamma 0 is always +1": ("np.where(beta >= 0, -length, length + 1)", "-length"),
+        "beta 0 counts as -1": ("beta >= 0", "beta > 0"),
+        "gamma 0 taken for a small one": [
+            ("gamma == 0, 1.0", "gamma == 0, 1e-12"),
+            (
+                "np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))",
+                "np.clip(thresholds, -length - 1, length + 1)",
+            ),
+        ],
+        "gamma 0 divided by": [
+            ("/ divisor", "/ gamma"),
+            (
+                "np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))",
+                "np.clip(np.nan_to_num(thresholds), -length - 1, length + 1)",
+            ),
+        ],
+        "gamma 0 turns the direction": ("gamma < 0, -1", "gamma <= 0, -1"),
+        "beta against the mean where gamma is 0": ("beta >= 0", "beta >= mean"),
+        "the length itself means never": ("-length, length + 1)  #", "-length, length)  #"),
+        "cut to the length": ("-length - 1, length + 1", "-length, length"),
+        "no bounds": ("np.clip(thresholds, -length - 1, length + 1)", "thresholds"),
+        "bounds of 16 bits": ("-length - 1, length + 1", "-(2**15), 2**15"),
+        "thresholds that stay floats": ("thresholds.astype(np.int32)", "thresholds"),
+        "direction by beta": ("gamma < 0, -1", "beta < 0, -1"),
+        "directions 0 and 1": ("gamma < 0, -1", "gamma < 0, 0"),
+        "thresholds between the possible sums, all rounded up": (
+            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
+            "2 * np.ceil(edge / 2)",
+        ),
+        "the first unit's gamma for all": (
+            "np.where(gamma < 0, -1, 1)",
+            "np.full(gamma.shape, -1 if gamma[0] < 0 else 1)",
+        ),
     },
     "binary_linear": {
-        "NumPy's sign of x": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.sign(x)
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "NumPy's sign of the weights": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.sign(weight)
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "sign(0) is -1": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x > 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight > 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "the sign bit: -0.0 is -1": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.copysign(np.float32(1), x)
-    w_signs = np.copysign(np.float32(1), weight)
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "y by the latent weights": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ weight.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "y by x itself": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "grad_x through the latent weights": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ weight) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "grad_weight by x itself": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "the true gradient": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = np.zeros_like(x)
-    grad_weight = np.zeros_like(weight)
-    return y, grad_x, grad_weight
-""",
-        "nothing is stopped": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs)
-    grad_weight = (grad_out.T @ x_signs)
-    return y, grad_x, grad_weight
-""",
-        "x is not stopped": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "the weights are not stopped": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs)
-    return y, grad_x, grad_weight
-""",
-        "stops within reach": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) > reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) > reach)
-    return y, grad_x, grad_weight
-""",
-        "stops at reach itself": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) < reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) < reach)
-    return y, grad_x, grad_weight
-""",
-        "one side only": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (x <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (weight <= reach)
-    return y, grad_x, grad_weight
-""",
-        "reach is always 1": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= 1)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= 1)
-    return y, grad_x, grad_weight
-""",
-        "clips the gradients": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = np.clip(grad_out @ w_signs, -reach, reach)
-    grad_weight = np.clip(grad_out.T @ x_signs, -reach, reach)
-    return y, grad_x, grad_weight
-""",
-        "multiplies by the clipped value": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * np.clip(x, -reach, reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "the mean of the batch": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) / np.float32(len(x)) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "the first of the batch": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out[:1].T @ x_signs[:1]) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "a float64 that slips in": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, 1.0, -1.0)
-    w_signs = np.where(weight >= 0, 1.0, -1.0)
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "y in whole numbers": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, 1, -1)
-    w_signs = np.where(weight >= 0, 1, -1)
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "grad_weight turned": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x) <= reach)
-    grad_weight = ((x_signs.T @ grad_out) * (np.abs(weight).T <= reach))
-    return y, grad_x, grad_weight
-""",
-        "signs made in place": """
-def binary_linear(x, weight, grad_out, reach):
-    near_x, near_w = np.abs(x) <= reach, np.abs(weight) <= reach
-    for each in (x, weight):
-        each[...] = np.where(each >= 0, 1, -1)
-    return x @ weight.T, (grad_out @ weight) * near_x, (grad_out.T @ x) * near_w
-""",
-        "the mask of the signs": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out @ w_signs) * (np.abs(x_signs) <= reach)
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(w_signs) <= reach)
-    return y, grad_x, grad_weight
-""",
-        "grad_out stopped instead": """
-def binary_linear(x, weight, grad_out, reach):
-    x_signs = np.where(x >= 0, np.float32(1), np.float32(-1))
-    w_signs = np.where(weight >= 0, np.float32(1), np.float32(-1))
-    y = x_signs @ w_signs.T
-    grad_x = (grad_out * (np.abs(grad_out) <= reach)) @ w_signs
-    grad_weight = (grad_out.T @ x_signs) * (np.abs(weight) <= reach)
-    return y, grad_x, grad_weight
-""",
+        "NumPy's sign of x": ("np.where(x >= 0, np.float32(1), np.float32(-1))", "np.sign(x)"),
+        "NumPy's sign of the weights": (
+            "np.where(weight >= 0, np.float32(1), np.float32(-1))",
+            "np.sign(weight)",
+        ),
+        "sign(0) is -1": (">= 0", "> 0"),
+        "the sign bit: -0.0 is -1": [
+            ("np.where(x >= 0, np.float32(1), np.float32(-1))", "np.copysign(np.float32(1), x)"),
+            (
+                "np.where(weight >= 0, np.float32(1), np.float32(-1))",
+                "np.copysign(np.float32(1), weight)",
+            ),
+        ],
+        "y by the latent weights": ("@ w_signs.T", "@ weight.T"),
+        "y by x itself": ("y = x_signs", "y = x"),
+        "grad_x through the latent weights": ("grad_out @ w_signs", "grad_out @ weight"),
+        "grad_weight by x itself": ("grad_out.T @ x_signs", "grad_out.T @ x"),
+        "the true gradient": [
+            ("(grad_out @ w_signs) * (np.abs(x) <= reach)", "np.zeros_like(x)"),
+            ("(grad_out.T @ x_signs) * (np.abs(weight) <= reach)", "np.zeros_like(weight)"),
+        ],
+        "nothing is stopped": [
+            (" * (np.abs(x) <= reach)", ""),
+            (" * (np.abs(weight) <= reach)", ""),
+        ],
+        "x is not stopped": (" * (np.abs(x) <= reach)", ""),
+        "the weights are not stopped": (" * (np.abs(weight) <= reach)", ""),
+        "stops within reach": ("<= reach", "> reach"),
+        "stops at reach itself": ("<= reach", "< reach"),
+        "one side only": [("np.abs(x)", "x"), ("np.abs(weight)", "weight")],
+        "reach is always 1": ("<= reach", "<= 1"),
+        "clips the gradients": [
+            (
+                "(grad_out @ w_signs) * (np.abs(x) <= reach)",
+                "np.clip(grad_out @ w_signs, -reach, reach)",
+            ),
+            (
+                "(grad_out.T @ x_signs) * (np.abs(weight) <= reach)",
+                "np.clip(grad_out.T @ x_signs, -reach, reach)",
+            ),
+        ],
+        "multiplies by the clipped value": ("(np.abs(x) <= reach)", "np.clip(x, -reach, reach)"),
+        "the mean of the batch": (
+            "(grad_out.T @ x_signs)",
+            "(grad_out.T @ x_signs) / np.float32(len(x))",
+        ),
+        "the first of the batch": ("grad_out.T @ x_signs", "grad_out[:1].T @ x_signs[:1]"),
+        "a float64 that slips in": ("np.float32", "np.float64"),
+        "y in whole numbers": ("np.float32", "int"),
+        "grad_weight turned": (
+            "(grad_out.T @ x_signs) * (np.abs(weight) <= reach)",
+            "(x_signs.T @ grad_out) * (np.abs(weight).T <= reach)",
+        ),
+        "signs made in place": [
+            (
+                "    grad_x = ",
+                "    x_reach, w_reach = abs(x) <= reach, abs(weight) <= reach\n"
+                "    x[...], weight[...] = x_signs, w_signs\n"
+                "    grad_x = ",
+            ),
+            ("(np.abs(x) <= reach)", "x_reach"),
+            ("(np.abs(weight) <= reach)", "w_reach"),
+        ],
+        "the mask of the signs": [
+            ("np.abs(x)", "np.abs(x_signs)"),
+            ("np.abs(weight)", "np.abs(w_signs)"),
+        ],
+        "grad_out stopped instead": (
+            "(grad_out @ w_signs) * (np.abs(x) <= reach)",
+            "(grad_out * (np.abs(grad_out) <= reach)) @ w_signs",
+        ),
     },
 }

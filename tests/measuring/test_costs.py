@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from helpers import ceilings, example
 
+from fastdl_lib.binary.inference import fold
 from fastdl_lib.measuring.costs import (
     KINDS,
     LayerCost,
     cost_table,
     layer_costs,
-    layer_kind,
     memory_bytes,
     training_days,
 )
@@ -26,9 +26,10 @@ from fastdl_lib.nn.layers import (
     MaxPool2d,
     ReLU,
 )
-from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.network import Network, alexnet, binary_deep_convnet, binary_mlp, deep_convnet
 from fastdl_lib.nn.optimizers import SGD
-from fastdl_lib.precision.formats import BFLOAT16
+from fastdl_lib.precision.formats import BFLOAT16, FLOAT16
+from fastdl_lib.precision.mixed import Precision, in_precision
 from fastdl_lib.precision.stored import StoredLinear
 
 ALEXNET_MACS = {
@@ -158,7 +159,51 @@ def test_a_layer_that_is_stored_narrow_counts_as_what_it_was(alex):
     narrow = alex.variant("AlexNet", **stored)
     assert layer_costs(narrow, 2) == layer_costs(alex, 2)
     assert memory_bytes(narrow, 2) == memory_bytes(alex, 2)
-    assert layer_kind(stored["fc6"]) == "fc"
+    assert stored["fc6"].kind == "fc"
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convnet", "scaled", "folded", "in float16"])
+def test_the_rows_add_up_to_the_total(kind):
+    """Normalisations, signs and pixels cost what they move; so do folded and rounded networks."""
+    network = {
+        "mlp": lambda: binary_mlp(hidden=64),
+        "convnet": binary_deep_convnet,
+        "scaled": lambda: binary_mlp(hidden=64, scaled=True),
+        "folded": lambda: fold(binary_deep_convnet()),
+        "in float16": lambda: in_precision(deep_convnet(), Precision(FLOAT16, FLOAT16, FLOAT16)),
+    }[kind]()
+    *rows, total = cost_table(network, 16).rows
+    for key in ("parameters", "macs", "megabytes"):
+        assert total[key] > 0
+        assert sum(row[key] for row in rows) == pytest.approx(total[key], rel=1e-12)
+
+
+def test_binary_layers_by_hand():
+    costs = by_name(binary_mlp(hidden=64), batch=16)
+    assert costs["pixels"].bytes == 4 * 16 * 2 * 784
+    assert costs["fc1"].macs == 16 * 784 * 64
+    # A normalisation reads and writes 64 values an image, and has 2 + 2 numbers for each.
+    assert (costs["norm1"].kind, costs["norm1"].macs) == ("norm", 0)
+    assert costs["norm1"].bytes == 4 * (16 * 2 * 64 + 4 * 64)
+    assert costs["sign1"].bytes == 4 * 16 * 2 * 64
+
+
+def test_folding_and_rounding_keep_the_products():
+    def macs(network):
+        return sum(cost.macs for cost in layer_costs(network))
+
+    binary = binary_deep_convnet()
+    assert macs(fold(binary)) == macs(binary) == 8_772_340
+    few = Precision(FLOAT16, FLOAT16, FLOAT16)
+    rounded = in_precision(deep_convnet(), few)
+    costs = by_name(rounded)
+    assert {name: cost for name, cost in costs.items() if "stored" not in name} == by_name(
+        deep_convnet()
+    )
+    assert not any(cost.bytes for name, cost in costs.items() if "stored" in name)
+    # Of a folded layer the words of 64 bits are read and written: 2x2 of them for 64 filters.
+    folded = by_name(fold(binary_mlp(hidden=64)))
+    assert folded["fc2"].bytes == 8 + 64 * 8 + 64 * 4 + 8 + 8
 
 
 # --- roofline -----------------------------------------------------------------------------------
@@ -245,10 +290,10 @@ def test_every_layer_has_a_kind():
         "conv": Conv2d(1, 1, 1, rng=rng), "fc": Linear(1, 1, rng=rng), "pool": MaxPool2d(2),
         "norm": LocalResponseNorm(), "relu": ReLU(),
     }  # fmt: skip
-    assert {kind: layer_kind(layer) for kind, layer in kinds.items()} == dict(
+    assert {kind: layer.kind for kind, layer in kinds.items()} == dict(
         zip(kinds, kinds, strict=True)
     )
-    assert layer_kind(Flatten()) == layer_kind(Dropout(0.5)) == "other"
+    assert Flatten().kind == Dropout(0.5).kind == "other"
     assert {*kinds, "other"} == set(KINDS)
 
 

@@ -7,6 +7,8 @@ from collections import defaultdict
 import pytest
 
 from fastdl_lib.core.datasets import data_folder
+from fastdl_lib.measuring.evidence import Column, Provenance
+from fastdl_lib.measuring.published import published
 
 FILES = sorted((data_folder() / "published").glob("*.json"))
 TEXTS = ("schema", "name", "title", "source", "url", "item", "how_read")
@@ -304,7 +306,7 @@ def test_mixed_precision_costs_no_accuracy_to_speak_of():
     assert sum(row["mixed_pct"] for row in rows) == pytest.approx(410.98, abs=0.001)
 
 
-# To be appended to tests/test_published.py.
+# --- chapter 06 ---------------------------------------------------------------------------------
 
 
 def test_binary_speedups():
@@ -371,3 +373,111 @@ def test_scaling_clusters_are_made_of_the_constants():
 def test_scaling_largest_tensors_follow_from_their_shapes():
     for row in load("scaling_largest_tensors")["rows"]:
         assert row["bytes"] == 4 * math.prod(row["shape"])
+
+
+# --- reading a table ----------------------------------------------------------------------------
+
+FIGURE = {
+    "schema": "fastdl-published/1",
+    "name": "figure",
+    "title": "Shares of the forward time",
+    "source": "A thesis",
+    "url": "https://example.org",
+    "item": "Figure 1",
+    "how_read": "labels in the figure",
+    "caveats": ["one run"],
+    "tags": {"READ": "read in the source"},
+    "columns": [
+        {"name": "layer", "unit": None, "description": "as labelled"},
+        {"name": "share_pct", "unit": "%", "description": "of the whole"},
+    ],
+    "rows": [
+        {"layer": "conv1", "share_pct": 60.5, "tag": "READ"},
+        {"layer": "fc6", "share_pct": 39.5, "tag": "READ"},
+    ],
+}
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """Write published tables into a data folder of their own."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    monkeypatch.setenv("FASTDL_DATA", str(tmp_path))
+
+    def write(rule=lambda fields: None, name="figure"):
+        fields = json.loads(json.dumps(FIGURE))
+        rule(fields)
+        (folder / f"{name}.json").write_text(json.dumps(fields))
+
+    return write
+
+
+def test_a_published_table_is_read(publish):
+    publish()
+    table = published("figure")
+    assert (table.source, table.item, table.caveats) == ("A thesis", "Figure 1", ("one run",))
+    assert table.columns[1] == Column("share_pct", unit="%", provenance=Provenance.PUBLISHED)
+    assert [row["share_pct"] for row in table.rows] == [60.5, 39.5]
+
+
+def test_rows_are_selected(publish):
+    publish()
+    table = published("figure")
+    assert [row["layer"] for row in table.select(layer="fc6", tag="READ")] == ["fc6"]
+    with pytest.raises(KeyError, match=r"figure has no column 'device'; it has \['layer'"):
+        table.select(device="GPU")
+    with pytest.raises(ValueError, match="figure has no row with"):
+        table.select(layer="conv9")
+
+
+def test_a_published_table_says_so_where_it_shows(publish):
+    publish()
+    shown = published("figure").table(layer="conv1")
+    assert shown.caption == "Shares of the forward time (published: A thesis, Figure 1)"
+    assert len(shown.rows) == 1 and "published" in str(shown).splitlines()[2]
+
+
+def test_an_unknown_table_lists_those_there_are(publish):
+    publish(name="b")
+    publish(name="a")
+    with pytest.raises(
+        FileNotFoundError, match=r"no file c\.json in published/; it holds \['a\.js"
+    ):
+        published("c")
+
+
+def test_a_damaged_table_is_refused(publish, tmp_path):
+    publish()
+    path = tmp_path / "published" / "figure.json"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(ValueError, match=r"figure\.json is damaged"):
+        published("figure")
+
+
+@pytest.mark.parametrize("field", sorted(FIGURE.keys() - {"schema"}))
+def test_a_table_without_a_field_is_refused(publish, field):
+    publish(lambda fields: fields.pop(field))
+    with pytest.raises(ValueError, match=rf"figure\.json is not a valid .*missing fields.*{field}"):
+        published("figure")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda f: f.update(schema="fastdl-published/9"), "has the schema 'fastdl-published/9'"),
+        (lambda f: f["rows"][1].pop("share_pct"), "row 2 must have exactly the columns"),
+        (lambda f: f["rows"][0].update(extra=1), "row 1 must have exactly the columns"),
+        (lambda f: f["rows"][0].pop("tag"), "row 1 must have exactly the columns"),
+        (lambda f: f["rows"].append([1, 2]), "row 3 must have exactly the columns"),
+        (lambda f: f["rows"][1].update(tag="HEARD"), "row 2 has the tag 'HEARD'"),
+        (lambda f: f["rows"][1].update(tag=["READ"]), r"row 2 has the tag \['READ'\]"),
+        (lambda f: f["columns"][0].pop("unit"), r"a column: missing fields \['unit'\]"),
+        (lambda f: f["columns"].append("x"), "a column is a JSON object, got str"),
+        (lambda f: f.update(rows={}), "'rows' has the wrong type, dict"),
+    ],
+)
+def test_a_table_that_breaks_the_format_is_refused(publish, rule, message):
+    publish(rule)
+    with pytest.raises(ValueError, match=message):
+        published("figure")

@@ -315,6 +315,8 @@ def test_a_profile_gives_each_layer_its_own_time(clock):
     for place, layer in enumerate(network.layers.values(), start=1):
         layer.forward = slowed(layer.forward, place)
         layer.backward = slowed(layer.backward, 10 * place)
+    first = network.layers["conv1"]
+    first.backward_weights = slowed(first.backward_weights, 10)
     x, labels = batch(network)
     profile = profile_layers(network, x, labels, budget_s=1.0)
     for place, name in enumerate(network.layers, start=1):

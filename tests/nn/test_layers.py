@@ -1,5 +1,6 @@
 """Every layer's gradient agrees with finite differences, its values with plain references."""
 
+import copy
 import math
 
 import numpy as np
@@ -189,8 +190,7 @@ def test_dropout_gradient(x, rate, seed):
 def test_the_first_layer_leaves_the_gradient_of_the_images_out(make):
     layer = make(np.random.default_rng(0))
     x = np.ones((2, 2, 3, 3) if isinstance(layer, Conv2d) else (2, 4), np.float32)
-    layer.needs_grad_x = False
-    assert layer.backward(np.ones_like(layer.forward(x, training=True))) is None
+    assert layer.backward_weights(np.ones_like(layer.forward(x, training=True))) is None
     assert layer.gradients.keys() == {"weight", "bias"}
 
 
@@ -421,8 +421,18 @@ def test_softmax_cross_entropy_keeps_the_dtype_and_does_not_overflow(dtype, labe
         (np.zeros((2, 3)), np.array([-1, 0]), ValueError, r"must lie in 0\.\.2, got -1\.\.0"),
         (np.zeros((2, 3)), np.array([0.0, 1.0]), TypeError, "whole numbers, got float64"),
         (np.zeros((2, 3)), np.array([True, False]), TypeError, "whole numbers, got bool"),
-        (np.zeros((2, 3)), np.array([0]), ValueError, r"got \(2, 3\) and \(1,\)"),
-        (np.zeros((2, 3)), np.eye(3, dtype=int)[:2], ValueError, r"got \(2, 3\) and \(2, 3\)"),
+        (
+            np.zeros((2, 3)),
+            np.array([0]),
+            ValueError,
+            r"the shape \(2,\), one for each image; got \(1,\)",
+        ),
+        (
+            np.zeros((2, 3)),
+            np.eye(3, dtype=int)[:2],
+            ValueError,
+            r"the shape \(2,\), .* got \(2, 3\)",
+        ),
         (np.zeros((0, 3)), np.array([], int), ValueError, r"N >= 1; got \(0, 3\)"),
         (np.zeros(3), np.array([0]), ValueError, r"got \(3,\)"),
         (np.zeros((1, 3)), [0], TypeError, r"np\.asarray"),
@@ -612,3 +622,33 @@ def test_constants_of_lrn_do_not_widen_a_float32_batch():
     x = np.ones((1, 4, 2, 2), np.float32)
     assert layer.forward(x, training=True).dtype == np.float32
     assert layer.backward(x).dtype == np.float32
+
+
+def test_conv2d_picks_by_shape_and_takes_any_by_name():
+    rng = np.random.default_rng(0)
+    layer = Conv2d(16, 16, 3, rng=rng)
+    x = rng.standard_normal((4, 16, 14, 14)).astype(np.float32)
+    assert (layer.algorithm_for(x), layer.algorithm_for(x[:1])) == ("winograd", "blocked")
+    expected = layer.forward(x)
+    for name in ("loops", "compiled", "im2col", "blocked", "winograd"):
+        layer.algorithm = name
+        assert layer.algorithm_for(x) == name
+        np.testing.assert_allclose(layer.forward(x), expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"must be one of .*'winograd'.*, got 'fft'"):
+        layer.algorithm = "fft"
+    with pytest.raises(ValueError, match="got 'fast'"):
+        Conv2d(16, 16, 3, algorithm="fast", rng=rng)
+
+
+def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
+    layer = Conv2d(3, 4, 2, rng=np.random.default_rng(0))
+    weight = layer.parameters["weight"]
+    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
+    twin = copy.copy(layer)
+    layer.algorithm = "im2col"
+    assert layer.parameters["weight"].flags.c_contiguous
+    assert twin.parameters["weight"] is weight
+    assert (layer.parameters["weight"] == weight).all()
+    layer.algorithm = "blocked"
+    assert layer.parameters["weight"].transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (layer.parameters["weight"] == weight).all()

@@ -6,10 +6,12 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers import IMAGES, LABELS, toy
 
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.layers import softmax_cross_entropy as loss_of
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.optimizers import SGD
 
 # (output shape, parameters) of the layers with weights, and the shapes of those between them.
 ALEXNET = {
@@ -115,9 +117,7 @@ def dtypes_of_a_training_step(network, images):
     yield "loss", grad.dtype
     for name, layer in reversed(network.layers.items()):
         grad = layer.backward(grad)
-        if grad is not None:
-            yield f"{name} backward", grad.dtype
-    assert grad is None  # the images need no gradient
+        yield f"{name} backward", grad.dtype
     assert network.gradients.keys() == network.parameters.keys()
     for name, array in network.parameters.items():
         assert network.gradients[name].shape == array.shape
@@ -209,6 +209,50 @@ def test_weights_have_the_variance_of_he(alex):
         assert not alex.layers[name].parameters["bias"].any()
 
 
+# --- layers that two networks share -------------------------------------------------------------
+
+
+def test_two_networks_may_share_layers():
+    """What a network knows of a layer's place is the network's: after training the head alone, the
+    whole gets the gradients that it would have had without a head."""
+    whole = toy()
+    names = list(whole.layers)
+    head = Network("head", list(whole.layers.items())[names.index("pool") :], (6, 8, 8))
+    x, labels = IMAGES[:6], LABELS[:6]
+    whole.layers["drop"].rate = 0.0
+    whole.loss_and_gradients(x, labels)
+    expected = {name: gradient.copy() for name, gradient in whole.gradients.items()}
+    head.loss_and_gradients(np.ones((6, 6, 8, 8), np.float32), labels)
+    assert whole.gradients.keys() - head.gradients.keys() == {"conv.weight", "conv.bias"}
+    whole.loss_and_gradients(x, labels)
+    for name, gradient in whole.gradients.items():
+        assert (gradient == expected[name]).all(), name
+
+
+def test_no_gradient_of_an_earlier_pass_survives():
+    network = toy()
+    network.loss_and_gradients(IMAGES[:4], LABELS[:4])
+    network.layers["fc"].backward_weights = lambda grad_out: None
+    network.layers["fc"].backward = lambda grad_out: np.zeros((4, 6 * 4 * 4), np.float32)
+    network.loss_and_gradients(IMAGES[4:8], LABELS[4:8])
+    assert network.gradients.keys() == {"conv.weight", "conv.bias"}
+    with pytest.raises(RuntimeError, match="needs the gradients of toy"):
+        SGD(0.1).step(network)
+
+
+def test_backward_goes_down_to_the_first_layer_that_learns():
+    network, called = toy(), []
+    conv = network.layers["conv"]
+    before = network.variant("relu first")
+    before.layers = {"first": ReLU(), **before.layers}
+    before.layers["first"].backward = lambda grad_out: called.append("first")
+    conv.backward = lambda grad_out: called.append("conv")
+    seen = []
+    before.loss_and_gradients(IMAGES[:4], LABELS[:4], after_backward=seen.append)
+    assert not called and before.gradients.keys() == network.parameters.keys()
+    assert seen == list(reversed(before.layers))
+
+
 # --- stored weights -----------------------------------------------------------------------------
 
 
@@ -275,6 +319,31 @@ def test_a_changed_byte_is_never_loaded(saved):
         else:
             # The byte said nothing of the weights, such as a date in the archive.
             assert_untouched(network, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: np.array(["text"]), r"fc2\.bias is <U4 \(1,\), expected float32 \(10,\)"),
+        (lambda a: a.astype(np.int64), r"fc2\.bias is int64 \(10,\)"),
+        (lambda a: a.astype(bool), r"fc2\.bias is bool \(10,\)"),
+        (lambda a: a[:9], r"fc2\.bias is float32 \(9,\), expected float32 \(10,\)"),
+        (lambda a: a * np.nan, r"fc2\.bias holds numbers that are not finite in float32"),
+        (lambda a: a.astype(np.float64) + 1e39, r"fc2\.bias holds .* not finite in float32"),
+    ],
+)
+def test_one_array_that_does_not_fit_and_nothing_is_changed(saved, change, message):
+    with np.load(saved) as archive:
+        arrays = dict(archive)
+    np.savez(saved, **{**arrays, "fc2.bias": change(arrays["fc2.bias"])})
+    network = deep_convnet()
+    with pytest.raises(ValueError, match=message):
+        network.load_weights(saved)
+    assert_untouched(network)
+    del arrays["fc2.bias"]
+    np.savez(saved, **arrays)
+    with pytest.raises(ValueError, match=r"fc2\.bias is missing"):
+        network.load_weights(saved)
 
 
 def test_something_else_by_that_name_is_refused(saved):

@@ -4,9 +4,9 @@
 figure in them. A test changes one thing and sees what the tool says.
 """
 
-from pathlib import Path
+import shutil
+from dataclasses import dataclass
 
-import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from fastdl_lib.course import notebooks as course
@@ -68,71 +68,50 @@ LARGER_TEST = 'assert area(10, 10) == 100, "a 10 by 10 square has an area of 100
 ZERO_TEST = 'assert area(0, 5) == 0, "a rectangle without height has no area"'
 
 
-def markdown(source):
-    """A markdown cell."""
-    return new_markdown_cell(source)
-
-
-def code(source, *outputs, tags=()):
-    """A code cell with its outputs."""
+def code(source, *outputs, tags=(), **nbgrader):
+    """A code cell with its outputs, its tags and what nbgrader is told of it."""
     cell = new_code_cell(source, outputs=list(outputs))
     if tags:
         cell.metadata["tags"] = list(tags)
+    if nbgrader:
+        cell.metadata["nbgrader"] = {"schema_version": 3, "task": False, **nbgrader}
     return cell
 
 
-def solution(grade_id, source=SOLUTION):
+def answer(grade_id):
     """The cell that a learner fills in."""
-    cell = new_code_cell(source)
-    cell.metadata["nbgrader"] = {
-        "grade": False,
-        "grade_id": grade_id,
-        "locked": False,
-        "schema_version": 3,
-        "solution": True,
-        "task": False,
-    }
-    return cell
+    return code(SOLUTION, grade_id=grade_id, grade=False, locked=False, solution=True)
 
 
-def test(grade_id, points, source=TEST):
+def graded(grade_id, points, source=TEST):
     """A graded cell."""
-    cell = new_code_cell(source)
-    cell.metadata["nbgrader"] = {
-        "grade": True,
-        "grade_id": grade_id,
-        "locked": True,
-        "points": points,
-        "schema_version": 3,
-        "solution": False,
-        "task": False,
-    }
-    return cell
+    about = {"grade": True, "locked": True, "solution": False, "points": points}
+    return code(source, grade_id=grade_id, **about)
 
 
-# pytest would take it for a test.
-test.__test__ = False
-
-
-def printed(text):
+def printed(text, name="stdout"):
     """What `print` leaves in a notebook."""
-    return new_output("stream", name="stdout", text=text)
+    return new_output("stream", name=name, text=text)
 
 
-def picture(alt="a dot"):
-    """A figure; `alt` is its alternative text."""
-    metadata = {"image/png": {"alt": alt}} if alt else {}
+def failed():
+    """What an exception leaves in a notebook."""
+    return new_output("error", ename="ValueError", evalue="", traceback=[])
+
+
+def picture():
+    """A figure with its alternative text."""
     data = {"image/png": PNG, "text/plain": "figure"}
-    return new_output("display_data", data=data, metadata=metadata)
+    return new_output("display_data", data=data, metadata={"image/png": {"alt": "a dot"}})
 
 
 def start_cells():
     """The cells of a chapter 00 without a fault."""
     return [
-        markdown("# Start here\n\nNext: [measure](01_measure.ipynb)"),
+        new_markdown_cell("# Start here\n\nNext: [measure](01_measure.ipynb)"),
         code(SETUP, printed("ready\n"), tags=["setup"]),
-        solution("area_start"),
-        test("area_start_test", 1),
+        answer("area_start"),
+        graded("area_start_test", 1),
     ]
 
 
@@ -140,7 +119,7 @@ def chapter_cells():
     """The cells of a chapter 01 without a fault."""
     headings = "\n\n".join(f"## {heading.capitalize()}" for heading in course.HEADINGS)
     return [
-        markdown(f"# Measure\n\nPrevious: [start](00_start_here.ipynb)\n\n{headings}"),
+        new_markdown_cell(f"# Measure\n\nPrevious: [start](00_start_here.ipynb)\n\n{headings}"),
         code(SETUP, printed("ready\n"), tags=["setup"]),
         code("dots = 1\nprint(dots)", printed("1\n"), picture()),
         code("assert dots == 1"),
@@ -148,29 +127,59 @@ def chapter_cells():
         code(DRAW),
         code(SHOW, picture()),
         code("assert len(image.value) > 1000"),
-        solution("area"),
-        test("area_test", 2),
-        test("area_larger", 1, LARGER_TEST),
-        test("area_zero", 1, ZERO_TEST),
+        answer("area"),
+        graded("area_test", 2),
+        graded("area_larger", 1, LARGER_TEST),
+        graded("area_zero", 1, ZERO_TEST),
     ]
 
 
 def write(path, cells):
     """Write a clean notebook whose code cells look as if run once, in order."""
-    notebook = new_notebook(cells=cells)
-    code_cells = [cell for cell in cells if cell.cell_type == "code"]
-    for count, cell in enumerate(code_cells, 1):
+    for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), 1):
         cell.execution_count = count
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
-    course.clean(path)
-    return Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    course.write_notebook(path, new_notebook(cells=cells))
+    return path
 
 
 def write_chapters(folder):
     """Write chapters 00 and 01 to a folder and return their paths."""
-    folder = Path(folder)
     return [
         write(folder / "00_start_here.ipynb", start_cells()),
         write(folder / "01_measure.ipynb", chapter_cells()),
     ]
+
+
+def course_copy(folder, notebooks):
+    """A course of these notebooks in a folder of its own."""
+    (folder / "notebooks").mkdir(parents=True)
+    for path in notebooks:
+        shutil.copy(path, folder / "notebooks")
+    shutil.copy(course.ROOT / "nbgrader_config.py", folder)
+    return folder
+
+
+@dataclass
+class Exercise:
+    """A solution cell with what it needs, and the graded cells after it that judge it."""
+
+    grade_id: str
+    setup: list[str]
+    solution: str
+    tests: list[str]
+
+
+def exercises_of(path):
+    """Return the exercises of a notebook in order."""
+    cells = [cell for cell in course.read_notebook(path).cells if cell.cell_type == "code"]
+    setup = [cell.source for cell in cells if "setup" in course.tags(cell)]
+    found = []
+    for cell in cells:
+        mark = course.grading(cell)
+        if mark.get("solution") and not mark.get("grade"):
+            found.append(Exercise(mark["grade_id"], setup, cell.source, []))
+        elif mark.get("grade"):
+            assert found, f"{mark['grade_id']} in {path}: a test before any exercise"
+            found[-1].tests.append(cell.source)
+    return found

@@ -1,0 +1,179 @@
+"""Every way to convolve: one table, and the two doors that check and choose.
+
+Adding an algorithm is a file that holds arithmetic and a row of :data:`ALGORITHMS`: layers,
+recordings and tests read the table.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.convolution import blocked, gpu, im2col, loops, winograd
+from fastdl_lib.convolution.geometry import Geometry
+from fastdl_lib.core.arrays import array_module, gpu_status
+from fastdl_lib.core.checks import Status, check_choice
+
+__all__ = ["ALGORITHMS", "Algorithm", "choose", "conv2d", "conv2d_backward"]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def _cpu_status() -> Status:
+    return Status(True, "The CPU is always there.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """One way to convolve, and what it can do."""
+
+    name: str
+    forward: Callable[[Array, Array, Array | None, Geometry], Array]
+    """Of x, weight, bias and geometry, which fit together: the output."""
+    backward: Callable[[Array, Array, Array, Geometry, bool], tuple[Array | None, Array, Array]]
+    """Of grad_out, x, weight, geometry and whether grad_x is needed: the gradients by x (or None),
+    weight and bias."""
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[str, ...] = ("float16", "float32", "float64")
+    channels_last: bool = False
+    """Whether its weights and outputs lie in memory with the channels of a pixel side by side."""
+    status: Callable[[], Status] = _cpu_status
+    """Whether it can be used on this machine."""
+
+    def check(self, x: Array) -> None:
+        """Refuse an array on another device or of another dtype.
+
+        Raises:
+            TypeError: that; the message says what to do.
+        """
+        device = "cpu" if array_module(x) is np else "gpu"
+        if device not in self.devices:
+            only = self.devices[0]
+            raise TypeError(
+                f"algorithm {self.name!r} runs on the {only.upper()} only: move x, weight and bias "
+                f"there with to_{only}()."
+            )
+        if str(x.dtype) not in self.dtypes:
+            raise TypeError(
+                f"algorithm {self.name!r} does not take {x.dtype}: use 'blocked' or 'im2col', or "
+                "x.astype(np.float32)."
+            )
+
+
+_WIDE = ("float32", "float64")
+_BOTH = ("cpu", "gpu")
+
+ALGORITHMS: dict[str, Algorithm] = {
+    row.name: row
+    for row in (
+        Algorithm("loops", loops.forward, im2col.backward),
+        Algorithm("compiled", loops.forward_compiled, im2col.backward, dtypes=_WIDE),
+        Algorithm("im2col", im2col.forward, im2col.backward, devices=_BOTH),
+        Algorithm("blocked", blocked.forward, blocked.backward, channels_last=True),
+        Algorithm(
+            # Float16 is too coarse for its transforms.
+            *("winograd", winograd.forward, winograd.backward),
+            dtypes=_WIDE,
+            channels_last=True,
+        ),
+        Algorithm(
+            *("gpu", gpu.forward, gpu.backward),
+            devices=("gpu",),
+            channels_last=True,
+            status=gpu_status,
+        ),
+        Algorithm(
+            *("cudnn", gpu.cudnn_forward, gpu.cudnn_backward),
+            devices=("gpu",),
+            channels_last=True,
+            status=gpu.cudnn_status,
+        ),
+    )
+}
+"""Every way to convolve, slowest first."""
+
+
+def choose(name: str, x: Array, geometry: Geometry) -> Algorithm:
+    """The row of :data:`ALGORITHMS` for a name, or for "auto": "gpu" on the GPU, on the CPU
+    Winograd's where it saves work, blocked elsewhere and for float16.
+
+    Raises:
+        TypeError, ValueError: no name of an algorithm, or one that cannot take x.
+    """
+    check_choice("algorithm", name, ["auto", *ALGORITHMS])
+    if name == "auto":
+        if array_module(x) is not np:
+            name = "gpu"
+        elif x.dtype != np.float16 and winograd.saves_work(geometry):
+            name = "winograd"
+        else:
+            name = "blocked"
+    ALGORITHMS[name].check(x)
+    return ALGORITHMS[name]
+
+
+def conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    algorithm: str = "im2col",
+) -> Array:
+    """Convolve (N, C, H, W) with (K, C / groups, FH, FW): (N, K, OH, OW), all of one dtype.
+
+    Args:
+        bias: (K,), or None.
+        stride, padding: in pixels, the same on both axes; the padding is zeros on every side.
+        groups: the channels are cut into so many parts that do not see each other.
+        algorithm: a key of :data:`ALGORITHMS`, or "auto" (:func:`choose`).
+
+    Raises:
+        TypeError: arrays of two libraries or two dtypes, or of one that the algorithm does not
+            take; a window or groups not whole.
+        ValueError: shapes that do not fit, or an algorithm that does not exist.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> conv2d(x, w, padding=1, algorithm="winograd").shape
+    (2, 4, 8, 8)
+    """
+    geometry = Geometry.of(x, weight, bias, stride=stride, padding=padding, groups=groups)
+    return choose(algorithm, x, geometry).forward(x, weight, bias, geometry)
+
+
+def conv2d_backward(
+    grad_out: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    algorithm: str = "im2col",
+    need_grad_x: bool = True,
+) -> tuple[Array | None, Array, Array]:
+    """Return the gradients of :func:`conv2d` with respect to x, weight and bias.
+
+    Args:
+        grad_out: the gradient of the loss by the output, (N, K, OH, OW).
+        need_grad_x: False for a network's first layer, whose input has no use for a gradient.
+
+    Returns:
+        ``(grad_x, grad_weight, grad_bias)`` in the shapes of x, weight and (K,); grad_x is None
+        when it is not needed.
+
+    Raises:
+        TypeError, ValueError: as conv2d, and for a gradient that is not of the output's shape or
+            of x's dtype.
+
+    >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    >>> [g.shape for g in conv2d_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
+    [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
+    """
+    geometry = Geometry.of(x, weight, stride=stride, padding=padding, groups=groups)
+    geometry.check_grad_out(grad_out, x)
+    row = choose(algorithm, x, geometry)
+    return row.backward(grad_out, x, weight, geometry, need_grad_x)

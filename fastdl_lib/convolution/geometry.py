@@ -1,0 +1,256 @@
+"""What a convolution's algorithms share: its geometry, checked once at the door.
+
+As everywhere in deep learning, the filter is not flipped: this is cross-correlation. ``x`` is
+(N, C, H, W), ``weight`` (K, C / groups, FH, FW), ``bias`` (K,) or None, the output (N, K, OH, OW),
+all of one dtype: float16, float32 or float64; float16 adds up in float32.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.checks import check_whole_number
+
+__all__ = [
+    "Geometry",
+    "channels_last",
+    "check_window",
+    "output_size",
+    "padded_channels_last",
+    "tap_views",
+]
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+Shape = tuple[int, int, int, int]
+
+
+def check_window(kernel: int, stride: int, padding: int) -> None:
+    """Refuse a window that cannot slide.
+
+    Raises:
+        TypeError: one of the three is not a whole number.
+        ValueError: kernel or stride below 1, or padding below 0.
+    """
+    check_whole_number("kernel", kernel, 1)
+    check_whole_number("stride", stride, 1)
+    check_whole_number("padding", padding, 0)
+
+
+def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
+    """Return how many positions a window has along one axis of ``size`` pixels.
+
+    Raises:
+        TypeError: one of the four is not a whole number.
+        ValueError: the window is larger than the padded input, or a size is not positive.
+
+    >>> output_size(227, kernel=11, stride=4)  # (227 - 11) / 4 + 1
+    55
+    """
+    check_whole_number("size", size, 1)
+    check_window(kernel, stride, padding)
+    # NumPy's small whole numbers overflow where sizes are computed with them.
+    size, kernel, stride, padding = int(size), int(kernel), int(stride), int(padding)
+    if kernel > size + 2 * padding:
+        raise ValueError(
+            f"a window of {kernel} does not fit an input of {size} with padding {padding}: "
+            f"use padding >= {-(-(kernel - size) // 2)} or a smaller kernel."
+        )
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The sizes of one convolution, which fit together and are Python's own whole numbers.
+
+    Raises:
+        TypeError: stride, padding or groups is not a whole number.
+        ValueError: shapes that do not fit; the message says which, and what would.
+
+    >>> geometry = Geometry((16, 3, 227, 227), (96, 3, 11, 11), stride=4)
+    >>> geometry.out_shape, geometry.macs
+    ((16, 96, 55, 55), 1686643200)
+    """
+
+    x_shape: Shape
+    """(N, C, H, W)."""
+    weight_shape: Shape
+    """(K, C / groups, FH, FW)."""
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    """The channels are cut into so many parts that do not see each other."""
+    out_shape: Shape = dataclasses.field(init=False)
+    """(N, K, OH, OW)."""
+
+    def __post_init__(self) -> None:
+        x, weight = self.x_shape, self.weight_shape
+        if len(x) != 4 or len(weight) != 4:
+            raise ValueError(
+                "convolution takes x of shape (N, C, H, W) and weight of shape (K, C/groups, FH, "
+                f"FW); got {x} and {weight}. For one image use x[None]."
+            )
+        if 0 in x or 0 in weight:
+            raise ValueError(f"empty array: x {x}, weight {weight}; every size must be >= 1.")
+        check_whole_number("groups", self.groups, 1)
+        if x[1] % self.groups or weight[0] % self.groups:
+            raise ValueError(
+                f"groups={self.groups} must divide the {x[1]} input channels and the {weight[0]} "
+                "filters."
+            )
+        if weight[1] != x[1] // self.groups:
+            raise ValueError(
+                f"weight {weight} looks at {weight[1]} channels, but x {x} has {x[1]} in "
+                f"{self.groups} group(s), so it should look at {x[1] // self.groups}."
+            )
+        sizes = (output_size(x[a], weight[a], self.stride, self.padding) for a in (2, 3))
+        object.__setattr__(self, "out_shape", (x[0], weight[0], *sizes))
+        for name in ("stride", "padding", "groups"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+
+    @classmethod
+    def of(
+        cls,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+    ) -> "Geometry":
+        """Check everything that a convolution is given.
+
+        Raises:
+            TypeError: arrays of two libraries or two dtypes, a dtype that is not float, or a
+                stride, padding or groups that is not a whole number.
+            ValueError: shapes that do not fit.
+        """
+        array_module(*(array for array in (x, weight, bias) if array is not None))
+        if x.dtype not in (np.float16, np.float32, np.float64):
+            raise TypeError(
+                f"x must be float16, float32 or float64, got {x.dtype}; use x.astype(np.float32)."
+            )
+        for name, array in (("weight", weight), ("bias", bias)):
+            if array is not None and array.dtype != x.dtype:
+                raise TypeError(
+                    f"x is {x.dtype} but {name} is {array.dtype}; mixing them would silently "
+                    f"compute in float64. Use {name}.astype(x.dtype)."
+                )
+        geometry = cls(x.shape, weight.shape, stride, padding, groups)
+        if bias is not None and bias.shape != (geometry.filters,):
+            raise ValueError(f"bias must have the shape ({geometry.filters},), got {bias.shape}.")
+        return geometry
+
+    def check_grad_out(self, grad_out: Array, x: Array) -> None:
+        """Refuse a gradient that does not belong to the output.
+
+        Raises:
+            ValueError: another shape.
+            TypeError: another dtype than x's, or another library.
+        """
+        array_module(grad_out, x)
+        if grad_out.shape != self.out_shape:
+            raise ValueError(
+                f"grad_out must have the output's shape {self.out_shape}, got {grad_out.shape}."
+            )
+        if grad_out.dtype != x.dtype:
+            raise TypeError(
+                f"x is {x.dtype} but grad_out is {grad_out.dtype}; use grad_out.astype(x.dtype)."
+            )
+
+    @property
+    def images(self) -> int:
+        return self.x_shape[0]
+
+    @property
+    def height(self) -> int:
+        return self.x_shape[2]
+
+    @property
+    def width(self) -> int:
+        return self.x_shape[3]
+
+    @property
+    def filters(self) -> int:
+        return self.weight_shape[0]
+
+    @property
+    def group_filters(self) -> int:
+        return self.filters // self.groups
+
+    @property
+    def group_channels(self) -> int:
+        return self.weight_shape[1]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(FH, FW)."""
+        return self.weight_shape[2:]
+
+    @property
+    def out_h(self) -> int:
+        return self.out_shape[2]
+
+    @property
+    def out_w(self) -> int:
+        return self.out_shape[3]
+
+    @property
+    def macs(self) -> int:
+        """Multiplications, each with an addition, of the whole batch."""
+        _, channels, filter_h, filter_w = self.weight_shape
+        images, filters, out_h, out_w = self.out_shape
+        return images * filters * out_h * out_w * channels * filter_h * filter_w
+
+
+def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[int, int, Array]]:
+    """For each place (p, q) of a window, yield p, q and what that place sees as the window slides.
+
+    Args:
+        x: (N, C, H, W), padded already; any dtype.
+        kernel: (FH, FW).
+
+    Yields:
+        FH * FW times (p, q, view): view (N, C, OH, OW) shares x's memory, so that writing to it
+        writes to x.
+
+    >>> x = np.arange(16).reshape(1, 1, 4, 4)
+    >>> [view[0, 0].tolist() for _, _, view in tap_views(x, (1, 2), 2)]
+    [[[0, 2], [8, 10]], [[1, 3], [9, 11]]]
+    """
+    (filter_h, filter_w), stride = map(int, kernel), int(stride)
+    out_h = output_size(x.shape[2], filter_h, stride)
+    out_w = output_size(x.shape[3], filter_w, stride)
+    for p in range(filter_h):
+        for q in range(filter_w):
+            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
+            columns = slice(q, q + stride * (out_w - 1) + 1, stride)
+            yield p, q, x[:, :, rows, columns]
+
+
+def channels_last(shape: Shape, dtype: Any) -> np.ndarray:
+    """Make an empty array of shape (N, C, H, W) whose memory runs over N, H, W, C.
+
+    The channels of a pixel then lie side by side, so that a copy of a patch moves long runs; who
+    reads the array by its axes does not notice.
+
+    >>> x = channels_last((2, 96, 55, 55), np.float32)
+    >>> x.shape, [stride // x.itemsize for stride in x.strides]
+    ((2, 96, 55, 55), [290400, 1, 5280, 96])
+    """
+    batch, channels, height, width = shape
+    return np.empty((batch, height, width, channels), dtype).transpose(0, 3, 1, 2)
+
+
+def padded_channels_last(x: np.ndarray, padding: int, height: int, width: int) -> np.ndarray:
+    """Copy x (N, C, H, W) into the middle of zeros: (N, height, width, C), contiguous.
+
+    What does not fit below and on the right is cut off: no window reaches it.
+    """
+    out = np.zeros((x.shape[0], height, width, x.shape[1]), x.dtype)
+    inside = out[:, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+    inside[...] = x.transpose(0, 2, 3, 1)[:, : inside.shape[1], : inside.shape[2]]
+    return out

@@ -1,0 +1,125 @@
+"""Make the students' copies of the notebooks: no solutions, no hidden tests, no outputs.
+
+    python -m fastdl_lib.course.release
+
+They go to `release/notebooks/`; nbgrader grades what comes back (see CONTRIBUTING.md).
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastdl_lib.course.notebooks import (
+    FOLDER,
+    ROOT,
+    CourseError,
+    is_clean,
+    notebook_paths,
+    read_notebook,
+    shorten,
+    shown,
+    write_notebook,
+)
+
+
+def release(root: Path = ROOT) -> list[Path]:
+    """Make the students' chapters in `release/notebooks` under `root`; return their paths.
+
+    nbgrader replaces the solutions, drops the hidden tests and all outputs, and enters the
+    exercises in `gradebook.db`, from which submissions are graded. Raises CourseError when a
+    chapter is not clean or nbgrader refuses one.
+    """
+    root = Path(root).resolve()
+    chapters = notebook_paths(root)
+    # nbgrader would copy the widget state, with what the solutions show, to the students.
+    unclean = [path.name for path in chapters if not is_clean(path)]
+    if unclean:
+        raise CourseError(
+            f"not clean: {', '.join(unclean)}. "
+            "Run `python -m fastdl_lib.course.notebooks clean` first."
+        )
+    from nbgrader.utils import capture_log
+
+    with programs_on_path():
+        result = capture_log(_generator(root, chapters))
+    if not result["success"]:
+        raise CourseError(f"nbgrader made no release: {_reason(result)}")
+    paths = sorted((root / "release" / FOLDER).glob("*.ipynb"))
+    for path in paths:
+        _unfold_cells(path)
+    return paths
+
+
+def nbgrader_config(root: Path = ROOT):
+    """The settings of `nbgrader_config.py`, as a traitlets Config."""
+    from traitlets.config import PyFileConfigLoader
+
+    return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
+
+
+def _generator(root: Path, chapters: list[Path]):
+    """nbgrader's converter, set to these chapters and nothing else that lies beside them."""
+    from nbgrader.converters import GenerateAssignment
+    from nbgrader.coursedir import CourseDirectory
+
+    class OfChapters(GenerateAssignment):
+        def init_notebooks(self):
+            super().init_notebooks()
+            names = {path.name for path in chapters}
+            for found in self.assignments.values():
+                found[:] = [path for path in found if Path(path).name in names]
+
+    config = nbgrader_config(root)
+    directory = CourseDirectory(root=str(root), assignment_id=FOLDER, config=config)
+    # Files that a run has written beside the notebooks stay at home, too.
+    directory.ignore = ["*"]
+    generator = OfChapters(coursedir=directory, parent=None)
+    generator.update_config(config)
+    generator.force = generator.create_assignment = True
+    return generator
+
+
+@contextlib.contextmanager
+def programs_on_path() -> Iterator[None]:
+    """Put this environment's programs on PATH: nbgrader starts `alembic` by its bare name."""
+    before = os.environ.get("PATH", "")
+    programs = Path(sys.prefix) / ("Scripts" if os.name == "nt" else "bin")
+    os.environ["PATH"] = f"{programs}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _reason(result: dict) -> str:
+    # nbgrader logs the cause and then raises a summary that points to the log.
+    causes = [line for line in result.get("log", "").splitlines() if "Error" in line]
+    return shorten(" ".join(causes) or result["error"].strip().splitlines()[-1])
+
+
+def _unfold_cells(path: Path) -> None:
+    """Show the cells that are folded in the instructor's copy."""
+    notebook = read_notebook(path)
+    for cell in notebook.cells:
+        view = cell.metadata.get("jupyter", {})
+        view.pop("source_hidden", None)
+        if not view:
+            cell.metadata.pop("jupyter", None)
+    write_notebook(path, notebook)
+
+
+def main() -> int:
+    """Run the command line; return its exit code."""
+    try:
+        for path in release():
+            print(shown(path))
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

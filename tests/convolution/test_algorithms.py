@@ -1,0 +1,254 @@
+"""Every algorithm of the CPU agrees with scipy in float64, its gradient with finite differences.
+
+A new row of ALGORITHMS is tested by being there; those of the GPU are in test_gpu.py.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from references import convolutions, reference
+
+from fastdl_lib.convolution.algorithms import ALGORITHMS, choose, conv2d, conv2d_backward
+from fastdl_lib.convolution.geometry import Geometry, channels_last
+from fastdl_lib.core import threads
+from fastdl_lib.core.threads import blas_threads
+
+ON_CPU = [name for name, row in ALGORITHMS.items() if "cpu" in row.devices]
+# Others have im2col's way back.
+WAYS_BACK = list({ALGORITHMS[name].backward: name for name in reversed(ON_CPU)}.values())
+WHOLE = {"stride": 2, "padding": 1, "groups": 2}
+
+every_algorithm = pytest.mark.parametrize("algorithm", ON_CPU)
+every_way_back = pytest.mark.parametrize("algorithm", WAYS_BACK)
+
+
+# --- forward ------------------------------------------------------------------------------------
+
+
+@every_algorithm
+@given(case=convolutions())
+def test_convolution_agrees_with_scipy(algorithm, case):
+    x, weight, bias, window = case
+    out = conv2d(x, weight, bias, **window, algorithm=algorithm)
+    expected = reference(x, weight, bias, **window)
+    assert out.shape == expected.shape and out.dtype == x.dtype
+    tolerance = 1e-4 if x.dtype == np.float32 else 1e-11
+    np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance)
+
+
+@every_algorithm
+def test_inputs_are_left_alone_and_need_not_be_contiguous(algorithm):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 7, 6, 4)).transpose(0, 3, 1, 2)[:, :, ::2]
+    weight = rng.standard_normal((3, 3, 2, 4)).transpose(2, 3, 0, 1)
+    before = x.copy(), weight.copy()
+    out = conv2d(x, weight, padding=1, algorithm=algorithm)
+    np.testing.assert_allclose(out, reference(x, weight, padding=1), atol=1e-12)
+    assert (x == before[0]).all() and (weight == before[1]).all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@every_algorithm
+def test_alexnets_second_layer_in_small(algorithm, count):
+    """Groups, padding and several blocks and tiles, shared out among threads."""
+    rng = np.random.default_rng(0)
+    x = channels_last((5, 8, 27, 27), np.float32)
+    x[...] = rng.standard_normal(x.shape)
+    weight, bias = (rng.standard_normal(s).astype(np.float32) for s in ((6, 4, 5, 5), 6))
+    with blas_threads(count):
+        out = conv2d(x, weight, bias, padding=2, groups=2, algorithm=algorithm)
+    expected = reference(x, weight, bias, padding=2, groups=2)
+    np.testing.assert_allclose(out, expected, atol=5e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@every_algorithm
+def test_more_padding_than_filter(algorithm, count):
+    """Rows of outputs that see nothing but padding, for some threads nothing else."""
+    x, weight = np.ones((1, 1, 1, 1)), np.ones((1, 1, 2, 2))
+    with blas_threads(count):
+        out = conv2d(x, weight, padding=3, algorithm=algorithm)
+    np.testing.assert_allclose(out, reference(x, weight, padding=3), atol=1e-12)
+
+
+def test_blocks_that_see_nothing_but_padding(monkeypatch):
+    monkeypatch.setattr(threads, "CACHE_BYTES", 2**10)
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 2, 4, 9)), rng.standard_normal((2, 2, 3, 3))
+    out = conv2d(x, weight, padding=6, algorithm="blocked")
+    np.testing.assert_allclose(out, reference(x, weight, padding=6), atol=1e-12)
+    y = rng.standard_normal(out.shape)
+    ways = [conv2d_backward(y, x, weight, padding=6, algorithm=a) for a in ("im2col", "blocked")]
+    for expected, blocked in zip(*ways, strict=True):
+        np.testing.assert_allclose(blocked, expected, atol=1e-10)
+
+
+@every_algorithm
+def test_the_table_says_how_outputs_lie_in_memory(algorithm):
+    x, weight = np.ones((2, 3, 9, 9), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    out = conv2d(x, weight, algorithm=algorithm)
+    # The channels of a pixel lie together, and pixels of a row follow each other.
+    together = out.strides[1] == out.itemsize and out.strides[3] == out.itemsize * out.shape[1]
+    assert together == ALGORITHMS[algorithm].channels_last
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ON_CPU if name != "winograd"])
+def test_not_a_number_reaches_its_own_outputs_alone(algorithm):
+    x = np.zeros((1, 1, 3, 3), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    out = conv2d(x, np.ones((1, 1, 2, 2), np.float32), algorithm=algorithm)
+    assert np.isnan(out).tolist() == [[[[True, False], [False, False]]]]
+
+
+@every_algorithm
+def test_a_stride_larger_than_the_input_gives_one_position(algorithm):
+    x, weight = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    assert conv2d(x, weight, stride=100, algorithm=algorithm).tolist() == [[[[4.0]]]]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int64])
+@every_algorithm
+def test_whole_numbers_may_be_numpys(algorithm, kind):
+    x, weight, y = np.ones((1, 4, 3, 3)), np.ones((2, 2, 2, 2)), np.ones((1, 2, 2, 2))
+    window = {name: kind(value) for name, value in WHOLE.items()}
+    expected = conv2d(x, weight, **WHOLE, algorithm=algorithm)
+    assert (conv2d(x, weight, **window, algorithm=algorithm) == expected).all()
+    back = functools.partial(conv2d_backward, y, x, weight, algorithm=algorithm)
+    assert all((a == b).all() for a, b in zip(back(**window), back(**WHOLE), strict=True))
+
+
+# --- the table and its doors --------------------------------------------------------------------
+
+
+@every_algorithm
+def test_arrays_on_the_gpu_are_refused_by_what_is_made_for_the_cpu(algorithm, fake_gpu):
+    x, weight = fake_gpu.ones((1, 4, 5, 5)), fake_gpu.ones((6, 4, 3, 3))
+    if "gpu" in ALGORITHMS[algorithm].devices:
+        assert conv2d(x, weight, algorithm=algorithm).shape == (1, 6, 3, 3)
+    else:
+        with pytest.raises(TypeError, match=rf"'{algorithm}' runs on the CPU only.* to_cpu\(\)"):
+            conv2d(x, weight, algorithm=algorithm)
+
+
+@every_algorithm
+def test_float16_is_added_up_in_float32_or_refused(algorithm):
+    rng = np.random.default_rng(0)
+    x, weight = (rng.random(s).astype(np.float16) for s in ((2, 16, 9, 9), (4, 16, 3, 3)))
+    if "float16" not in ALGORITHMS[algorithm].dtypes:
+        with pytest.raises(TypeError, match=f"'{algorithm}' does not take float16: use 'blocked'"):
+            conv2d(x, weight, algorithm=algorithm)
+        return
+    out = conv2d(x, weight, algorithm=algorithm)
+    assert out.dtype == np.float16
+    np.testing.assert_allclose(out, reference(x, weight), rtol=1e-3)
+    y = rng.random(out.shape).astype(np.float16)
+    got = conv2d_backward(y, x, weight, algorithm=algorithm)
+    exact = conv2d_backward(*(array.astype(float) for array in (y, x, weight)))
+    for one, wanted in zip(got, exact, strict=True):
+        assert one.dtype == np.float16
+        np.testing.assert_allclose(one, wanted, rtol=2e-3)
+
+
+def test_many_images_in_float16_are_added_up_before_they_are_rounded():
+    """Between 2,048 and 4,096 float16 knows even numbers only."""
+    x, weight = np.ones((3, 1, 1, 2049), np.float16), np.ones((1, 1, 1, 1), np.float16)
+    _, grad_weight, grad_bias = conv2d_backward(x, x, weight)
+    assert grad_weight.item() == grad_bias.item() == np.float16(3 * 2049) != 3 * 2048
+    ones = np.ones((1, 1, 33, 33), np.float16)
+    many = np.full((33, 1, 11, 11), 1, np.float16)
+    grad_x, _, _ = conv2d_backward(np.ones((1, 33, 23, 23), np.float16), ones, many)
+    assert grad_x[0, 0, 16, 16] == np.float16(33 * 121)
+
+
+def test_an_algorithm_that_is_not_there():
+    x, weight = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"algorithm must be one of 'auto', 'loops'.*, got 'fft'"):
+        conv2d(x, weight, algorithm="fft")
+    with pytest.raises(TypeError, match="algorithm must be one of"):
+        conv2d_backward(np.ones((1, 1, 2, 2)), x, weight, algorithm=None)
+
+
+def test_auto_chooses_by_device_dtype_and_work(fake_gpu):
+    x, weight = np.ones((8, 16, 14, 14), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    geometry = Geometry.of(x, weight)
+    assert choose("auto", x, geometry).name == "winograd"
+    assert choose("auto", x[:1], Geometry.of(x[:1], weight)).name == "blocked"
+    assert choose("auto", x.astype(np.float16), geometry).name == "blocked"
+    assert choose("auto", fake_gpu.asarray(x), geometry).name == "gpu"
+
+
+# --- backward -----------------------------------------------------------------------------------
+
+
+@every_way_back
+@given(case=convolutions(dtypes=[np.float64]))
+def test_backward_is_the_adjoint_of_forward(algorithm, case):
+    """A convolution is linear in x and in weight, so <conv(d), y> = <d, gradient>, exactly."""
+    x, weight, _, window = case
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal(conv2d(x, weight, **window).shape)
+    grad_x, grad_weight, grad_bias = conv2d_backward(y, x, weight, **window, algorithm=algorithm)
+    assert grad_x.shape == x.shape and grad_weight.shape == weight.shape
+    dx, dw = rng.standard_normal(x.shape), rng.standard_normal(weight.shape)
+    for changed, d, grad in (
+        (reference(dx, weight, **window), dx, grad_x),
+        (reference(x, dw, **window), dw, grad_weight),
+    ):
+        np.testing.assert_allclose(np.vdot(changed, y), np.vdot(d, grad), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(grad_bias, y.sum(axis=(0, 2, 3)), atol=1e-12)
+
+
+@every_way_back
+@given(case=convolutions(dtypes=[np.float64]))
+def test_backward_agrees_with_finite_differences(algorithm, case):
+    x, weight, bias, window = case
+    bias = np.zeros(len(weight)) if bias is None else bias
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal(conv2d(x, weight, bias, **window).shape)
+    gradients = conv2d_backward(y, x, weight, **window, algorithm=algorithm)
+    for array, grad in zip((x, weight, bias), gradients, strict=True):
+        for place in rng.integers(array.size, size=3):
+            values, step = array.reshape(-1), 1e-3
+            kept = values[place]
+            losses = []
+            for sign in (1, -1):
+                values[place] = kept + sign * step
+                losses.append(np.vdot(reference(x, weight, bias, **window), y))
+            values[place] = kept
+            expected = (losses[0] - losses[1]) / (2 * step)
+            np.testing.assert_allclose(grad.flat[place], expected, rtol=1e-6, atol=1e-8)
+
+
+@every_way_back
+@given(case=convolutions())
+def test_backward_keeps_the_dtype(algorithm, case):
+    x, weight, _, window = case
+    y = np.ones_like(conv2d(x, weight, **window))
+    back = functools.partial(conv2d_backward, y, x, weight, **window, algorithm=algorithm)
+    gradients, without = back(), back(need_grad_x=False)
+    assert {grad.dtype for grad in gradients} == {x.dtype}
+    assert without[0] is None
+    assert (without[1] == gradients[1]).all() and (without[2] == gradients[2]).all()
+
+
+@every_way_back
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_backward_gives_the_same_bits_every_time(algorithm, count):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((7, 4, 9, 9)), rng.standard_normal((6, 4, 3, 3))
+    y = rng.standard_normal((7, 6, 7, 7))
+    with blas_threads(count):
+        first, second = (conv2d_backward(y, x, weight, algorithm=algorithm) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_backward_refuses_a_gradient_of_another_shape_or_dtype(fake_gpu):
+    x, weight = np.ones((2, 1, 3, 3), np.float32), np.ones((1, 1, 2, 2), np.float32)
+    with pytest.raises(ValueError, match=r"output's shape \(2, 1, 2, 2\), got \(2, 1, 3, 3\)"):
+        conv2d_backward(np.ones((2, 1, 3, 3), np.float32), x, weight)
+    with pytest.raises(TypeError, match=r"float64.*grad_out\.astype\(x\.dtype\)"):
+        conv2d_backward(np.ones((2, 1, 2, 2)), x, weight)
+    with pytest.raises(TypeError, match=r"to_gpu\(\) or to_cpu\(\)"):
+        conv2d_backward(fake_gpu.ones((2, 1, 2, 2), np.float32), x, weight)
