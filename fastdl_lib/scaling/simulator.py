@@ -38,6 +38,7 @@ from fastdl_lib.scaling.clusters import (
 
 __all__ = [
     "Asynchronous",
+    "Bottleneck",
     "Scaling",
     "Stragglers",
     "Synchronous",
