@@ -30,9 +30,10 @@ from fastdl_lib.core.arrays import gpu_available, keep_freed_memory, synchronize
 from fastdl_lib.core.datasets import data_folder, mnist, photos
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.course.record import check_place, save
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
-from fastdl_lib.measuring.recordings import Recording, read_recording, write_recording
+from fastdl_lib.measuring.recordings import Recording, read_recording
 from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network, alexnet, deep_convnet
@@ -41,7 +42,7 @@ from fastdl_lib.nn.training import DROPOUT, fit
 from fastdl_lib.scaling.mpi import mpi_status, run_program
 from fastdl_lib.scaling.workers import PATIENCE_S, MpiWorkers
 
-__all__ = ["RANK_RUNS", "rank_run", "run_ranks"]
+__all__ = ["rank_run", "run_ranks"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -254,7 +255,7 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
         network = _one_layer() if options.network == "one_layer" else deep_convnet()
         x, labels = (array[:batch] for array in mnist("train"))
         if len(x) < batch:
-            raise ValueError(f"MNIST has {len(x):,} training images; a batch of {batch:,} does not")
+            raise ValueError(f"MNIST has {len(x):,} training images; --batch {batch} takes more")
     x, labels = _on_device(options, x, labels)
     if options.device == "gpu":
         network.to_gpu()
@@ -368,9 +369,14 @@ def _record(options: argparse.Namespace) -> int:
     if not mpi_status().available:
         print(mpi_status().reason, file=sys.stderr)
         return 1
-    found = [m for name in RANK_RUNS for m in rank_run(name, show=True).values()]
-    command = "python -m fastdl_lib.course.ranks record"
-    write_recording(options.out, Recording(found[0].machine, command, tuple(found)))
+    try:
+        check_place(options.out)
+        found = [m for name in RANK_RUNS for m in rank_run(name, show=True).values()]
+        command = "python -m fastdl_lib.course.ranks record"
+        save(Recording(found[0].machine, command, tuple(found)), options.out)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -28,7 +28,7 @@ from fastdl_lib.measuring.published import published
 from fastdl_lib.scaling.clusters import Cluster, Combine, Job, ParameterServer, Ring, constants
 from fastdl_lib.scaling.simulator import Stragglers, bottleneck, step_times
 
-__all__ = ["PARAMETERS", "Curve", "Fitted", "calibrate", "error_table", "published_curves"]
+__all__ = ["Curve", "error_table", "published_curves"]
 
 PARAMETERS: Mapping[str, tuple[float, float]] = {"spread": (0.001, 0.3), "link_share": (0.2, 1.0)}
 """What :func:`calibrate` may change, from least to most.

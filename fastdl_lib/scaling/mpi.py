@@ -97,42 +97,49 @@ def run_program(
         result, errors = Path(folder) / "result.json", Path(folder) / "errors.txt"
         command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program]
         command += [*map(str, words), "--result", str(result)]
-        with open(errors, "wb") as stderr:
-            job = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                # What a rank prints comes at once.
-                env=os.environ | _HERE | {"PYTHONUNBUFFERED": "1"},
-            )
-        late = threading.Event()
-        timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
-        timer.start()
-        try:
-            for line in job.stdout:
-                if show:
-                    print(line, end="", flush=True)
-            job.wait()
-        finally:
-            timer.cancel()
-            _end(job)
-            job.stdout.close()
-        said = errors.read_text(encoding="utf-8", errors="replace")
-        if late.is_set():
+        status = _run(command, errors, timeout_s, show)
+        said = _why(errors.read_text(encoding="utf-8", errors="replace"))
+        if status is None:
             raise TimeoutError(
                 f"the job of {ranks} ranks was ended after {timeout_s:g} s; give it less to do, or "
-                f"more time with timeout_s. {_why(said)}".rstrip()
+                f"more time with timeout_s. {said}".rstrip()
             )
-        if job.returncode or not result.is_file():
+        if status or not result.is_file():
             raise RuntimeError(
-                f"the job of {ranks} ranks ended with status {job.returncode} and without a "
-                f"result. {_why(said)}".rstrip()
+                f"the job of {ranks} ranks ended with status {status} and without a result. "
+                f"{said}".rstrip()
             )
         return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _run(command: list[str], errors: Path, timeout_s: float, show: bool) -> int | None:
+    """Run a command, with what it says of errors in a file; its status, or None if it took too
+    long."""
+    with open(errors, "wb") as stderr:
+        job = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            # What a rank prints comes at once.
+            env=os.environ | _HERE | {"PYTHONUNBUFFERED": "1"},
+        )
+    late = threading.Event()
+    timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
+    timer.start()
+    try:
+        for line in job.stdout:
+            if show:
+                print(line, end="", flush=True)
+        job.wait()
+    finally:
+        timer.cancel()
+        _end(job)
+        job.stdout.close()
+    return None if late.is_set() else job.returncode
 
 
 def _why(said: str) -> str:

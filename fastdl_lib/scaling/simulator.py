@@ -38,7 +38,6 @@ from fastdl_lib.scaling.clusters import (
 
 __all__ = [
     "Asynchronous",
-    "Bottleneck",
     "Scaling",
     "Stragglers",
     "Synchronous",

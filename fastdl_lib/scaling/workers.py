@@ -288,11 +288,11 @@ class MpiWorkers(Workers):
         settings: dict[str, Any] | None,
         epochs: list[dict[str, Any]],
     ) -> list[dict[str, Any]]:
-        mixing = [n for n, layer in network.layers.items() if layer.mixes_images]
+        mixing = any(layer.mixes_images for layer in network.layers.values())
         if mixing and self.size > 1:  # of each rank's part, they would drift apart
             raise ValueError(
-                f"{network.name} has batch normalisation ({mixing[0]}), whose means and variances "
-                "are the whole batch's: train it in one process, with fit()."
+                f"{network.name} has batch normalisation, whose means and variances are the whole "
+                "batch's: train it in one process, with fit()."
             )
         own = json.loads(json.dumps(settings))
         first = [own, epochs, optimizer.steps, optimizer.numbers, list(optimizer.state)]

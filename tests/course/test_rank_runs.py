@@ -125,14 +125,22 @@ def test_a_restart_goes_on_to_the_same_weights(tmp_path):
         (["bogus"], "invalid choice: 'bogus'"),
         (["all-reduce", "--bytes", 2], "must be 4 or more, got 2"),
         (["steps", "--rounds", 0], "must be 1 or more, got 0"),
-        (["steps", "--batch", 70_000], "MNIST has 60,000 training images"),
-        ([*FEW, "--out", "nofolder/w.npz"], "w.npz cannot be written"),
+        (
+            [*FEW, "--out", "nofolder/w.npz"],
+            "rank 0 of 3 failed in step 0: FileNotFoundError: w.npz",
+        ),
     ],
 )
 def test_a_wrong_word_is_said_once_and_before_the_work(words, says):
     with pytest.raises(RuntimeError) as error:
         run_ranks(3, *words, timeout_s=LIMIT_S, show=False)
     assert str(error.value).count(says) == 1
+
+
+@needs_mpi
+def test_no_more_images_are_reported_than_there_are():
+    with pytest.raises(RuntimeError, match="60,000 training images; --batch 70000 takes more"):
+        run_ranks(1, "steps", "--batch", 70_000, timeout_s=LIMIT_S, show=False)
 
 
 @needs_mpi
@@ -193,6 +201,15 @@ def test_the_command_says_what_is_missing(capsys, tmp_path):
     assert command.main(["record", "--out", str(tmp_path / "ranks.json")]) == 1
     assert "there is no MPI." in capsys.readouterr().err
     assert not (tmp_path / "ranks.json").exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_found_before_the_work(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(command, "mpi_status", lambda: Status(True, "MPI works."))
+    monkeypatch.setattr(command, "rank_run", None)
+    assert command.main(["record", "--out", str(tmp_path / "nofolder" / "ranks.json")]) == 1
+    assert "there is no folder 'nofolder'" in capsys.readouterr().err
 
 
 def test_the_large_array_is_as_large_as_the_gradients():
