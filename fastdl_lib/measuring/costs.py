@@ -12,10 +12,10 @@ weights and the activations take the same; the scales of a format such as int8 a
 import dataclasses
 import itertools
 import math
+from typing import Any
 
-from fastdl_lib.core.checks import check_number
+from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
-from fastdl_lib.nn.network import Network
 
 __all__ = [
     "KINDS",
@@ -26,6 +26,8 @@ __all__ = [
     "memory_bytes",
     "training_days",
 ]
+
+Network = Any  # a fastdl_lib.nn.network.Network, which stands above this package
 
 KINDS = ("conv", "fc", "pool", "norm", "relu", "other")
 """The kinds of layers that shares are summed over, in the order they are drawn."""
@@ -77,12 +79,6 @@ class LayerCost:
         return max(compute_ms, memory_ms)
 
 
-def _whole_bytes(values: int, bytes_per_value: float) -> int:
-    """The bytes of so many values; bits that do not fill the last byte take all of it."""
-    check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
-    return math.ceil(values * bytes_per_value)
-
-
 def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4) -> list[LayerCost]:
     """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
 
@@ -94,8 +90,9 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
             bit. Each layer's bytes are rounded up to whole ones.
 
     Raises:
-        TypeError: ``bytes_per_value`` is no number; a layer cannot say what it costs.
-        ValueError: ``batch`` is not a whole number from 1 up, ``bytes_per_value`` is not above 0.
+        TypeError, ValueError: ``batch`` is not a whole number from 1 up, ``bytes_per_value`` is no
+            number above 0.
+        TypeError: a layer cannot say what it costs.
 
     >>> from fastdl_lib.nn.network import deep_convnet
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
@@ -103,8 +100,7 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
     >>> [layer_costs(deep_convnet(), bytes_per_value=size)[0].bytes for size in (4, 2)]
     [53952, 26976]
     """
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise ValueError(f"batch must be a whole number from 1 up, got {batch!r}.")
+    check_whole_number("batch", batch, 1)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
     costs = []
     input_shape = network.input_shape
@@ -207,8 +203,8 @@ def memory_bytes(
             besides, which this does not count.
 
     Raises:
-        TypeError: ``bytes_per_value`` is no number.
-        ValueError: ``batch`` is not a whole number from 0 up, ``bytes_per_value`` is not above 0.
+        TypeError, ValueError: ``batch`` is not a whole number from 0 up, ``bytes_per_value`` is no
+            number above 0.
 
     >>> from fastdl_lib.nn.network import alexnet
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
@@ -216,8 +212,8 @@ def memory_bytes(
     >>> memory_bytes(alexnet(), 0, bytes_per_value=2)
     121930448
     """
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0:
-        raise ValueError(f"batch must be a whole number from 0 up, got {batch!r}.")
+    check_whole_number("batch", batch, 0)
+    check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
     sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
     buffers = sum(array.size for array in network.buffers.values())
     if not training:
@@ -226,7 +222,7 @@ def memory_bytes(
         largest = max((array.size for array in network.parameters.values()), default=0)
         values = 3 * network.parameter_count + largest + batch * sum(sizes)
     values += buffers
-    return _whole_bytes(values, bytes_per_value)
+    return math.ceil(values * bytes_per_value)
 
 
 def training_days(
@@ -241,8 +237,8 @@ def training_days(
         images: in one pass; ILSVRC-2012's training set by default.
 
     Raises:
-        ValueError: a speed, a number of passes or of images that is not above 0, or a unit other
-            than ``"images/s"``.
+        TypeError, ValueError: a speed, a number of passes or of images that is no number above 0.
+        ValueError: a unit other than ``"images/s"``.
 
     >>> titan = Measurement(
     ...     "Caffe on a Titan", "images/s", (195,), Provenance.PUBLISHED, source="Caffe"
@@ -255,8 +251,7 @@ def training_days(
             f"training_days() takes images/s, got {images_per_s.name!r} in {images_per_s.unit}."
         )
     for name, value in (("epochs", epochs), ("images", images)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value!r}.")
+        check_number(name, value, low=0, low_included=False)
     if min(images_per_s.samples) <= 0:
         raise ValueError(f"{images_per_s.name!r} holds a speed of {min(images_per_s.samples)}.")
     days = images_per_s.convert(lambda speed: epochs * images / speed / 86_400, "days")

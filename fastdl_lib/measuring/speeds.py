@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.core.arrays import keep_freed_memory, release_gpu_memory, to_cpu, to_gpu
-from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.costs import Network
+from fastdl_lib.measuring.evidence import Measurement
 from fastdl_lib.measuring.published import published
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import benchmark
-from fastdl_lib.nn.layers import Layer
-from fastdl_lib.nn.network import Network
-from fastdl_lib.nn.optimizers import SGD
 
 __all__ = [
     "forward_ms",
@@ -27,13 +25,13 @@ __all__ = [
     "training_speed",
 ]
 
-Array = Any  # numpy.ndarray or cupy.ndarray
+Layer = Any  # a fastdl_lib.nn.layers.Layer
 
 
 @contextlib.contextmanager
 def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
     """Put ``model`` on a device with a way to convolve for a block, and both back afterwards."""
-    layers = list(model.layers.values()) if isinstance(model, Network) else [model]
+    layers = list(model.layers.values()) if hasattr(model, "layers") else [model]
     before = [(layer, layer.algorithm) for layer in layers if layer.algorithm is not None]
 
     def move(rule: Any) -> None:
@@ -54,6 +52,7 @@ def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
             layer.algorithm = name
 
 
+@keep_freed_memory()
 def forward_ms(
     model: Layer | Network,
     x: np.ndarray,
@@ -101,6 +100,7 @@ def training_speed(
     network: Network,
     x: np.ndarray,
     labels: np.ndarray,
+    optimizer: Any,
     *,
     algorithm: str = "auto",
     device: str = "cpu",
@@ -109,10 +109,10 @@ def training_speed(
 ) -> Measurement:
     """Time whole training steps, forward, backward and update, in images a second.
 
-    The learning rate is so small that the weights stay practically what they are.
-
     Args:
         x, labels: (N, C, H, W) and (N,) on the CPU; moved to the device before the clock starts.
+        optimizer: takes the steps, such as ``SGD(1e-6, momentum=0.9)``, whose learning rate leaves
+            the weights practically what they are. It forgets its state afterwards.
         algorithm: how the convolutions are computed.
         device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
         options: what :func:`fastdl_lib.measuring.timing.benchmark` takes, such as ``budget_s``.
@@ -122,11 +122,11 @@ def training_speed(
         ValueError, TypeError: x or the labels do not fit.
 
     >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.optimizers import SGD
     >>> x, labels = np.zeros((2, 1, 28, 28), np.float32), np.arange(2)
-    >>> training_speed(deep_convnet(), x, labels, budget_s=0.001).unit
+    >>> training_speed(deep_convnet(), x, labels, SGD(1e-6), budget_s=0.001).unit
     'images/s'
     """
-    optimizer = SGD(1e-6, momentum=0.9)
     with _on(device, network, algorithm):
         if device == "gpu":
             x, labels = to_gpu(x), to_gpu(labels)
@@ -184,12 +184,12 @@ def published_training_speeds() -> dict[str, Measurement]:
     for row in published("alexnet_training_speeds").rows:
         several = f"{row['gpus']} x " if (row["gpus"] or 1) > 1 else ""
         device = row["device"].partition(",")[0]
-        speeds[row["run"]] = Measurement(
+        speeds[row["run"]] = Measurement.published(
             f"{several}{device}, {row['software']}",
             "images/s",
-            (row["images_per_s"] or 1e3 * row["images"] / row["time_ms"],),
-            Provenance.PUBLISHED,
-            source=row["origin"],
-            conditions={"device": row["kind"].lower(), "batch": row["batch"]},
+            row["images_per_s"] or 1e3 * row["images"] / row["time_ms"],
+            row["origin"],
+            device=row["kind"].lower(),
+            batch=row["batch"],
         )
     return speeds

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,11 @@ from fastdl_lib.core.arrays import (
     tf32,
     to_gpu,
 )
+from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
-from fastdl_lib.measuring.costs import KINDS, Ceilings
+from fastdl_lib.measuring.costs import KINDS, Ceilings, Network
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table, device_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
-from fastdl_lib.measuring.recordings import Recording
-from fastdl_lib.nn.network import Network
 
 __all__ = [
     "PRODUCT_SIZES",
@@ -40,7 +39,6 @@ __all__ = [
     "measure_ceilings",
     "product_gflops",
     "profile_layers",
-    "recorded_profile",
     "time_scale",
 ]
 
@@ -64,26 +62,32 @@ def time_scale() -> float:
     return scale
 
 
-def _budget(budget_s: float) -> float:
-    """The time budget in seconds after FASTDL_TIME_SCALE, both checked."""
-    if not (isinstance(budget_s, (int, float)) and math.isfinite(budget_s) and budget_s > 0):
-        raise ValueError(f"budget_s must be a positive number, got {budget_s!r}.")
-    return budget_s * time_scale()
+def _rounds(budget_s: float, least: int, most: int | None) -> Callable[[], Iterator[None]]:
+    """Check how often to run, and return what counts the runs: ``least`` at least, then until the
+    seconds are used up or there were ``most``."""
+    check_number("budget_s", budget_s, low=0, low_included=False)
+    check_whole_number("min_repeats", least, 1)
+    if most is not None:
+        check_whole_number("max_repeats", most, least)
+    seconds = budget_s * time_scale()
+
+    def rounds() -> Iterator[None]:
+        deadline, count = time.perf_counter() + seconds, 0
+        while count != most and (count < least or time.perf_counter() < deadline):
+            yield
+            count += 1
+
+    return rounds
 
 
 def _check_device(device: str) -> None:
-    if device not in ("cpu", "gpu"):
-        raise ValueError(f"device must be 'cpu' or 'gpu', got {device!r}.")
+    check_choice("device", device, ("cpu", "gpu"))
     if device == "gpu" and not gpu_available():
         raise RuntimeError(f"device='gpu' needs a GPU. {gpu_status().reason}")
 
 
-def _most_repeats(least: int, most: int | None) -> float:
-    if most is None:
-        return math.inf
-    if not isinstance(most, int) or isinstance(most, bool) or most < least:
-        raise ValueError(f"max_repeats must be a whole number from {least} up, got {most!r}.")
-    return most
+def _with_threads(threads: int | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if threads is None else blas_threads(threads)
 
 
 def _where(device: str) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def benchmark(
 
     Raises:
         TypeError: ``function`` cannot be called.
-        ValueError: a budget or a count that is not positive, or a device of another name.
+        TypeError, ValueError: a budget or a count that is no positive number, another device.
         RuntimeError: the device is "gpu" and there is none.
 
     >>> m = benchmark(sum, range(100), budget_s=0.001)
@@ -135,23 +139,15 @@ def benchmark(
             f"benchmark() takes a function and its arguments, got {type(function).__name__}; "
             "write benchmark(f, x), not benchmark(f(x))."
         )
-    for label, count, least in (("warmup", warmup, 0), ("min_repeats", min_repeats, 1)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < least:
-            raise ValueError(f"{label} must be a whole number from {least} up, got {count!r}.")
+    check_whole_number("warmup", warmup, 0)
     _check_device(device)
-    most = _most_repeats(min_repeats, max_repeats)
-    budget_s = _budget(budget_s)
-    with contextlib.ExitStack() as stack:
-        if threads is not None:
-            stack.enter_context(blas_threads(threads))
+    rounds = _rounds(budget_s, min_repeats, max_repeats)
+    with _with_threads(threads):
         conditions = {**_where(device), "warmup": warmup}
         for _ in range(warmup):
             function(*arguments)
         samples_ms: list[float] = []
-        deadline = time.perf_counter() + budget_s
-        while len(samples_ms) < most and (
-            len(samples_ms) < min_repeats or time.perf_counter() < deadline
-        ):
+        for _ in rounds():
             synchronize()
             start = time.perf_counter()
             function(*arguments)
@@ -288,11 +284,6 @@ class LayerProfile:
         return self.first.machine
 
     @property
-    def conditions(self) -> dict[str, Any]:
-        """Device, batch size, warm-up passes, and on the CPU the BLAS threads."""
-        return dict(self.first.conditions)
-
-    @property
     def provenance(self) -> Provenance:
         """Measured here, or recorded."""
         return self.first.provenance
@@ -308,11 +299,6 @@ class LayerProfile:
     def total_ms(self) -> float:
         """The sum of the layers' medians."""
         return sum(self.layer_ms().values())
-
-    @property
-    def images_per_s(self) -> float:
-        """Images a second, from the sum of the layers' medians."""
-        return 1e3 * self.batch / self.total_ms
 
     def layer_shares(self) -> dict[str, float]:
         """Each layer's percentage of the total."""
@@ -371,12 +357,14 @@ class LayerProfile:
             columns.append(Column("backward", "backward", "ms", provenance))
         columns.append(Column("share", "share", "%", provenance))
         what = "training step" if self.backward else "forward pass"
-        where = device_in_words(self.conditions)
-        if self.conditions.get("device") != "gpu":
+        conditions = self.first.conditions
+        where = device_in_words(conditions)
+        if conditions.get("device") != "gpu":
             where = f"BLAS on {where}"
+        speed = 1e3 * self.batch / self.total_ms
         caption = (
             f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "
-            f"{self.images_per_s:,.1f} images/s ({self.first.label}, {where}, median and quartiles)"
+            f"{speed:,.1f} images/s ({self.first.label}, {where}, median and quartiles)"
         )
         return Table(tuple(columns), tuple(rows), caption)
 
@@ -403,7 +391,7 @@ def profile_layers(
         threads: BLAS threads to run with; by default as many as are set now.
 
     Raises:
-        ValueError, TypeError: x does not fit the network, or a budget that is not positive.
+        TypeError, ValueError: x does not fit the network, a budget or count is no positive number.
 
     >>> from fastdl_lib.nn.network import deep_convnet
     >>> x = np.zeros((2, 1, 28, 28), np.float32)
@@ -412,36 +400,24 @@ def profile_layers(
     (2, 100)
     """
     network.check_input(x, labels)
-    if not isinstance(min_repeats, int) or min_repeats < 1:
-        raise ValueError(f"min_repeats must be a whole number from 1 up, got {min_repeats!r}.")
-    most = _most_repeats(min_repeats, max_repeats)
-    budget_s = _budget(budget_s)
-    device = "cpu" if array_module(x) is np else "gpu"
+    rounds = _rounds(budget_s, min_repeats, max_repeats)
     forward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
     backward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
-    with contextlib.ExitStack() as stack:
-        if threads is not None:
-            stack.enter_context(blas_threads(threads))
+    with _with_threads(threads):
+        device = "cpu" if array_module(x) is np else "gpu"
         conditions = {**_where(device), "warmup": 1, "batch": len(x)}
         _one_pass(network, x, labels)
-        passes, deadline = 0, time.perf_counter() + budget_s
-        while passes < most and (passes < min_repeats or time.perf_counter() < deadline):
+        for _ in rounds():
             forward, backward = _one_pass(network, x, labels)
             for name in network.layers:
                 forward_ms[name].append(forward[name])
                 backward_ms[name].append(backward.get(name, 0.0))
-            passes += 1
     card = machine_card()
 
     def measured(samples: dict[str, list[float]], direction: str) -> dict[str, Measurement]:
         return {
-            name: Measurement(
-                f"{name} {direction}",
-                "ms",
-                tuple(values),
-                Provenance.MEASURED,
-                machine=card,
-                conditions=conditions,
+            name: Measurement.measured(
+                f"{name} {direction}", "ms", *values, machine=card, **conditions
             )
             for name, values in samples.items()
         }
@@ -452,45 +428,6 @@ def profile_layers(
         kinds={name: layer.kind for name, layer in network.layers.items()},
         forward=measured(forward_ms, "forward"),
         backward={} if labels is None else measured(backward_ms, "backward"),
-    )
-
-
-def recorded_profile(
-    recording: Recording,
-    *,
-    device: str,
-    batch: int,
-    training: bool = False,
-    algorithm: str = "auto",
-) -> LayerProfile:
-    """Take a layer profile out of a machine's recording, for the same plots and tables.
-
-    Args:
-        recording: one of :func:`fastdl_lib.measuring.recordings.machine_recordings`.
-        device: "cpu" or "gpu".
-        batch: images a pass.
-        training: a training step, forward and backward, instead of the forward pass alone.
-        algorithm: how the convolutions were computed; "auto" on the GPU is "gpu".
-
-    Raises:
-        ValueError: it was not recorded; the message says what was.
-    """
-    if device == "gpu" and algorithm == "auto":
-        algorithm = "gpu"
-    found = recording.select(
-        part="layers", device=device, training=training, algorithm=algorithm, batch=batch
-    )
-    times = {
-        direction: {
-            m.conditions["layer"]: m for m in found if m.conditions["direction"] == direction
-        }
-        for direction in ("forward", "backward")
-    }
-    return LayerProfile(
-        network=found[0].conditions["network"],
-        batch=batch,
-        kinds={name: m.conditions["kind"] for name, m in times["forward"].items()},
-        **times,
     )
 
 

@@ -18,6 +18,7 @@ from fastdl_lib.measuring.speeds import (
 )
 from fastdl_lib.nn.layers import Conv2d
 from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.nn.optimizers import SGD
 
 QUICK = {"budget_s": 0.001, "min_repeats": 1}
 
@@ -75,13 +76,15 @@ def test_training_moves_once_and_takes_whole_steps(fake_gpu):
     network = deep_convnet()
     before = {name: array.copy() for name, array in network.parameters.items()}
     x = np.random.default_rng(0).random((6, 1, 28, 28), dtype=np.float32)
+    sgd = SGD(1e-6, momentum=0.9)
     run = training_speed(
-        network, x, np.arange(6), algorithm="im2col", device="gpu", name="here", **QUICK
+        network, x, np.arange(6), sgd, algorithm="im2col", device="gpu", name="here", **QUICK
     )
     assert (run.name, run.unit, run.conditions["batch"]) == ("here", "images/s", 6)
     assert fake_gpu.counts["to_gpu"] >= len(before) + 2 and places(network) == {"numpy"}
     moved = [not np.array_equal(before[n], a) for n, a in network.parameters.items()]
     assert any(moved), "no step was taken"
+    assert not sgd.state and not network.gradients
     assert all(np.allclose(before[n], a, atol=1e-3) for n, a in network.parameters.items())
 
 
@@ -90,7 +93,7 @@ def test_images_a_second_are_the_batch_over_the_time(monkeypatch):
     timed = Measurement("step", "ms", (250.0,), Provenance.MEASURED, machine=card)
     monkeypatch.setattr("fastdl_lib.measuring.speeds.benchmark", lambda *_, **__: timed)
     x = np.zeros((5, 1, 28, 28), np.float32)
-    assert training_speed(deep_convnet(), x, np.arange(5)).median == 20
+    assert training_speed(deep_convnet(), x, np.arange(5), SGD(1e-6)).median == 20
 
 
 def recorded(ms, **conditions):

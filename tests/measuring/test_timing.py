@@ -1,6 +1,5 @@
 """The timer, tried with a clock that only moves when it is told to."""
 
-import dataclasses
 import math
 import sys
 import time
@@ -15,13 +14,11 @@ from fastdl_lib.core.arrays import tf32_allowed, to_gpu
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring import timing
 from fastdl_lib.measuring.evidence import Provenance
-from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import (
     benchmark,
     measure_ceilings,
     product_gflops,
     profile_layers,
-    recorded_profile,
 )
 from fastdl_lib.nn.network import deep_convnet
 
@@ -111,12 +108,35 @@ def test_a_result_instead_of_a_function_is_refused():
         benchmark(sum([1.0, 2.0]))
 
 
-@pytest.mark.parametrize("budget", [0, -1, math.nan, math.inf, "1", None])
-def test_a_bad_budget_is_refused(budget):
-    with pytest.raises(ValueError, match="budget_s must be a positive number"):
-        benchmark(sum, [], budget_s=budget)
-    with pytest.raises(ValueError, match="budget_s must be a positive number"):
-        profile_layers(deep_convnet(), np.zeros((1, 1, 28, 28), np.float32), budget_s=budget)
+X = np.zeros((1, 1, 28, 28), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"budget_s": 0}, ValueError, "budget_s must be above 0 and finite, got 0"),
+        ({"budget_s": math.nan}, ValueError, "budget_s must be above 0 and finite, got nan"),
+        ({"budget_s": "1"}, TypeError, "budget_s must be a number, got '1'"),
+        ({"budget_s": None}, TypeError, "budget_s must be a number, got None"),
+        ({"min_repeats": 0}, ValueError, "min_repeats must be at least 1, got 0"),
+        ({"min_repeats": True}, TypeError, "min_repeats must be a whole number, got True"),
+        ({"min_repeats": "3"}, TypeError, "min_repeats must be a whole number, got '3'"),
+        ({"max_repeats": 2}, ValueError, "max_repeats must be at least 3, got 2"),
+        ({"max_repeats": 3.0}, TypeError, "max_repeats must be a whole number, got 3.0"),
+        ({"threads": 0}, ValueError, "number of BLAS threads must be at least 1"),
+    ],
+)
+def test_bad_budgets_and_counts_are_refused_alike(wrong, error, message):
+    with pytest.raises(error, match=message):
+        benchmark(sum, [], **wrong)
+    with pytest.raises(error, match=message):
+        profile_layers(deep_convnet(), X, **wrong)
+
+
+@pytest.mark.parametrize(("warmup", "error"), [(-1, ValueError), (1.0, TypeError)])
+def test_a_bad_warmup_is_refused(warmup, error):
+    with pytest.raises(error, match="warmup must be "):
+        benchmark(sum, [], warmup=warmup)
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "fast", ""])
@@ -126,26 +146,11 @@ def test_a_bad_time_scale_is_named(monkeypatch, scale):
         benchmark(sum, [])
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"warmup": -1}, {"warmup": 1.0}, {"warmup": True}, {"min_repeats": 0}, {"min_repeats": "3"}],
-)
-def test_bad_counts_are_refused(wrong):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name} must be a whole number from"):
-        benchmark(sum, [], **wrong)
-    with pytest.raises(ValueError, match="number of BLAS threads must be at least 1"):
-        benchmark(sum, [], threads=0)
-
-
 def test_it_stops_after_the_most_repeats(clock, card):
     m = benchmark(lambda: clock.work(0.01), budget_s=1.0, max_repeats=7, machine=card)
     assert len(m.samples) == 7
     network = small_alexnet()
     assert len(profile_layers(network, batch(network)[0], max_repeats=5).first.samples) == 5
-    for wrong in (2, 0, 3.0, True):
-        with pytest.raises(ValueError, match="max_repeats must be a whole number from 3 up"):
-            benchmark(sum, [], max_repeats=wrong)
 
 
 def test_the_device_is_stated_and_must_be_there(fake_gpu, card):
@@ -154,7 +159,7 @@ def test_the_device_is_stated_and_must_be_there(fake_gpu, card):
     # What a BLAS could do with its threads does not matter there.
     assert m.conditions == {"device": "gpu", "warmup": 1}
     assert str(m).endswith("on the GPU)")
-    with pytest.raises(ValueError, match="device must be 'cpu' or 'gpu', got 'cuda'"):
+    with pytest.raises(ValueError, match="device must be one of 'cpu', 'gpu', got 'cuda'"):
         benchmark(sum, [], device="cuda")
 
 
@@ -287,10 +292,9 @@ def test_a_profile_adds_up_to_100_percent(training):
     assert sum(profile.layer_shares().values()) == pytest.approx(100)
     assert sum(profile.kind_shares().values()) == pytest.approx(100)
     assert sum(profile.layer_ms().values()) == pytest.approx(profile.total_ms)
-    assert profile.images_per_s == pytest.approx(3000 / profile.total_ms)
     assert (profile.network, profile.batch) == ("small AlexNet", 3)
     assert profile.provenance is Provenance.MEASURED
-    assert profile.conditions == {
+    assert profile.first.conditions == {
         "device": "cpu",
         "threads": blas_threads_now(),
         **({"freed_memory": "kept"} if sys.platform == "linux" else {}),
@@ -380,72 +384,13 @@ def test_a_profile_refuses_what_the_network_refuses():
     x = np.zeros((1, 1, 28, 28), np.float32)
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.9"):
         profile_layers(network, x, np.array([10]))
-    with pytest.raises(ValueError, match="min_repeats must be a whole number from 1 up"):
-        profile_layers(network, x, min_repeats=0)
 
 
 def test_a_profile_on_the_gpu_waits_after_every_layer(fake_gpu):
     network = small_alexnet().to_gpu()
     x = to_gpu(batch(network)[0])
     profile = profile_layers(network, x, budget_s=1e-3)
-    assert profile.conditions == {"device": "gpu", "warmup": 1, "batch": 2}
+    assert profile.first.conditions == {"device": "gpu", "warmup": 1, "batch": 2}
     assert "(measured here, on the GPU, median" in profile.table().caption
     passes = 1 + len(next(iter(profile.forward.values())).samples)
     assert fake_gpu.counts["synchronize"] == passes * (1 + len(network.layers))
-
-
-# --- a recorded profile -------------------------------------------------------------------------
-
-
-def a_recording(card, *profiles):
-    """The profiles as a machine's recording holds them."""
-    rows = []
-    for algorithm, profile in profiles:
-        for direction, layers in (("forward", profile.forward), ("backward", profile.backward)):
-            for name, m in layers.items():
-                conditions = {
-                    **m.conditions,
-                    "part": "layers",
-                    "network": profile.network,
-                    "direction": direction,
-                    "training": bool(profile.backward),
-                    "algorithm": algorithm,
-                    "layer": name,
-                    "kind": profile.kinds[name],
-                }
-                rows.append(dataclasses.replace(m, provenance="recorded", conditions=conditions))
-    return Recording(card, "python record.py", tuple(rows))
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_recorded_profile_is_the_profile_that_was_measured(card, training):
-    network = small_alexnet()
-    x, labels = batch(network)
-    forward = profile_layers(network, x, budget_s=1e-3)
-    step = profile_layers(network, x, labels, budget_s=1e-3)
-    recording = a_recording(card, ("auto", forward), ("auto", step))
-    profile = recorded_profile(recording, device="cpu", batch=2, training=training)
-    measured = step if training else forward
-    assert profile.layer_ms() == measured.layer_ms()
-    assert profile.kinds == measured.kinds and profile.network == "small AlexNet"
-    assert profile.provenance is Provenance.RECORDED and profile.batch == 2
-    assert "recorded on" in profile.table().caption
-    assert sum(profile.kind_shares().values()) == pytest.approx(100)
-
-
-def test_auto_on_the_gpu_is_our_own_algorithm(card, fake_gpu):
-    network = small_alexnet().to_gpu()
-    profiles = [profile_layers(network, to_gpu(batch(network)[0]), budget_s=1e-3) for _ in "ab"]
-    recording = a_recording(card, ("cudnn", profiles[0]), ("gpu", profiles[1]))
-    auto = recorded_profile(recording, device="gpu", batch=2)
-    assert auto.layer_ms() == profiles[1].layer_ms()
-    cudnn = recorded_profile(recording, device="gpu", batch=2, algorithm="cudnn")
-    assert cudnn.layer_ms() == profiles[0].layer_ms()
-    assert "on the GPU" in auto.table().caption
-
-
-def test_a_profile_that_was_not_recorded(card):
-    network = small_alexnet()
-    recording = a_recording(card, ("auto", profile_layers(network, batch(network)[0])))
-    with pytest.raises(ValueError, match=r"has batch=64 where .*; there is batch 2\."):
-        recorded_profile(recording, device="cpu", batch=64)
