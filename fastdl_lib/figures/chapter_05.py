@@ -19,14 +19,10 @@ from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
 
-__all__ = [
-    "accuracy_lines",
-    "bit_layout",
-    "bits_summary",
-    "format_ranges",
-    "magnitude_histogram",
-]
+__all__ = ["accuracy_lines", "bit_layout", "bits_summary", "format_ranges", "magnitude_histogram"]
 
+# Smaller powers of two are counted with this one, in a histogram's first step.
+_LEAST = -60
 _BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
 
 
@@ -43,8 +39,7 @@ def bit_layout(
             framed, and the error is that against it.
 
     Raises:
-        TypeError: the format is no float format.
-        ValueError: it has more than 32 bits, or the bits do not fit it.
+        TypeError, ValueError: no float format, more than 32 bits, or bits that do not fit it.
 
     >>> from fastdl_lib.precision.formats import FLOAT16
     >>> print(bit_layout(FLOAT16, 0.1).alt[:59])
@@ -165,6 +160,7 @@ def _range_bar(axis: Any, place: float, number_format: NumberFormat) -> None:
 
 
 def _powers_of_two(axis: Any) -> None:
+    axis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"$2^{{{v:.0f}}}$"))
 
 
@@ -197,7 +193,6 @@ def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> P
         words.append(f"{number_format.name}, {number_format.bits} bits: {reach}, {digits}")
     forms.name_rows(axes, names)
     axes.axvline(0, color=Colour.INK, linewidth=0.9, linestyle=":")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
     left, right = axes.get_xlim()
     axes.set_xlim(left - 25, right + 25)  # room for the numbers
     _powers_of_two(axes.xaxis)
@@ -214,18 +209,14 @@ def magnitude_histogram(
     origin: MachineCard,
     *notes: str,
     title: str,
-    least: int = -60,
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
     ``groups`` are label to an array of any shape, NumPy or CuPy, whose zeros are counted apart;
     infinite values or NaN raise ValueError. Each format has a bar below, with lines up to it.
-    Powers of two below ``least`` are counted with it.
     """
-    ratios = [8, 0.8 + 0.85 * len(formats)]
-    figure, (upper, lower) = canvas(
-        9.5, 4.1 + 0.3 * len(formats), rows=2, sharex=True, height_ratios=ratios
-    )
+    heights = {"rows": 2, "height_ratios": [8, 0.8 + 0.85 * len(formats)]}
+    figure, (upper, lower) = canvas(9.5, 4.1 + 0.3 * len(formats), sharex=True, **heights)
     words, ends = [], []
     for (label, array), (colour, dashes, _) in zip(groups.items(), forms.LOOKS, strict=False):
         values = np.abs(to_cpu(array).astype(np.float64)).ravel()
@@ -233,7 +224,7 @@ def magnitude_histogram(
             raise ValueError(f"{label!r} holds infinite values or NaN, which have no size.")
         sizes = values[values > 0]
         zeros = 100 * float(np.mean(values == 0))
-        powers = np.maximum(np.frexp(sizes)[1] - 1, least)
+        powers = np.maximum(np.frexp(sizes)[1] - 1, _LEAST)
         first, last = (int(powers.min()), int(powers.max())) if sizes.size else (0, 0)
         share = 100 * np.bincount(powers - first, minlength=1) / max(1, values.size)
         edges = np.arange(first, last + 2)  # stairs that start and end on the axis
@@ -241,7 +232,7 @@ def magnitude_histogram(
         upper.stairs(share, edges, color=colour, linestyle=dashes, linewidth=2, label=text)
         upper.stairs(share, edges, color=colour, fill=True, alpha=0.12)
         ends += [first, last + 1]
-        start = f"2^{first}" if first > least else "less"
+        start = f"2^{first}" if first > _LEAST else "less"
         said = f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"
         words.append(", ".join([said, *_lost(sizes, formats)]))
     _draw_limits(upper, lower, formats, ends)
@@ -251,8 +242,8 @@ def magnitude_histogram(
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
     upper.legend(ncols=2, frameon=False, fontsize=9, **above)
     step = "a step holds the values between two powers of two"
-    if min(ends) == least:
-        step += f", the first one all below 2^{least + 1} too"
+    if min(ends) == _LEAST:
+        step += f", the first one all below 2^{_LEAST + 1} too"
     upper.set_xlabel(step, fontsize=8.5)
     alt, legend = f"Sizes of values. {'. '.join(words)}", _range_patches(formats)
     return Picture(figure, title, [Origin.on(origin)], alt, notes, legend)
@@ -271,25 +262,18 @@ def _lost(sizes: np.ndarray, formats: Sequence[NumberFormat]) -> list[str]:
     return said
 
 
-def _draw_limits(
-    upper: Any, lower: Any, formats: Sequence[NumberFormat], ends: Sequence[float]
-) -> None:
+def _draw_limits(upper: Any, lower: Any, formats: Sequence[NumberFormat], ends: list) -> None:
     """Draw the formats' bars below a histogram that has these ends, and lines up to it."""
+    dotted = {"color": Colour.GREY, "linewidth": 0.9, "linestyle": ":"}
+    powers = []
     for place, number_format in enumerate(formats):
         _range_bar(lower, place, number_format)
         for number in (number_format.smallest_subnormal, number_format.largest):
-            power, line = (
-                math.log2(number),
-                {"color": Colour.GREY, "linewidth": 0.9, "linestyle": ":"},
-            )
-            upper.axvline(power, **line)
-            lower.plot([power, power], [-0.7, place], **line)
-    # Formats that reach further than everything else may run out of the picture.
-    reach = [math.log2(f.smallest_subnormal) for f in formats if f.smallest_subnormal > 1e-20]
-    reach += [math.log2(f.largest) for f in formats if f.largest < 1e20]
-    upper.set_xlim(min([*ends, *reach]) - 2, max([*ends, *reach]) + 2)
+            powers.append(math.log2(number))
+            upper.axvline(powers[-1], **dotted)
+            lower.plot([powers[-1]] * 2, [-0.7, place], **dotted)
+    upper.set_xlim(min(ends + powers) - 2, max(ends + powers) + 2)
     forms.name_rows(lower, [number_format.name for number_format in formats])
-    lower.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
     _powers_of_two(lower.xaxis)
     lower.set_xlabel("size |x| of a value, in powers of two")
 
@@ -313,10 +297,16 @@ def accuracy_lines(
     for axis, ((xlabel, scale), lines) in zip(axes[0], panels.items(), strict=True):
         for label, (xs, accuracies) in lines.items():
             colour, dashes, marker = looks[label]
-            line = Line(label, xs, accuracies, colour, marker + dashes)
-            words += forms.draw_lines(axis, [line._replace(label=f"{label}, %, by {xlabel}")])
-        numbers = sorted({float(x) for xs, _ in lines.values() for x in xs})
-        _set_scale(axis, xlabel, scale, numbers)
+            line = Line(f"{label}, %, by {xlabel}", xs, accuracies, colour, marker + dashes)
+            words += forms.draw_lines(axis, [line])
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        if scale == "log":
+            numbers = {x for xs, _ in lines.values() for x in xs}
+            powers = {x: math.frexp(x)[1] - 1 for x in numbers if math.frexp(x)[0] == 0.5}
+            forms.log_axes(axis, 2 if len(powers) == len(numbers) else 10)
+            if len(powers) == len(numbers):
+                axis.set_xticks(list(powers), [f"$2^{{{n}}}$" for n in powers.values()])
+        axis.set_xlabel(xlabel)
         axis.grid(axis="y", color=Colour.GREY, alpha=0.2, linewidth=0.8)
     axes[0][0].set_ylim(-2, 102)
     axes[0][0].set_ylabel(f"accuracy, % ({Provenance.MEASURED})")
@@ -325,18 +315,6 @@ def accuracy_lines(
         for label, (colour, dashes, marker) in looks.items()
     ]
     return Picture(figure, title, [Origin.on(origin)], ". ".join(words), notes, legend)
-
-
-def _set_scale(axis: Any, xlabel: str, scale: str, numbers: Sequence[float]) -> None:
-    """Name and scale the horizontal axis; a few powers of two get ticks of their own."""
-    axis.set_xlabel(xlabel)
-    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    if scale == "log":
-        powers = [math.frexp(x)[1] - 1 for x in numbers if math.frexp(x)[0] == 0.5]
-        binary = len(powers) == len(numbers)
-        forms.log_axes(axis, 2 if binary else 10)
-        if binary and len(numbers) <= 12:
-            axis.set_xticks(numbers, [f"$2^{{{power}}}$" for power in powers])
 
 
 @style()

@@ -48,12 +48,10 @@ def sign_gradient(*notes: str, title: str) -> Picture:
     forward.set_ylabel("value")
     for axis, y, fill in ((forward, 1, Colour.BLUE), (forward, -1, "white"), (true, 0, "white")):
         axis.plot(0, y, "o", color=Colour.BLUE, mfc=fill, markersize=7, zorder=3)
-    arrow = {
-        "arrowprops": {"arrowstyle": "->", "color": Colour.GREY, "lw": 0.8},
-        "bbox": forms.PALE_BOX,
-    }
+    arrow = {"arrowstyle": "->", "color": Colour.GREY, "lw": 0.8}
     centre = {"ha": "center", "fontsize": 9}
-    true.annotate("a jump: no gradient", (0, 0.08), xytext=(0, 0.75), **centre, **arrow)
+    jump = {"xytext": (0, 0.75), "arrowprops": arrow, "bbox": forms.PALE_BOX}
+    true.annotate("a jump: no gradient", (0, 0.08), **centre, **jump)
     straight.fill_between(x, inside, color=Colour.BLUE, alpha=0.12, linewidth=0)
     straight.text(0, 0.42, "passes", bbox=forms.PALE_BOX, **centre)
     for place in (-1.5, 1.5):
@@ -100,10 +98,8 @@ def sign_pictures(
         size = "x".join(str(n) for n in values.shape[1:])
         beside = {"fontsize": 9, "rotation": 0, "ha": "right", "va": "center"}
         axes[0].set_ylabel("\n".join([*textwrap.wrap(label, 14), size]), **beside)
-    alt, handles = (
-        f"Pictures of {', '.join(names)}. {'; '.join(words)}",
-        forms.patches(legend, ec=Colour.GREY),
-    )
+    alt = f"Pictures of {', '.join(names)}. {'; '.join(words)}"
+    handles = forms.patches(legend, ec=Colour.GREY)
     return Picture(figure, title, [Origin.on(origin)], alt, notes, handles)
 
 
@@ -125,11 +121,7 @@ def _look(values: np.ndarray) -> tuple[dict[str, Any], str, dict[str, Any]]:
 def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture:
     """Multiply two rows of +1 and -1 by eye: number by number, and with XNOR and a count.
 
-    Args:
-        a_bits, b_bits: texts of one length, 2 to 16; ``"1"`` stands for +1, ``"0"`` for -1.
-
-    Raises:
-        ValueError: other characters, or another length.
+    The rows are texts of one length, 2 to 16, ``"1"`` for +1 and ``"0"`` for -1; else a ValueError.
     """
     length = len(a_bits)
     if not 2 <= length <= 16 or len(b_bits) != length or set(a_bits + b_bits) - set("01"):
@@ -154,10 +146,8 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
             axes.text(-0.04 * length, place + 0.45, name, ha="right", va="center", fontsize=10)
             edge = {"ec": Colour.INK, "lw": 1.4} if row == 2 else {"ec": Colour.GREY, "lw": 0.7}
             for column, text in enumerate(texts):
-                agrees = row == 2 and xnor[column] == "1"
-                forms.cell(
-                    axes, (column, place), text, 11, fc=Colour.SKY if agrees else "white", **edge
-                )
+                face = Colour.SKY if row == 2 and xnor[column] == "1" else "white"
+                forms.cell(axes, (column, place), text, 11, fc=face, **edge)
         axes.text(1.03 * length, top + 2.57, result, va="center", fontsize=11, weight="bold")
     forms.bare(axes)
     axes.set_xlim(-0.34 * length, 1.42 * length)

@@ -199,7 +199,7 @@ class Line(NamedTuple):
     look: str = "o-"
 
 
-def draw_lines(axis: Any, lines: Iterable[Line], **options: Any) -> list[str]:
+def draw_lines(axis: Any, lines: Iterable[Line]) -> list[str]:
     """Draw lines and return each in words, for a text alternative."""
     words = []
     for label, x, y, colour, look in lines:
@@ -207,19 +207,14 @@ def draw_lines(axis: Any, lines: Iterable[Line], **options: Any) -> list[str]:
         if isinstance(values[0], Measurement):
             spread = [[m.median - m.low for m in values], [m.high - m.median for m in values]]
             values = [m.median for m in values]
-        options = {"linewidth": 1.8, **options}
-        axis.errorbar(x, values, spread, fmt=look, color=colour, label=label, **options)
+        axis.errorbar(x, values, spread, fmt=look, color=colour, label=label, linewidth=1.8)
         dots = zip(x, values, strict=True)
         words.append(f"{label}: " + ", ".join(f"{plain(a)}: {format_number(b)}" for a, b in dots))
     return words
 
 
 def plain(number: float) -> str:
-    """A number for words; a power of two that is far from 1 as such.
-
-    >>> plain(0.5), plain(2**-24), plain(1024)
-    ('0.5', '2^-24', '1024')
-    """
+    """A number for words; a power of two that is far from 1 as such: 2^-24."""
     mantissa, exponent = math.frexp(number)
     return f"2^{exponent - 1}" if mantissa == 0.5 and abs(exponent) > 16 else f"{number:g}"
 
@@ -258,11 +253,7 @@ def bare(axis: Any) -> None:
 
 
 def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Move labels at these heights until two are at least ``least`` apart, between two bounds.
-
-    >>> apart([1.0, 1.0, 5.0], 1.0, 0.0, 10.0)
-    [1.0, 2.0, 5.0]
-    """
+    """Move labels at these heights until two are at least ``least`` apart, between two bounds."""
     moved = [0.0] * len(places)
     floor = low
     for rank, index in enumerate(np.argsort(places, kind="stable")):
@@ -441,9 +432,9 @@ class Shares(NamedTuple):
         Percentages stay as they were published; times become percentages of their sum.
         """
         rows = table.select(**where)
-        unit = {column.key: column.unit for column in table.columns}[value]
-        total = 100 if unit == "%" else sum(row[value] for row in rows)
-        percent = {row["layer"]: 100 * row[value] / total for row in rows}
+        percent = {row["layer"]: row[value] for row in rows}
+        if {column.key: column.unit for column in table.columns}[value] != "%":
+            percent = _of_their_sum(percent)
         stems = {name: name.rstrip("0123456789") for name in percent}
         kinds = {name: stem if stem in KINDS else "other" for name, stem in stems.items()}
         origin = Origin(Provenance.PUBLISHED, table.source.partition(";")[0])
@@ -452,13 +443,8 @@ class Shares(NamedTuple):
     @classmethod
     def of_recording(cls, label: str, recording: Recording, implementation: str) -> "Shares":
         """The shares of one implementation in a recording of ``benchmarks/layer_shares.py``."""
-        rows = [
-            m for m in recording.measurements if m.conditions["implementation"] == implementation
-        ]
-        if not rows:
-            raise ValueError(f"the recording has no implementation {implementation!r}.")
-        total = sum(row.median for row in rows)
-        percent = {row.conditions["layer"]: 100 * row.median / total for row in rows}
+        rows = recording.select(implementation=implementation)
+        percent = _of_their_sum({row.conditions["layer"]: row.median for row in rows})
         kinds = {row.conditions["layer"]: row.conditions["kind"] for row in rows}
         return cls(label, percent, kinds, origins_of(rows)[0], rows[0].label)
 
@@ -482,6 +468,11 @@ class Shares(NamedTuple):
         each = {name: self.of_kind(kind) for kind, (_, name) in KINDS_SHOWN.items()}
         kinds = ", ".join(f"{name} {share:.1f} %" for name, share in each.items() if share)
         return f"{self.label} ({self.words}): {kinds}"
+
+
+def _of_their_sum(times: Mapping[str, float]) -> dict[str, float]:
+    """Percentages of a sum."""
+    return {name: 100 * time / sum(times.values()) for name, time in times.items()}
 
 
 def shares_picture(

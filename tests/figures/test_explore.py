@@ -26,10 +26,6 @@ def share(value=59.0, unit="%", **changes):
     return Measurement("convolution", unit, (value,), **fields)
 
 
-def slider_of(prediction):
-    return prediction._slider
-
-
 # --- predictions --------------------------------------------------------------------------------
 
 
@@ -41,7 +37,7 @@ def test_a_guess_is_the_number_given(guess):
 
 def test_a_slider_moves_the_guess():
     prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    slider = slider_of(prediction)
+    slider = prediction._slider
     assert (slider.min, slider.max, slider.value, slider.disabled) == (0, 100, 50, False)
     slider.value = 73
     assert prediction.value == 73
@@ -70,7 +66,7 @@ def test_a_prediction_shows_widget_and_text():
 
 def test_comparing_draws_all_values_and_locks_the_guess():
     prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    slider = slider_of(prediction)
+    slider = prediction._slider
     published = share(
         95.0, provenance=Provenance.PUBLISHED, machine=None, source="a thesis, figure 3"
     )
@@ -86,7 +82,7 @@ def test_comparing_draws_all_values_and_locks_the_guess():
 
 def test_another_unit_is_refused_and_locks_nothing():
     prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    slider = slider_of(prediction)
+    slider = prediction._slider
     with pytest.raises(ValueError, match="the guess is in %, but 'convolution' is in ms; convert"):
         prediction.compare(share(unit="ms"))
     with pytest.raises(ValueError, match="convert it first"):
