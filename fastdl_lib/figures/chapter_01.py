@@ -1,6 +1,7 @@
 """Figures of chapter 01, where time goes: costs, layers' times, shares, roofline, batch sizes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -81,14 +82,16 @@ def layer_bars(profile: LayerProfile, *notes: str, title: str) -> Picture:
     ms = profile.layer_ms()
     words = ", ".join(f"{name} {format_number(ms[name])} ms" for name in names)
     alt = f"Time of each layer, batch {profile.batch}: {words}"
-    return Picture(
-        figure, title, [Origin.of_profile(profile)], alt, (_run(profile), *notes), legend
-    )
+    return _ran(profile, figure, title, alt, notes, legend)
 
 
-def _run(profile: LayerProfile) -> str:
-    blas = forms.ran_on(profile.first, "BLAS")
-    return f"batch {profile.batch}, {blas}, {len(profile.first.samples)} passes"
+def _ran(
+    profile: LayerProfile, figure: Any, title: str, alt: str, notes: Sequence[str], legend: list
+) -> Picture:
+    """A picture of a profile: its caption says what ran how often."""
+    passes = f"{len(profile.first.samples)} passes"
+    run = f"batch {profile.batch}, {forms.ran_on(profile.first, 'BLAS')}, {passes}"
+    return Picture(figure, title, [Origin.of_profile(profile)], alt, (run, *notes), legend)
 
 
 @style()
@@ -120,9 +123,7 @@ def roofline_against_measured(
     dot = {"linestyle": "", "marker": "o", "color": Colour.GREY}
     legend = [Line2D([], [], mfc=face, label=label, **dot) for label, face in faces.items()]
     alt = "Measured time over roofline time: " + ", ".join(words)
-    return Picture(
-        figure, title, [Origin.of_profile(profile)], alt, (_run(profile), *notes), legend
-    )
+    return _ran(profile, figure, title, alt, notes, legend)
 
 
 @style()

@@ -113,10 +113,7 @@ def _number_grid(axis: Any, values: np.ndarray, circled: int) -> None:
 
 @style()
 def memory_bars(
-    memory: Mapping[str, tuple[float, float, float, float]],
-    origin: MachineCard,
-    *notes: str,
-    title: str,
+    memory: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Draw what im2col holds on top of its input, predicted and measured, beside that input.
 

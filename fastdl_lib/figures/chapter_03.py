@@ -73,10 +73,7 @@ def transfer_bars(
 
 @style()
 def memory_against_batch(
-    needs: Mapping[str, Mapping[int, float]],
-    limits: Mapping[str, float],
-    *notes: str,
-    title: str,
+    needs: Mapping[str, Mapping[int, float]], limits: Mapping[str, float], *notes: str, title: str
 ) -> Picture:
     """Draw the memory a batch needs against its size, and what machines have, as lines.
 

@@ -126,14 +126,10 @@ def epoch_lines(
 ) -> Picture:
     """Draw what was measured after each epoch, a line for each way to train."""
     figure, axes = canvas(9, 4.3)
-    looks = zip(lines.items(), forms.LOOKS, strict=False)
-    words = forms.draw_lines(
-        axes,
-        (
-            Line(label, range(1, len(values) + 1), values, colour, f"{marker}-")
-            for (label, values), (colour, _, marker) in looks
-        ),
-    )
+    words = []
+    for (label, values), (colour, _, marker) in zip(lines.items(), forms.LOOKS, strict=False):
+        line = Line(label, range(1, len(values) + 1), values, colour, f"{marker}-")
+        words += forms.draw_lines(axes, [line])
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{ylabel} ({Provenance.MEASURED})")

@@ -204,11 +204,7 @@ def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> P
 
 @style()
 def magnitude_histogram(
-    groups: Mapping[str, Any],
-    formats: Sequence[NumberFormat],
-    origin: MachineCard,
-    *notes: str,
-    title: str,
+    groups: dict, formats: Sequence[NumberFormat], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
@@ -280,10 +276,7 @@ def _draw_limits(upper: Any, lower: Any, formats: Sequence[NumberFormat], ends: 
 
 @style()
 def accuracy_lines(
-    panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]],
-    origin: MachineCard,
-    *notes: str,
-    title: str,
+    panels: Mapping[tuple[str, str], dict], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Draw accuracy against something, one to three panels side by side.
 

@@ -66,11 +66,7 @@ def sign_gradient(*notes: str, title: str) -> Picture:
 
 @style()
 def sign_pictures(
-    rows: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    origin: MachineCard,
-    *notes: str,
-    title: str,
+    rows: Mapping[str, Any], names: Sequence[str], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Show weights, pixels or activations as small pictures, a row a kind.
 

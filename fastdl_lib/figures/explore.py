@@ -27,15 +27,9 @@ class Prediction:
 
     def __init__(self, question: str, value: float, unit: str, low: float, high: float) -> None:
         self.question, self.unit = question, unit
-        self._slider = widgets.FloatSlider(
-            value=value,
-            min=low,
-            max=high,
-            step=(high - low) / 100,
-            readout_format=".4g",
-            continuous_update=False,
-            layout=widgets.Layout(width="420px"),
-        )
+        limits = {"value": value, "min": low, "max": high, "step": (high - low) / 100}
+        look = {"readout_format": ".4g", "layout": widgets.Layout(width="420px")}
+        self._slider = widgets.FloatSlider(**limits, **look, continuous_update=False)
 
     @property
     def value(self) -> float:
@@ -71,13 +65,7 @@ def predict(question: str, guess: float, *, unit: str, low: float, high: float) 
 
     Args:
         question: what is guessed, such as ``"convolution's share of the time"``.
-        guess: the number to start from.
-        unit: of the guess, such as ``"%"``.
-        low, high: the range of the slider.
-
-    Raises:
-        TypeError: the guess is not a number.
-        ValueError: the guess lies outside the range.
+        low, high: the range of the slider; a guess outside raises ValueError.
 
     >>> predict("share of convolution", 50, unit="%", low=0, high=100).value
     50.0
@@ -96,15 +84,9 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> w
     pages, and its text alternative. Numbers get a slider, anything else a drop-down list; each
     starts at its first value. A single number gets a field to type another one into.
 
-    Args:
-        draw: takes one keyword argument for each choice and returns a Picture.
-        choices: the values to pick from, in order; or the number to start from.
-
-    Returns:
-        The box of controls and image, so that a test can move a control.
-
-    Raises:
-        ValueError: no choices, or one without values.
+    ``draw`` takes one keyword argument for each choice; a choice is the values to pick from, in
+    order, or the number to start from. None at all, or one without values, raises ValueError.
+    Returns the box of controls and image.
     """
     listed = [values for values in choices.values() if not isinstance(values, Real)]
     if not choices or not all(len(values) for values in listed):

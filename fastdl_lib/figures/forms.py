@@ -51,6 +51,7 @@ KINDS_SHOWN = {
     "other": (Colour.SILVER, "other"),
 }
 DEVICES = {"cpu": (Colour.BLUE, "CPU"), "gpu": (Colour.GREEN, "GPU")}
+Groups = Mapping[str, Sequence[Measurement]]
 # For lines of one kind: told apart without colour, too.
 LOOKS = tuple(
     zip(list(Colour)[:7], ("-", "--", "-.", ":", "-", "--", "-."), "osD^vPX", strict=True)
@@ -553,11 +554,7 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
 
 @style()
 def measured_bars(
-    groups: Mapping[str, Sequence[Measurement]],
-    *notes: str,
-    title: str,
-    xlabel: str = "",
-    start: float = 0.0,
+    groups: Groups, *notes: str, title: str, xlabel: str = "", start: float = 0.0
 ) -> Picture:
     """Draw measurements of one unit, a heading over each group; hatching shows provenance.
 
@@ -602,7 +599,7 @@ def _said(m: Measurement) -> str:
 
 
 @style()
-def ladder(panels: Mapping[str, Sequence[Measurement]], *notes: str, title: str) -> Picture:
+def ladder(panels: Groups, *notes: str, title: str) -> Picture:
     """Draw the speed of each rung, slowest first, a panel for each piece of work.
 
     The rungs of a piece of work have one unit. A measurement's name is the rung's; its condition
