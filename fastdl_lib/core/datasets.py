@@ -7,7 +7,6 @@ against its SHA-256 before use, so that a damaged file cannot pass for a result.
 import gzip
 import hashlib
 import logging
-import operator
 import os
 import tempfile
 import textwrap
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pooch
 from PIL import Image
+
+from fastdl_lib.core.checks import check_choice, check_whole_number
 
 __all__ = ["data_folder", "mnist", "photos"]
 
@@ -28,35 +29,24 @@ MNIST_MIRRORS = (
     "https://raw.githubusercontent.com/fgnt/mnist/master/",
 )
 
-# Of the .gz file, to check a download with.
-_GZ_SHA256 = {
+# Of the .gz file, to check a download with; and of the decompressed bytes, since a copy that
+# somebody compressed anew is as good.
+_SHA256 = {
     "train-images-idx3-ubyte.gz": (
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     ),
     "train-labels-idx1-ubyte.gz": (
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     ),
     "t10k-images-idx3-ubyte.gz": (
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     ),
     "t10k-labels-idx1-ubyte.gz": (
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-    ),
-}
-
-# Of the decompressed bytes: a copy that somebody compressed anew is as good.
-_RAW_SHA256 = {
-    "train-images-idx3-ubyte.gz": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
-    ),
-    "t10k-images-idx3-ubyte.gz": (
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 }
 
@@ -112,7 +102,7 @@ def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
         they show, int64 of shape (n,).
 
     Raises:
-        ValueError: another split, or a file whose content is not the official one.
+        TypeError, ValueError: another split, or a file whose content is not the official one.
         FileNotFoundError: a file is missing and no mirror gave it.
         PermissionError: a file is missing and ``data/mnist`` cannot be written to.
 
@@ -122,8 +112,7 @@ def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     >>> images.shape, labels.shape
     ((10000, 1, 28, 28), (10000,))
     """
-    if split not in ("train", "test"):
-        raise ValueError(f'split must be "train" or "test", got {split!r}.')
+    check_choice("split", split, _SPLITS)
     prefix, count = _SPLITS[split]
     pixels = _read_idx(f"{prefix}-images-idx3-ubyte.gz", (count, 28, 28))
     digits = _read_idx(f"{prefix}-labels-idx1-ubyte.gz", (count,))
@@ -142,8 +131,7 @@ def photos(count: int = 2) -> np.ndarray:
         float32 of shape (count, 3, 227, 227), red, green and blue, from 0 to 1.
 
     Raises:
-        TypeError: ``count`` is no integer.
-        ValueError: ``count`` is below 1, or a photo's file is damaged.
+        TypeError, ValueError: ``count`` is no whole number from 1 up; a photo's file is damaged.
         FileNotFoundError: a photo's file is missing.
 
     Source: Chelsea (S. van der Walt) and Coffee (R. Michetti), both CC0, from scikit-image.
@@ -151,16 +139,9 @@ def photos(count: int = 2) -> np.ndarray:
     >>> photos(5).shape
     (5, 3, 227, 227)
     """
-    try:
-        size = operator.index(count)
-    except TypeError:
-        raise TypeError(
-            f"count must be an integer such as 2, got {type(count).__name__} {count!r}."
-        ) from None
-    if size < 1:
-        raise ValueError(f"count must be 1 or more, got {size}.")
+    check_whole_number("count", count, 1)
     both = np.stack([_read_photo(name) for name in _PHOTO_SHA256])
-    return both[np.arange(size) % len(both)]
+    return both[np.arange(count) % len(both)]
 
 
 def _read_photo(name: str) -> np.ndarray:
@@ -186,21 +167,23 @@ def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if not path.exists():
         _download(name, path.parent)
     fix = (
-        f"delete it and call again to download it, or bring it back: git checkout -- "
+        "move it away and call again to download it, or bring it back: git checkout -- "
         f"data/mnist/{name}"
     )
-    try:
-        raw = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"mnist/{name} is damaged: expected a whole gzip file, got {path.stat().st_size:,} "
-            f"bytes that do not decompress ({error}); {fix}"
-        ) from error
+    raw = path.read_bytes()
+    if raw.startswith(b"\x1f\x8b"):  # an unpacked copy under the name will do as well
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"mnist/{name} is damaged: expected a whole gzip file, got "
+                f"{path.stat().st_size:,} bytes that do not decompress ({error}); {fix}"
+            ) from error
     got = hashlib.sha256(raw).hexdigest()
-    if got != _RAW_SHA256[name]:
+    if got != _SHA256[name][1]:
         raise ValueError(
             f"mnist/{name} is not the official file: expected decompressed bytes of SHA-256 "
-            f"{_RAW_SHA256[name]}, got {len(raw):,} bytes of {got}; {fix}"
+            f"{_SHA256[name][1]}, got {len(raw):,} bytes of {got}; {fix}"
         )
     return _parse_idx(raw, name, shape)
 
@@ -251,7 +234,7 @@ def _download(name: str, folder: Path) -> None:
         try:
             saved = pooch.retrieve(
                 mirror + name,
-                known_hash=f"sha256:{_GZ_SHA256[name]}",
+                known_hash=f"sha256:{_SHA256[name][0]}",
                 fname=name,
                 path=folder,
                 downloader=downloader,

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 __all__ = ["check_fields", "read_json", "whole_file"]
 
 
+_DAY_S = 86_400.0
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path of the same name; the block writes it, then it takes ``path``'s place.
 
     If the block raises or the process dies, ``path`` stays as it was and no part is left under its
-    name. Two writers at once do no harm: the later one wins.
+    name. Two writers at once do no harm: the later one wins. A symbolic link stays one: the file
+    that it names is written.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -29,7 +34,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     ...     (Path(folder) / "note.txt").read_text()
     'all of it'
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"cannot write {path.name}: the folder {path.parent.name!r} does not exist; make it."
@@ -41,6 +46,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
             f"cannot write {path.name}: the folder {path.parent.name!r} cannot be written to "
             f"({error.strerror}); make it writable or choose another."
         ) from error
+    for left in path.parent.glob(".writing-*"):  # by a process that died
+        if time.time() - left.stat().st_mtime > _DAY_S:
+            shutil.rmtree(left, ignore_errors=True)
     with folder:
         part = Path(folder.name) / path.name
         yield part

@@ -49,7 +49,8 @@ def test_mnist_images_are_upright_and_match_their_labels():
 
 @pytest.mark.parametrize("split", ["valid", "Train", "", None, 3, ["train"]])
 def test_mnist_refuses_another_split(split):
-    with pytest.raises(ValueError, match='split must be "train" or "test"'):
+    wrong = ValueError if isinstance(split, str) else TypeError
+    with pytest.raises(wrong, match="split must be one of 'train', 'test', got"):
         datasets.mnist(split)
 
 
@@ -69,15 +70,9 @@ def test_photos_are_channel_first_and_upright():
     assert not np.array_equal(cat, coffee)
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_photos_refuses_an_empty_batch(count):
-    with pytest.raises(ValueError, match=f"count must be 1 or more, got {count}"):
-        datasets.photos(count)
-
-
-@pytest.mark.parametrize("count", [2.0, "2", None])
-def test_photos_refuses_no_integer(count):
-    with pytest.raises(TypeError, match="count must be an integer"):
+@pytest.mark.parametrize("count", [0, -1, 2.0, "2", None])
+def test_photos_refuses_what_is_no_count(count):
+    with pytest.raises(ValueError if type(count) is int else TypeError, match="count must be"):
         datasets.photos(count)
 
 
@@ -144,7 +139,9 @@ def damaged(content: bytes, how: str) -> bytes:
 def test_a_damaged_mnist_file_is_named_with_its_fix(folder, how):
     path = folder / "mnist" / SMALL
     path.write_bytes(damaged(path.read_bytes(), how))
-    with pytest.raises(ValueError, match=rf"mnist/{SMALL} is .*expected .*got .*delete it") as info:
+    with pytest.raises(
+        ValueError, match=rf"mnist/{SMALL} is .*expected .*got .*move it away"
+    ) as info:
         read_small()
     assert f"git checkout -- data/mnist/{SMALL}" in str(info.value)
     assert str(folder) not in str(info.value), "the message names the file inside the data folder"
@@ -159,10 +156,12 @@ def test_other_digits_in_a_whole_gzip_file_are_refused(folder):
         read_small()
 
 
-def test_the_official_bytes_compressed_anew_are_accepted(folder):
+def test_the_official_bytes_compressed_anew_or_not_at_all_are_accepted(folder):
     path = folder / "mnist" / SMALL
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1))
-    assert np.bincount(read_small()).tolist()[:2] == [980, 1135]
+    raw = gzip.decompress(path.read_bytes())
+    for content in (gzip.compress(raw, compresslevel=1), raw):
+        path.write_bytes(content)
+        assert np.bincount(read_small()).tolist()[:2] == [980, 1135]
 
 
 def test_a_file_in_the_place_of_another_is_refused(folder):

@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import os
+import time
 
 import pytest
 
@@ -47,3 +48,16 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
         whole_file(tmp_path / "a.json"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_a_link_stays_a_link_and_what_a_dead_process_left_goes(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("a.json")
+    for name, age_s in (("left", 90_000), ("of another writer", 10)):
+        folder = tmp_path / f".writing-{name}"
+        folder.mkdir()
+        os.utime(folder, (time.time() - age_s,) * 2)
+    with whole_file(tmp_path / "link.json") as part:
+        part.write_text("new")
+    assert names(tmp_path) == [".writing-of another writer", "a.json", "link.json"]
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "a.json").read_text() == "new"
