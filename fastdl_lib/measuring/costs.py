@@ -136,38 +136,30 @@ def cost_table(
     724406816
     """
     costs = layer_costs(network, batch, bytes_per_value=bytes_per_value)
-    all_parameters = sum(cost.parameters for cost in costs)
-    all_macs = sum(cost.macs for cost in costs)
-    rows = []
-    for cost in costs:
-        if not (cost.bytes or cost.macs or cost.parameters):
-            continue
-        rows.append(
-            {
-                "layer": cost.name,
-                "output": cost.output_shape,
-                "parameters": cost.parameters,
-                "parameters_pct": 100 * cost.parameters / all_parameters,
-                "macs": cost.macs,
-                "macs_pct": 100 * cost.macs / all_macs,
-                "megabytes": cost.bytes / 1e6,
-                "intensity": cost.intensity,
-                "roofline_ms": cost.roofline_ms(ceilings) if ceilings else None,
-            }
-        )
-    rows.append(
-        {
-            "layer": "all",
-            "output": "",
-            "parameters": all_parameters,
-            "parameters_pct": 100.0,
-            "macs": all_macs,
-            "macs_pct": 100.0,
-            "megabytes": sum(cost.bytes for cost in costs) / 1e6,
-            "intensity": None,
-            "roofline_ms": sum(c.roofline_ms(ceilings) for c in costs) if ceilings else None,
+    total = {
+        key: sum(getattr(cost, key) for cost in costs) for key in ("parameters", "macs", "bytes")
+    }
+
+    def row(name: str, output: Any, counts: dict[str, int], **more: float | None) -> dict[str, Any]:
+        return {
+            "layer": name,
+            "output": output,
+            "parameters": counts["parameters"],
+            "parameters_pct": 100 * counts["parameters"] / max(1, total["parameters"]),
+            "macs": counts["macs"],
+            "macs_pct": 100 * counts["macs"] / max(1, total["macs"]),
+            "megabytes": counts["bytes"] / 1e6,
+            **more,
         }
-    )
+
+    times_ms = [cost.roofline_ms(ceilings) if ceilings else None for cost in costs]
+    rows = [
+        row(cost.name, cost.output_shape, vars(cost), intensity=cost.intensity, roofline_ms=ms)
+        for cost, ms in zip(costs, times_ms, strict=True)
+        if cost.bytes or cost.macs or cost.parameters
+    ]
+    all_ms = sum(times_ms) if ceilings else None
+    rows.append(row("all", "", total, intensity=None, roofline_ms=all_ms))
     counted = Provenance.COMPUTED
     columns = [
         Column("layer"),

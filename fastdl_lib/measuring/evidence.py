@@ -81,17 +81,14 @@ class Measurement:
         bad = [sample for sample in self.samples if not math.isfinite(sample)]
         if bad:
             raise ValueError(f"{self.name!r} holds {bad[0]}; every sample must be finite.")
-        if self.provenance in (Provenance.MEASURED, Provenance.RECORDED):
-            if self.machine is None:
-                raise ValueError(
-                    f"{self.name!r} is {self.provenance}, so it needs a machine card: "
-                    "pass machine=machine_card()."
-                )
-        elif not self.source:
-            raise ValueError(
-                f"{self.name!r} is {self.provenance}, so it needs a source: "
-                "pass source='paper and table', or how it was computed."
-            )
+        on_a_machine = self.provenance in (Provenance.MEASURED, Provenance.RECORDED)
+        if on_a_machine and self.machine is None:
+            needs = "a machine card: pass machine=machine_card()."
+        elif not on_a_machine and not self.source:
+            needs = "a source: pass source='paper and table', or how it was computed."
+        else:
+            return
+        raise ValueError(f"{self.name!r} is {self.provenance}, so it needs {needs}")
 
     @classmethod
     def measured(
@@ -115,24 +112,21 @@ class Measurement:
         cls, name: str, unit: str, value: float, source: str = "counted here", **conditions: Any
     ) -> "Measurement":
         """What was counted or calculated; ``source`` says from what."""
-        made = (Provenance.COMPUTED, None, source, conditions)
-        return cls(name, unit, (value,), *made)
+        return cls(name, unit, (value,), Provenance.COMPUTED, None, source, conditions)
 
     @classmethod
     def simulated(
         cls, name: str, unit: str, value: float, source: str, **conditions: Any
     ) -> "Measurement":
         """What a model says; ``source`` names the model."""
-        made = (Provenance.SIMULATED, None, source, conditions)
-        return cls(name, unit, (value,), *made)
+        return cls(name, unit, (value,), Provenance.SIMULATED, None, source, conditions)
 
     @classmethod
     def published(
         cls, name: str, unit: str, value: float, source: str, **conditions: Any
     ) -> "Measurement":
         """What somebody else published; ``source`` names paper and table."""
-        made = (Provenance.PUBLISHED, None, source, conditions)
-        return cls(name, unit, (value,), *made)
+        return cls(name, unit, (value,), Provenance.PUBLISHED, None, source, conditions)
 
     @classmethod
     def derived(cls, name: str, unit: str, value: Any, *parents: "Measurement") -> "Measurement":

@@ -32,7 +32,6 @@ from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
 __all__ = [
-    "PRODUCT_SIZES",
     "LayerProfile",
     "benchmark",
     "copy_gb_per_s",
@@ -126,8 +125,8 @@ def benchmark(
         machine: a card to attach; by default a new one.
 
     Raises:
-        TypeError: ``function`` cannot be called.
-        TypeError, ValueError: a budget or a count that is no positive number, another device.
+        TypeError, ValueError: ``function`` cannot be called; a budget or a count that is no
+            positive number; another device.
         RuntimeError: the device is "gpu" and there is none.
 
     >>> m = benchmark(sum, range(100), budget_s=0.001)
@@ -153,29 +152,22 @@ def benchmark(
             function(*arguments)
             synchronize()
             samples_ms.append(1e3 * (time.perf_counter() - start))
-    return Measurement(
-        name=name or getattr(function, "__name__", "function"),
-        unit="ms",
-        samples=tuple(samples_ms),
-        provenance=Provenance.MEASURED,
-        machine=machine or machine_card(),
-        conditions=conditions,
-    )
+    name = name or getattr(function, "__name__", "function")
+    return Measurement.measured(name, "ms", *samples_ms, machine=machine, **conditions)
+
+
+_PRODUCT_ROWS = {"cpu": (1024, 2048), "gpu": (4096, 8192)}
+_COPY_MEGABYTES = {"cpu": 128, "gpu": 512}
 
 
 def measure_ceilings(
     budget_s: float = 1.0, threads: int | None = None, device: str = "cpu"
 ) -> Ceilings:
-    """Measure the two ceilings of this machine's CPU, or of its GPU.
+    """Measure the two ceilings of this machine's CPU, or of its GPU, ``budget_s`` seconds each.
 
     The product is a square one of float32 matrices, of 1024 or 2048 rows (on a GPU 4096 or 8192),
     whichever is faster; the copy one of 128 MB (512 MB) into as much again, past most caches. NumPy
     copies with one thread, as it does every elementwise operation, whatever ``threads`` says.
-
-    Args:
-        budget_s: seconds for each of the two.
-        threads: BLAS threads for the product; by default as many as are set now.
-        device: "cpu" or "gpu".
 
     Raises:
         ValueError, RuntimeError: a device of another name, or no GPU.
@@ -187,18 +179,12 @@ def measure_ceilings(
     card = machine_card()
     products = [
         product_gflops(size, budget_s=budget_s / 2, threads=threads, device=device, machine=card)
-        for size in PRODUCT_SIZES[device]
+        for size in _PRODUCT_ROWS[device]
     ]
     return Ceilings(
         gemm_gflops=max(products, key=lambda product: product.median),
         copy_gb_per_s=copy_gb_per_s(budget_s=budget_s, device=device, machine=card),
     )
-
-
-PRODUCT_SIZES = {"cpu": (1024, 2048), "gpu": (4096, 8192)}
-"""Rows of the square products that come close to a device's best."""
-
-_COPY_MEGABYTES = {"cpu": 128, "gpu": 512}
 
 
 def product_gflops(
@@ -238,8 +224,7 @@ def product_gflops(
 def copy_gb_per_s(*, device: str = "cpu", **options: Any) -> Measurement:
     """Measure a large copy within the device's memory, bytes read and written, GB/s.
 
-    Args:
-        options: what :func:`benchmark` takes, such as ``budget_s``.
+    ``options`` are what :func:`benchmark` takes, such as ``budget_s``.
 
     >>> copy_gb_per_s(budget_s=0.001).unit
     'GB/s'
@@ -308,7 +293,7 @@ class LayerProfile:
         """Each kind's percentage of the total, in the order of :data:`KINDS`."""
         shares = dict.fromkeys(KINDS, 0.0)
         for name, share in self.layer_shares().items():
-            shares[self.kinds[name]] += share
+            shares[self.kinds[name]] = shares.get(self.kinds[name], 0.0) + share
         return shares
 
     def _passes_ms(self, *kinds: str) -> list[float]:
@@ -323,7 +308,7 @@ class LayerProfile:
 
         Its median and the sum of medians in :attr:`total_ms` differ by some tenths.
         """
-        samples = tuple(self._passes_ms(*KINDS))
+        samples = tuple(self._passes_ms(*self.kinds.values()))
         return dataclasses.replace(self.first, name=self.network, samples=samples)
 
     @property
@@ -343,24 +328,19 @@ class LayerProfile:
     def table(self) -> Table:
         """The profile as a table: milliseconds with quartiles, and shares."""
         shares, provenance = self.layer_shares(), self.provenance
+        ways = {"forward": self.forward, **({"backward": self.backward} if self.backward else {})}
         rows = [
-            {
-                "layer": name,
-                "forward": measurement,
-                "backward": self.backward.get(name),
-                "share": shares[name],
-            }
-            for name, measurement in self.forward.items()
+            {"layer": name, **{way: ms[name] for way, ms in ways.items()}, "share": share}
+            for name, share in shares.items()
         ]
-        columns = [Column("layer"), Column("forward", "forward", "ms", provenance)]
-        if self.backward:
-            columns.append(Column("backward", "backward", "ms", provenance))
-        columns.append(Column("share", "share", "%", provenance))
+        columns = [
+            Column("layer"),
+            *(Column(way, unit="ms", provenance=provenance) for way in ways),
+        ]
+        columns.append(Column("share", unit="%", provenance=provenance))
         what = "training step" if self.backward else "forward pass"
-        conditions = self.first.conditions
-        where = device_in_words(conditions)
-        if conditions.get("device") != "gpu":
-            where = f"BLAS on {where}"
+        on_gpu = self.first.conditions.get("device") == "gpu"
+        where = ("" if on_gpu else "BLAS on ") + device_in_words(self.first.conditions)
         speed = 1e3 * self.batch / self.total_ms
         caption = (
             f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "

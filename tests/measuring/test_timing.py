@@ -271,7 +271,7 @@ def test_a_product_that_cannot_be():
 
 
 def test_ceilings_of_a_gpu(fake_gpu, monkeypatch):
-    monkeypatch.setattr(timing, "PRODUCT_SIZES", {"gpu": (8, 16)})
+    monkeypatch.setattr(timing, "_PRODUCT_ROWS", {"gpu": (8, 16)})
     monkeypatch.setattr(timing, "_COPY_MEGABYTES", {"gpu": 1})
     ceilings = measure_ceilings(budget_s=1e-3, device="gpu")
     assert ceilings.gemm_gflops.conditions["device"] == "gpu"
