@@ -107,6 +107,11 @@ class Layer:
         values += self.parameter_count + sum(array.size for array in self.buffers.values())
         return math.ceil(values * bytes_per_value)
 
+    def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
+        """What it sums up of its weights and a batch, without the bias, where ``product(a, b)``
+        multiplies matrices; a layer that makes its sums so may say it, as Linear does."""
+        raise NotImplementedError
+
     # --- where its arrays lie, and how they are stored ---
 
     def map_arrays(self, rule: Callable[[Array], Array]) -> None:

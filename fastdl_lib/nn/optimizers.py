@@ -61,15 +61,29 @@ class Optimizer:
             ValueError: this optimiser remembers a network with other shapes or another dtype;
                 nothing is changed.
         """
-        gradients = self._checked_gradients(network)
-        self.steps += 1
-        for name, weight in network.parameters.items():
-            self._update(name, weight, gradients[name])
+        self.update(network.parameters, self.checked_gradients(network))
         for layer in network.layers.values():
             layer.after_step()
 
-    def _checked_gradients(self, network: Network) -> dict[str, Array]:
-        """The network's gradients, once a step can be taken whole."""
+    def update(self, weights: dict[str, Array], gradients: dict[str, Array]) -> None:
+        """Change named weights, in place, by the gradients of the same names: one step.
+
+        >>> import numpy as np
+        >>> weights = {"w": np.ones(2)}
+        >>> SGD(0.1).update(weights, {"w": np.array([1.0, -1.0])})
+        >>> weights["w"].tolist()
+        [0.9, 1.1]
+        """
+        self.steps += 1
+        for name, weight in weights.items():
+            self._update(name, weight, gradients[name])
+
+    def checked_gradients(self, network: Network) -> dict[str, Array]:
+        """The network's gradients, once a step can be taken whole.
+
+        Raises:
+            RuntimeError, ValueError: as :meth:`step`.
+        """
         parameters, gradients = network.parameters, network.gradients
         if gradients.keys() != parameters.keys():
             raise RuntimeError(

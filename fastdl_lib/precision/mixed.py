@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
-from fastdl_lib.core.threads import blocks
-from fastdl_lib.nn.layers import Conv2d, Layer, Linear
+from fastdl_lib.nn.layers import Layer
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
 from fastdl_lib.precision.formats import (
@@ -27,6 +25,7 @@ from fastdl_lib.precision.formats import (
     FloatFormat,
     NumberFormat,
     ScaledInteger,
+    check_format,
 )
 from fastdl_lib.precision.products import product
 
@@ -45,9 +44,6 @@ Shape = tuple[int, ...]
 # Below it gradients do not overflow because they are scaled.
 LEAST_LOSS_SCALE = 2.0**-10
 
-# So many bytes of columns are laid out at once.
-COLUMN_BYTES = 2**25
-
 
 # --- a network in another format ----------------------------------------------------------------
 
@@ -62,17 +58,10 @@ class Precision(NamedTuple):
 
     store: NumberFormat
     """Of weights, and of what one layer hands to the next."""
-    compute: NumberFormat = FLOAT32
+    compute: FloatFormat = FLOAT32
     """Of the factors and of each product."""
-    accumulate: NumberFormat = FLOAT32
+    accumulate: FloatFormat = FLOAT32
     """Of each partial sum, and of the bias."""
-
-
-def _for(format: NumberFormat, array: Array) -> NumberFormat:
-    """The format of one array: a scale for each channel is for the weights that have channels."""
-    if isinstance(format, ScaledInteger) and array.ndim < 2:
-        return ScaledInteger(format.bits)
-    return format
 
 
 class Rounding(Layer):
@@ -82,9 +71,6 @@ class Rounding(Layer):
     one answer. (Ranks that share a batch all draw alike, each for its own images.) The scale of an
     integer format is that of the whole batch. Any shape, float32 or float64.
 
-    Raises:
-        TypeError: the format is none.
-
     >>> from fastdl_lib.precision.formats import FLOAT16
     >>> Rounding(FLOAT16).forward(np.array([[2049, 70000]], np.float32)).tolist()
     [[2048.0, inf]]
@@ -92,12 +78,18 @@ class Rounding(Layer):
 
     def __init__(self, format: NumberFormat, *, stochastic: bool = False, seed: int = 0) -> None:
         super().__init__()
-        _check_format("format", format)
+        check_format("format", format)
         self.format, self.stochastic, self.seed = format, bool(stochastic), seed
         self._generators: dict[str, Any] = {}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "format": self.format.name}
+
+    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
+        return 0  # the layer before it writes what is rounded here
+
     def reseed(self, seed: int) -> None:
-        """Begin the random draws anew from ``seed``, whatever was drawn before."""
         self.seed = seed
         self._generators = {}
 
@@ -114,30 +106,27 @@ class Rounding(Layer):
         self._keep(training, out)
         return out
 
-    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
-        return 0  # the layer before it writes what is rounded here
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings, "format": self.format.name}
-
     def backward(self, grad_out: Array) -> Array:
         self._recall(grad_out)
         return self._round(grad_out, self.stochastic)
 
 
-class _Products(Layer):
-    """A Linear or Conv2d in which every product and every sum is rounded; forward only.
+class _RoundedSums(Layer):
+    """A layer of products in which every product and every sum is rounded; forward only.
 
-    Each sum goes over k = 0, 1, 2, ... (channel, row and column of the filter) from zero. The
-    bias, rounded to ``accumulate``, is added last, and that sum is rounded as well.
+    Each sum goes over k = 0, 1, 2, ... (channel, row and column of a filter) from zero. The bias,
+    rounded to ``accumulate``, is added last, and that sum is rounded as well.
     """
 
-    def __init__(self, layer: Linear | Conv2d, precision: Precision) -> None:
+    def __init__(self, layer: Layer, precision: Precision) -> None:
         super().__init__()
-        self.layer, self.parameters = layer, layer.parameters
+        if type(layer).sums_by is Layer.sums_by:
+            raise TypeError(
+                f"a {type(layer).__name__} does not say how products of matrices make its sums, so "
+                "that they cannot be rounded: define sums_by(self, product, x), as Linear does."
+            )
+        self.layer, self.parameters, self.kind = layer, layer.parameters, layer.kind
         self.compute, self.accumulate = precision.compute, precision.accumulate
-        self.kind = layer.kind
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.output_shape(input_shape)
@@ -149,33 +138,14 @@ class _Products(Layer):
         return product(a, b, compute=self.compute, accumulate=self.accumulate)
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        shape = (len(x), *self.output_shape(x.shape[1:]))
-        weight, bias = self.parameters["weight"], self.parameters["bias"]
-        if isinstance(self.layer, Linear):
-            out = self._product(x, weight.T)
-        else:
-            out, bias = self._convolved(x, weight, shape), bias[:, None, None]
+        out, bias = self.layer.sums_by(self._product, x), self.parameters["bias"]
+        bias = self.accumulate.round(bias).reshape(-1, *[1] * (out.ndim - 2))
         # Sums of two in float64 are exact for every format that adds up here: rounded once.
         with np.errstate(invalid="ignore"):
-            out = out + self.accumulate.round(bias).astype(np.float64)
+            out = out + bias.astype(np.float64)
         return self.accumulate.round(out).astype(x.dtype)
 
-    def _convolved(self, x: Array, weight: Array, shape: Shape) -> Array:
-        conv, (_, filters, out_h, out_w) = self.layer, shape
-        matrices = weight.reshape(conv.groups, filters // conv.groups, -1)
-        out = np.empty((len(x), conv.groups, filters // conv.groups, out_h * out_w), x.dtype)
-        image_bytes = x.itemsize * conv.in_channels * conv.kernel**2 * out_h * out_w
-        for part in blocks(slice(0, len(x)), max(1, COLUMN_BYTES // image_bytes)):
-            columns = im2col(x[part], (conv.kernel, conv.kernel), conv.stride, conv.padding)
-            columns = columns.reshape(len(columns), conv.groups, -1, out_h * out_w)
-            for group, matrix in enumerate(matrices):
-                side_by_side = columns[:, group].transpose(1, 0, 2).reshape(matrix.shape[1], -1)
-                made = self._product(matrix, side_by_side)
-                made = made.reshape(len(matrix), len(columns), -1)
-                out[part, group] = made.transpose(1, 0, 2)
-        return out.reshape(shape)
-
-    def backward(self, grad_out: Array) -> Array | None:
+    def backward(self, grad_out: Array) -> Array:
         raise RuntimeError(
             f"a network that computes in {self.compute.name} and accumulates in "
             f"{self.accumulate.name} runs forward only; to train, store in few bits and compute in "
@@ -209,64 +179,64 @@ def in_precision(
         the outputs of a float32 network bit for bit.
 
     Raises:
-        TypeError: precision is none, or computes or accumulates in no floating-point format.
+        TypeError: another precision, or a layer whose sums cannot be rounded.
         ValueError: the network has roundings already.
 
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib import deep_convnet
     >>> from fastdl_lib.precision.formats import FLOAT16
     >>> half = in_precision(deep_convnet(), Precision(FLOAT16))
     >>> half.name, list(half.layers)[:4]
     ('DeepConvNet in float16', ['input stored', 'conv1', 'conv1 stored', 'relu1'])
     """
-    if not isinstance(precision, Precision):
-        raise TypeError(f"precision must be one such as Precision(FLOAT16), got {precision!r}.")
-    for use, format in zip(precision._fields, precision, strict=True):
-        _check_format(use, format)
-        if use != "store" and not isinstance(format, FloatFormat):
-            raise TypeError(
-                f"{use} must be a floating-point format, got {format.name}; store in it, "
-                "Precision(INT8), and compute in float32, which holds its products."
-            )
-    if any(isinstance(layer, (Rounding, _Products)) for layer in network.layers.values()):
+    _check_precision(precision)
+    if any(isinstance(layer, (Rounding, _RoundedSums)) for layer in network.layers.values()):
         raise ValueError(f"{network.name} is rounded already; take the network it was made from.")
-    plain = precision.compute == precision.accumulate and precision.compute in (FLOAT32, FLOAT64)
-    dtype = np.float64 if plain and precision.compute == FLOAT64 else np.float32
-    passing = precision.store
-    if isinstance(passing, ScaledInteger):
-        passing = ScaledInteger(passing.bits)
-
+    store, compute, accumulate = precision
+    plain = compute == accumulate and compute in (FLOAT32, FLOAT64)
+    dtype = np.float64 if plain and compute == FLOAT64 else np.float32
+    passing = ScaledInteger(store.bits) if isinstance(store, ScaledInteger) else store
+    weights, rng = network.parameters.values(), None
+    if stochastic:
+        xp = array_module(*weights) if weights else np
+        rng = xp.random.default_rng(_seed(seed, 0, 0))
     made: list[tuple[str, Layer]] = []
 
     def add_rounding(name: str) -> None:
         layer_seed = _seed(seed, 1, len(made))
-        made.append((name, Rounding(passing, stochastic=stochastic, seed=layer_seed)))
+        made.append((f"{name} stored", Rounding(passing, stochastic=stochastic, seed=layer_seed)))
 
-    rng = None
-    if stochastic:
-        weights = network.parameters.values()
-        xp = array_module(*weights) if weights else np
-        rng = xp.random.default_rng(_seed(seed, 0, 0))
-    add_rounding("input stored")
+    add_rounding("input")
     for name, layer in network.layers.items():
-        twin = _copy(layer, precision.store, dtype, rng)
-        if not plain and isinstance(twin, (Linear, Conv2d)):
-            twin = _Products(twin, precision)
+        twin = _copy(layer, store, dtype, rng)
+        if not plain and layer.macs(network.input_shape_of(name)):
+            twin = _RoundedSums(twin, precision)
         made.append((name, twin))
         if layer.makes_values:
-            add_rounding(f"{name} stored")
-    return Network(f"{network.name} in {precision.store.name}", made, network.input_shape)
+            add_rounding(name)
+    return Network(f"{network.name} in {store.name}", made, network.input_shape)
+
+
+def _check_precision(precision: Precision) -> None:
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision must be one such as Precision(FLOAT16), got {precision!r}.")
+    check_format("store", precision.store)
+    for use in ("compute", "accumulate"):
+        format = getattr(precision, use)
+        if not isinstance(format, FloatFormat):
+            raise TypeError(
+                f"{use} must be a floating-point format, got {format!r}; store in it, "
+                "Precision(INT8), and compute in float32, which holds its products."
+            )
 
 
 def _copy(layer: Layer, format: NumberFormat, dtype: Any, rng: Any) -> Layer:
     """A copy of a layer with rounded copies of its weights, in their order of memory."""
     twin = copy.copy(layer)
-    twin.parameters, twin.gradients = {}, {}
-    twin.buffers = {name: array.copy() for name, array in layer.buffers.items()}
+    twin.map_arrays(lambda array: array.astype(dtype if array.dtype.kind == "f" else array.dtype))
     twin.reseed(getattr(layer, "seed", 0))  # with draws of its own
-    for name, old in layer.parameters.items():
-        new = array_module(old).empty_like(old, dtype=dtype)
-        new[...] = _for(format, old).round(old.astype(wide(old.dtype), copy=False), rng=rng)
-        twin.parameters[name] = new
+    for name, weight in twin.parameters.items():
+        old = layer.parameters[name]  # rounded once, straight from its own dtype
+        weight[...] = format.of(old).round(old.astype(wide(old.dtype), copy=False), rng=rng)
     return twin
 
 
@@ -276,28 +246,21 @@ def weight_bytes(network: Network, format: NumberFormat) -> int:
     A value takes 1, 2, 4 or 8 whole bytes, a scale 4. Biases of int8 per channel share one scale.
 
     Raises:
-        TypeError: the format is none.
+        TypeError: ``format`` is no number format.
 
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib import deep_convnet
     >>> from fastdl_lib.precision.formats import FLOAT16, INT8
     >>> weight_bytes(deep_convnet(), FLOAT16), weight_bytes(deep_convnet(), INT8)
     (247104, 123616)
     """
-    _check_format("format", format)
+    check_format("format", format)
     value_bytes = next(size for size in (1, 2, 4, 8) if format.bits <= 8 * size)
     total = value_bytes * network.parameter_count
     if isinstance(format, ScaledInteger):
         for weight in network.parameters.values():
-            axis = _for(format, weight).axis
+            axis = format.of(weight).axis
             total += 4 * (1 if axis is None else weight.shape[axis])
     return total
-
-
-def _check_format(name: str, format: NumberFormat) -> None:
-    if not isinstance(format, NumberFormat):
-        raise TypeError(
-            f"{name} must be a number format such as FLOAT16 or FixedPoint(8, 8), got {format!r}."
-        )
 
 
 def _seed(seed: int, *place: int) -> int:
@@ -319,9 +282,6 @@ class DynamicLossScale:
         growth: factor, above 1.
         backoff: factor, above 0 and below 1.
         interval: steps, from 1 up.
-
-    Raises:
-        TypeError, ValueError: a number out of its range.
 
     Source: P. Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2, names the
     idea; the constants are those of frameworks, with a shorter interval for short runs.
@@ -366,22 +326,11 @@ class DynamicLossScale:
                     "is not the cause. Try a lower learning rate, a format with a wider range "
                     "(bfloat16), and see that images and weights are finite."
                 )
-            self.scale *= self.backoff
-            self.good_steps = 0
+            self.scale, self.good_steps = self.scale * self.backoff, 0
             return
         self.good_steps += 1
         if self.good_steps == self.interval:
-            self.scale *= self.growth
-            self.good_steps = 0
-
-
-class _Weights(NamedTuple):
-    """What an optimiser asks of a network."""
-
-    name: str
-    parameters: dict[str, Array]
-    gradients: dict[str, Array]
-    layers: dict[str, Layer] = {}  # noqa: RUF012  # no layer acts on what is copied here
+            self.scale, self.good_steps = self.scale * self.growth, 0
 
 
 class MixedPrecision(Optimizer):
@@ -408,14 +357,11 @@ class MixedPrecision(Optimizer):
         stochastic: round gradients and weights stochastically.
         seed: decides those draws, with the step's number; nothing else needs to be kept.
 
-    Raises:
-        TypeError, ValueError: arguments of another type, or out of range.
-
     Sources: Micikevicius et al. 2018, section 3.1 (master weights) and 3.2 (loss scaling); S. Gupta
     et al., "Deep learning with limited numerical precision", ICML 2015 (stochastic rounding without
     master weights).
 
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib import deep_convnet
     >>> from fastdl_lib.nn.optimizers import SGD
     >>> network, x = deep_convnet().astype(np.float16), np.ones((2, 1, 28, 28), np.float16)
     >>> optimizer = MixedPrecision(SGD(0.01), FLOAT16)
@@ -437,7 +383,8 @@ class MixedPrecision(Optimizer):
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, MixedPrecision):
             raise TypeError(f"optimizer must be a plain one such as Adam(), got {optimizer!r}.")
-        _check_format("storage", storage)
+        check_format("storage", storage)
+        check_whole_number("seed", seed, 0)
         self.dynamic = loss_scale if isinstance(loss_scale, DynamicLossScale) else None
         if self.dynamic is None:
             check_number("loss_scale", loss_scale, low=0, low_included=False)
@@ -447,40 +394,13 @@ class MixedPrecision(Optimizer):
                 f"{storage.name} saturates where a float overflows, so that nothing tells when a "
                 "loss scale is too large; give a number, such as loss_scale=256."
             )
-        check_whole_number("seed", seed, 0)
+        self.skipped = 0
+        """Steps left out because a gradient was not finite."""
+        super().__init__(optimizer.learning_rate)
+        self.steps, self.state = optimizer.steps, optimizer.state
         self.optimizer, self.storage = optimizer, storage
         self.master_weights, self.stochastic = bool(master_weights), bool(stochastic)
         self.seed = int(seed)
-        self.skipped = 0
-        """Steps left out because a gradient was not finite."""
-
-    # What is remembered, and the rate, are the other optimiser's.
-
-    @property
-    def learning_rate(self) -> float:
-        return self.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, rate: float) -> None:
-        self.optimizer.learning_rate = rate
-
-    @property
-    def steps(self) -> int:
-        """Steps taken; those skipped do not count."""
-        return self.optimizer.steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self.optimizer.steps = steps
-
-    @property
-    def state(self) -> dict[str, Array]:
-        """The other optimiser's, and the master weights, such as ``"master.conv1.weight"``."""
-        return self.optimizer.state
-
-    @state.setter
-    def state(self, state: dict[str, Array]) -> None:
-        self.optimizer.state = state
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -492,8 +412,8 @@ class MixedPrecision(Optimizer):
 
     @numbers.setter
     def numbers(self, numbers: dict[str, float]) -> None:
-        self.skipped = numbers["skipped"]
-        if self.dynamic is not None:
+        self.skipped = numbers.get("skipped", 0)
+        if self.dynamic is not None and "scale" in numbers:
             self.dynamic.scale, self.dynamic.good_steps = numbers["scale"], numbers["good_steps"]
 
     @property
@@ -517,6 +437,7 @@ class MixedPrecision(Optimizer):
         return {
             **inner,
             "optimizer": f"MixedPrecision of {inner['optimizer']}",
+            "learning_rate": self.learning_rate,
             "storage": self.storage.name,
             "master weights": self.master_weights,
             "loss scale": scale,
@@ -533,21 +454,9 @@ class MixedPrecision(Optimizer):
                 its weights after a step, as binary ones do.
             FloatingPointError: a dynamic loss scale became too small (see DynamicLossScale).
         """
-        for name, layer in network.layers.items():
-            if type(layer).after_step is not Layer.after_step:
-                raise ValueError(
-                    f"{name}, a {type(layer).__name__}, changes its weights after a step, and "
-                    "would not see the master weights: train it with a plain optimiser."
-                )
-        gradients, weights = self.optimizer._checked_gradients(network), network.parameters
-        xp = array_module(*weights.values(), *gradients.values())
-        for name, weight in weights.items():
-            if weight.dtype == np.float16 and self.storage != FLOAT16:
-                raise ValueError(
-                    f"{name} is a float16 array, which holds no {self.storage.name}; use "
-                    "MixedPrecision(..., FLOAT16), or in_precision() with its float32 arrays."
-                )
-        rng = None
+        self._check_network(network)
+        gradients, weights = self.checked_gradients(network), network.parameters
+        xp, rng = array_module(*weights.values(), *gradients.values()), None
         if self.stochastic:
             rng = xp.random.default_rng(_seed(self.seed, self.steps, self.skipped))
         if isinstance(self.storage, FloatFormat):
@@ -564,14 +473,32 @@ class MixedPrecision(Optimizer):
             gradients = self._stored(gradients, rng)
         gradients = {name: g.astype(wide(g.dtype)) / scale for name, g in gradients.items()}
         working = {name: self._working_copy(name, weight) for name, weight in weights.items()}
-        self.optimizer.step(_Weights(network.name, working, gradients))
+        inner = self.optimizer
+        # What is remembered, counted and set by a schedule is kept here, for both.
+        inner.learning_rate, inner.steps, inner.state = self.learning_rate, self.steps, self.state
+        inner.update(working, gradients)
+        self.steps = inner.steps
         for name, weight in weights.items():
-            weight[...] = _for(self.storage, weight).round(working[name], rng=rng)
+            weight[...] = self.storage.of(weight).round(working[name], rng=rng)
+
+    def _check_network(self, network: Network) -> None:
+        for name, layer in network.layers.items():
+            if type(layer).after_step is not Layer.after_step:
+                raise ValueError(
+                    f"{name}, a {type(layer).__name__}, changes its weights after a step, and "
+                    "would not see the master weights: train it with a plain optimiser."
+                )
+        for name, weight in network.parameters.items():
+            if weight.dtype == np.float16 and self.storage != FLOAT16:
+                raise ValueError(
+                    f"{name} is a float16 array, which holds no {self.storage.name}; use "
+                    "MixedPrecision(..., FLOAT16), or in_precision() with its float32 arrays."
+                )
 
     def _stored(self, gradients: dict[str, Array], rng: Any) -> dict[str, Array]:
         """The gradients as the format stores them; a float16 array is stored so already."""
         return {
-            name: g if g.dtype == np.float16 else _for(self.storage, g).round(g, rng=rng)
+            name: g if g.dtype == np.float16 else self.storage.of(g).round(g, rng=rng)
             for name, g in gradients.items()
         }
 
