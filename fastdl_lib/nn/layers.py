@@ -15,9 +15,10 @@ import numpy as np
 
 from fastdl_lib.convolution.algorithms import ALGORITHMS, choose
 from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
+from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.arrays import array_module, to_cpu, wide
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
-from fastdl_lib.core.threads import in_parallel, sum_in_order
+from fastdl_lib.core.threads import blocks, in_parallel, sum_in_order
 
 __all__ = [
     "BatchNorm",
@@ -39,6 +40,9 @@ __all__ = [
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
+
+# So many bytes of columns are laid out at once, where products are rounded one by one.
+COLUMN_BYTES = 2**25
 
 
 class Layer:
@@ -340,6 +344,20 @@ class Conv2d(Layer):
         out = row.forward(x, weight, bias, geometry)
         self._keep(training, out, x, row, geometry)
         return out
+
+    def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
+        filters, out_h, out_w = self.output_shape(x.shape[1:])
+        matrices = self.parameters["weight"].reshape(self.groups, filters // self.groups, -1)
+        out = np.empty((len(x), self.groups, filters // self.groups, out_h * out_w), x.dtype)
+        image_bytes = x.itemsize * self.in_channels * self.kernel**2 * out_h * out_w
+        for part in blocks(slice(0, len(x)), max(1, COLUMN_BYTES // image_bytes)):
+            columns = im2col(x[part], (self.kernel, self.kernel), self.stride, self.padding)
+            columns = columns.reshape(len(columns), self.groups, -1, out_h * out_w)
+            for group, matrix in enumerate(matrices):
+                side_by_side = columns[:, group].transpose(1, 0, 2).reshape(matrix.shape[1], -1)
+                made = product(matrix, side_by_side).reshape(len(matrix), len(columns), -1)
+                out[part, group] = made.transpose(1, 0, 2)
+        return out.reshape(len(x), filters, out_h, out_w)
 
     def backward(self, grad_out: Array) -> Array:
         return self._backward(grad_out, need_grad_x=True)
@@ -651,6 +669,9 @@ class Linear(Layer):
             raise TypeError(
                 f"x is {x.dtype} but weight is {weight.dtype}; use x.astype(np.{weight.dtype})."
             )
+
+    def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
+        return product(x, self.parameters["weight"].T)
 
     def _product(self, x: Array, weight: Array) -> Array:
         out = array_module(x).empty((len(x), self.out_features), x.dtype)

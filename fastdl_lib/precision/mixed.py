@@ -9,6 +9,7 @@ Source: P. Micikevicius et al., "Mixed precision training", ICLR 2018, section 3
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +134,10 @@ class _RoundedSums(Layer):
 
     def macs(self, input_shape: Shape) -> int:
         return self.layer.macs(input_shape)
+
+    def map_arrays(self, rule: Callable[[Array], Array]) -> None:
+        self.layer.map_arrays(rule)
+        self.parameters = self.layer.parameters
 
     def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return product(a, b, compute=self.compute, accumulate=self.accumulate)
