@@ -16,7 +16,14 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module, check_on_cpu
 from fastdl_lib.core.threads import in_parallel
 from fastdl_lib.nn.layers import Layer, Linear
-from fastdl_lib.precision.formats import FLOAT32, FloatFormat, NumberFormat, ScaledInteger
+from fastdl_lib.precision.formats import (
+    FLOAT32,
+    FloatFormat,
+    NumberFormat,
+    ScaledInteger,
+    Stored,
+    check_format,
+)
 
 __all__ = ["StoredLinear"]
 
@@ -133,13 +140,9 @@ class StoredLinear(Layer):
         layer: its weights are copied, float32, on the CPU.
         format: the weights' format, any but float64 (which float32 sums would not do justice).
 
-    Attributes:
-        weight: :class:`~fastdl_lib.precision.formats.Stored`, shape (out, in).
-        bias: (out,) float32.
-
     Raises:
-        TypeError: layer is no Linear, or not in float32 on the CPU; format is no number format.
-        ValueError: a format this has no way to multiply from, or that does not hold a weight.
+        TypeError, ValueError: layer is no such Linear; a format this has no way to multiply from,
+            or that does not hold a weight.
 
     >>> from fastdl_lib.precision.formats import INT8
     >>> wide = Linear(512, 256, rng=np.random.default_rng(0))
@@ -157,10 +160,7 @@ class StoredLinear(Layer):
         super().__init__()
         if not isinstance(layer, Linear):
             raise TypeError(f"StoredLinear stores a Linear layer, got {type(layer).__name__}.")
-        if not isinstance(format, NumberFormat):
-            raise TypeError(
-                f"format must be a number format, such as precision.BFLOAT16; got {format!r}."
-            )
+        check_format("format", format)
         weight = layer.parameters["weight"]
         check_on_cpu("StoredLinear", weight)
         if weight.dtype != np.float32:
@@ -174,7 +174,9 @@ class StoredLinear(Layer):
             _check_holds(format, weight)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         # One row behind the other, whatever the order in memory was.
-        self.format, self.weight = format, format.store(np.ascontiguousarray(weight))
+        self.format = format
+        self.weight: Stored = format.store(np.ascontiguousarray(weight))
+        """(out, in)."""
         self.bias = layer.parameters["bias"].copy()
         # What each sum is multiplied by at last: the scales, or the step of whole numbers.
         factor = 1.0 if isinstance(format, FloatFormat) else format.epsilon
