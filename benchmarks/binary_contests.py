@@ -15,9 +15,9 @@ from precision_contests import FLOAT32
 from fastdl_lib.binary.bits import pack, two_rows_product, xnor_product
 from fastdl_lib.binary.export_c import compile_c, export_c
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import mnist
-from fastdl_lib.nn.network import binary_mlp
 
 BITS, PACKED = "fastdl, bits", "fastdl, bits, packing counted"
 NUMPY_BITS, TWO_ROWS = "NumPy, bits", "NumPy, two rows in one"

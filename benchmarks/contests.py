@@ -15,8 +15,9 @@ from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.core.datasets import mnist, photos
 from fastdl_lib.measuring.costs import layer_costs
 from fastdl_lib.nn.layers import Conv2d, Dropout
-from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam
+from fastdl_lib.nn.zoo import alexnet, deep_convnet
 
 BOOK64, BOOK32 = "book, float64", "book, float32"
 IM2COL, OURS = "fastdl, im2col", "fastdl"

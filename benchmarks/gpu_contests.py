@@ -25,9 +25,10 @@ from peer_pytorch import LAYOUTS, torch, torch_network
 from fastdl_lib.convolution.gpu import cudnn_status
 from fastdl_lib.core.arrays import release_gpu_memory, synchronize, tf32, to_gpu
 from fastdl_lib.core.datasets import photos
-from fastdl_lib.nn.layers import softmax_cross_entropy
-from fastdl_lib.nn.network import Network, alexnet
+from fastdl_lib.nn.loss import softmax_cross_entropy
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD
+from fastdl_lib.nn.zoo import alexnet
 
 OURS_HALF = f"{OURS}, float16"
 

@@ -28,7 +28,8 @@ from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import LayerProfile
-from fastdl_lib.nn.network import Network, alexnet
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.zoo import alexnet
 
 REFERENCE = "book, float64"  # the outputs of the others are compared with its
 BASELINE = "fastdl"  # the times of the others are divided by its

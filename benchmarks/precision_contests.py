@@ -10,7 +10,7 @@ from contests import OURS, Contest, check_outputs, no_gradients
 from fair import clocked
 from peer_pytorch import int8_layer, torch, torch_layer
 
-from fastdl_lib.nn.network import alexnet
+from fastdl_lib.nn.zoo import alexnet
 from fastdl_lib.precision.formats import FORMATS
 from fastdl_lib.precision.stored import StoredLinear
 

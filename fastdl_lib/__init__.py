@@ -14,10 +14,10 @@ from typing import Any
 _HOMES = {
     "Measurement": "measuring.evidence",
     "Provenance": "measuring.evidence",
-    "alexnet": "nn.network",
+    "alexnet": "nn.zoo",
     "benchmark": "measuring.timing",
     "claim_table": "measuring.evidence",
-    "deep_convnet": "nn.network",
+    "deep_convnet": "nn.zoo",
     "explore": "figures.explore",
     "machine_card": "measuring.machine",
     "mnist": "core.datasets",

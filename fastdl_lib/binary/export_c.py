@@ -185,7 +185,7 @@ def export_c(network: Network, path: str | os.PathLike, *, name: str = "network"
         FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
 
     >>> import tempfile
-    >>> from fastdl_lib.nn.network import binary_mlp
+    >>> from fastdl_lib.binary.networks import binary_mlp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     export_c(binary_mlp(hidden=64), Path(folder, "digits.c")).constants_bytes
     8632

@@ -302,7 +302,7 @@ def fold(network: Network) -> BinaryNetwork:
     Source: thresholds for normalisation and sign are those of Umuroglu et al., "FINN: a framework
     for fast, scalable binarized neural network inference", FPGA 2017.
 
-    >>> from fastdl_lib.nn.network import binary_mlp
+    >>> from fastdl_lib.binary.networks import binary_mlp
     >>> network, images = binary_mlp(hidden=64), np.zeros((2, 1, 28, 28), np.float32)
     >>> folded = fold(network)
     >>> folded.bytes, bool((folded.forward(images) == network.forward(images)).all())

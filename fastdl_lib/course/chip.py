@@ -15,13 +15,14 @@ import numpy as np
 
 from fastdl_lib.binary.export_c import C_FLAGS, compile_c, export_c
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder, mnist
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.measuring.recordings import Recording, write_recording
 from fastdl_lib.measuring.timing import benchmark
-from fastdl_lib.nn.network import Network, binary_mlp
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.training import predict_classes
 
 __all__ = ["CHIPS", "chip_run"]
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     for file, hidden in CHIPS.values():
         if not (weights / file).exists():
             return _refuse(
-                f"data/weights/{file} is missing. Train it: python -m fastdl_lib.nn.training "
+                f"data/weights/{file} is missing. Train it: python -m fastdl_lib.course.train "
                 f"--network mlp --hidden {hidden} --packed --out data/weights/{file}"
             )
     images, labels = (array[: options.images] for array in mnist("test"))

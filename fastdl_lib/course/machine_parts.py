@@ -43,9 +43,10 @@ from fastdl_lib.measuring.timing import (
     time_scale,
 )
 from fastdl_lib.nn.layers import Conv2d
-from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, warmup_cosine
 from fastdl_lib.nn.training import evaluate, fit
+from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import MixedPrecision
 

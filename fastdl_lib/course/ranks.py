@@ -36,9 +36,10 @@ from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording
 from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Flatten, Linear
-from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
-from fastdl_lib.nn.training import DROPOUT, fit
+from fastdl_lib.nn.training import fit
+from fastdl_lib.nn.zoo import DROPOUT, alexnet, deep_convnet
 from fastdl_lib.scaling.mpi import mpi_status, run_program
 from fastdl_lib.scaling.workers import PATIENCE_S, MpiWorkers
 

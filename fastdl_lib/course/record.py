@@ -28,7 +28,8 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording, write_recording
 from fastdl_lib.measuring.timing import time_scale
-from fastdl_lib.nn.network import Network, alexnet
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.zoo import alexnet
 
 __all__ = ["check_place", "check_recording", "recording_name", "save"]
 

@@ -94,7 +94,7 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
             number above 0.
         TypeError: a layer cannot say what it costs.
 
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
     123552
     >>> [layer_costs(deep_convnet(), bytes_per_value=size)[0].bytes for size in (4, 2)]
@@ -131,7 +131,7 @@ def cost_table(
     The roofline is that of storage alone: ``bytes_per_value`` changes what must move, while the
     products run at the ceilings' speed whatever is stored.
 
-    >>> from fastdl_lib.nn.network import alexnet
+    >>> from fastdl_lib.nn.zoo import alexnet
     >>> cost_table(alexnet()).rows[-1]["macs"]
     724406816
     """
@@ -198,7 +198,7 @@ def memory_bytes(
         TypeError, ValueError: ``batch`` is not a whole number from 0 up, ``bytes_per_value`` is no
             number above 0.
 
-    >>> from fastdl_lib.nn.network import alexnet
+    >>> from fastdl_lib.nn.zoo import alexnet
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
     (243860896, 890933740)
     >>> memory_bytes(alexnet(), 0, bytes_per_value=2)

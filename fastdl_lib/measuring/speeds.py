@@ -121,7 +121,7 @@ def training_speed(
         RuntimeError: the device is "gpu" and there is none.
         ValueError, TypeError: x or the labels do not fit.
 
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> from fastdl_lib.nn.optimizers import SGD
     >>> x, labels = np.zeros((2, 1, 28, 28), np.float32), np.arange(2)
     >>> training_speed(deep_convnet(), x, labels, SGD(1e-6), budget_s=0.001).unit

@@ -373,7 +373,7 @@ def profile_layers(
     Raises:
         TypeError, ValueError: x does not fit the network, a budget or count is no positive number.
 
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> x = np.zeros((2, 1, 28, 28), np.float32)
     >>> profile = profile_layers(deep_convnet(), x, budget_s=0.01)
     >>> profile.batch, round(sum(profile.layer_shares().values()))

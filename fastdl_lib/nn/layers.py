@@ -32,10 +32,6 @@ __all__ = [
     "ReLU",
     "check_batch",
     "check_float",
-    "check_labels",
-    "loss_and_right",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_arrays",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -924,87 +920,3 @@ class Dropout(Layer):
     def backward(self, grad_out: Array) -> Array:
         (mask,) = self._recall(grad_out)
         return grad_out * mask
-
-
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """Return the mean loss and its gradient by the logits.
-
-    Args:
-        logits: (N, classes), float.
-        labels: (N,), whole numbers from 0 to classes - 1, in the same library.
-
-    Returns:
-        ``(loss, grad)``: loss in nats per image, a Python float; grad (N, classes), logits' dtype
-        (float16 is computed in float32).
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, or a label out of range.
-        TypeError: labels that are not whole numbers.
-
-    >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
-    >>> round(loss, 4), grad.shape  # ln 10
-    (2.3026, (2, 10))
-    """
-    array_module(logits, labels)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(
-            f"softmax_cross_entropy takes logits (N, classes), N >= 1; got {logits.shape}."
-        )
-    check_labels(labels, *logits.shape)
-    loss, grad = softmax_cross_entropy_arrays(logits, labels)
-    return float(loss), grad
-
-
-def check_labels(labels: Array, images: int, classes: int) -> None:
-    """Refuse labels that are not one whole number from 0 to classes - 1 for each image.
-
-    Raises:
-        ValueError, TypeError: that.
-    """
-    array_module(labels)
-    if labels.shape != (images,):
-        raise ValueError(
-            f"labels must have the shape ({images},), one for each image; got {labels.shape}."
-        )
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be whole numbers, got {labels.dtype}.")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"there are {classes} classes: labels must lie in 0..{classes - 1}, got {low}..{high}."
-        )
-
-
-def loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, int]:
-    """The loss and how many images are right, fetched together: a GPU is waited for once."""
-    right = (logits.argmax(axis=1) == labels).sum()
-    loss, right = array_module(logits).stack([loss, right.astype(loss.dtype)]).tolist()
-    return loss, int(right)
-
-
-def softmax_cross_entropy_arrays(
-    logits: Array, labels: Array, scale: float = 1.0
-) -> tuple[Array, Array]:
-    """As :func:`softmax_cross_entropy`, but without a look at any value: nothing waits for a GPU.
-
-    The loss is an array without axes beside the logits, and the labels are to be checked before.
-    ``scale`` multiplies the gradient before it is rounded to the logits' dtype, so that a small one
-    does not vanish in float16; the loss stays as it is.
-
-    >>> loss, _ = softmax_cross_entropy_arrays(np.zeros((2, 10), np.float32), np.array([0, 1]))
-    >>> loss.shape
-    ()
-    """
-    xp = array_module(logits, labels)
-    shifted = _widened(logits)
-    shifted = shifted - shifted.max(axis=1, keepdims=True)
-    exponentials = xp.exp(shifted)
-    sums = exponentials.sum(axis=1, keepdims=True)
-    rows = xp.arange(len(labels))
-    loss = (xp.log(sums[:, 0]) - shifted[rows, labels]).mean()
-    grad = exponentials / sums
-    grad[rows, labels] -= 1
-    grad /= len(labels)
-    if scale != 1:
-        grad *= scale
-    return loss, grad.astype(logits.dtype, copy=False)

@@ -1,4 +1,4 @@
-"""The networks of the course, with seeded random weights, and how weights are stored."""
+"""Layers in a row: a forward and backward pass over them, and how their weights are stored."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,33 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu
-from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.files import whole_file
-from fastdl_lib.nn.layers import (
-    BatchNorm,
-    Conv2d,
-    Dropout,
-    Flatten,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-    check_labels,
-    loss_and_right,
-    softmax_cross_entropy_arrays,
-)
+from fastdl_lib.nn.layers import Layer
+from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy_arrays
 
-__all__ = [
-    "BINARY_PARTS",
-    "Network",
-    "alexnet",
-    "binary_deep_convnet",
-    "binary_mlp",
-    "deep_convnet",
-]
+__all__ = ["Network"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -76,6 +55,7 @@ class Network:
         Raises:
             ValueError: there is no layer of that name, or the new one does not fit.
 
+        >>> from fastdl_lib.nn.zoo import deep_convnet
         >>> deep_convnet().variant("without dropout", drop1=None, drop2=None).shapes["fc2"]
         (10,)
         """
@@ -89,6 +69,7 @@ class Network:
     def input_shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of one input of the layer ``name``, without the batch axis.
 
+        >>> from fastdl_lib.nn.zoo import alexnet
         >>> alexnet().input_shape_of("fc6")
         (9216,)
         """
@@ -206,6 +187,7 @@ class Network:
         Raises:
             ValueError, TypeError: see :meth:`check_input`, and labels that do not fit.
 
+        >>> from fastdl_lib.nn.zoo import deep_convnet
         >>> network, x = deep_convnet(), np.zeros((2, 1, 28, 28), np.float32)
         >>> loss = network.loss_and_gradients(x, np.array([3, 8]))
         >>> network.gradients["fc2.weight"].shape
@@ -333,200 +315,3 @@ def _as_weight(array: np.ndarray, weight: Array | None) -> np.ndarray | None:
 
 def _in_words(array: Array | None) -> str:
     return "missing" if array is None else f"{array.dtype} {array.shape}"
-
-
-def alexnet(seed: int = 0, algorithm: str = "auto") -> Network:
-    """Make the original two-group AlexNet for 227x227 images: 60,965,224 parameters, float32.
-
-    The weights are seeded random numbers (no trained ones can be had offline): its answers mean
-    nothing, its times do. The order conv, ReLU, norm, pool and all constants are the paper's:
-    Krizhevsky, Sutskever, Hinton, NIPS 2012. The paper says 224x224, which does not give its own
-    55x55 output; 227x227 does. ``algorithm`` is that of all its :class:`Conv2d`.
-
-    >>> network = alexnet()
-    >>> network.parameter_count, network.shapes["fc8"]
-    (60965224, (1000,))
-    """
-    rng = np.random.default_rng(seed)
-    conv = {"algorithm": algorithm, "rng": rng}
-    layers = [
-        ("conv1", Conv2d(3, 96, 11, stride=4, **conv)),
-        ("relu1", ReLU()),
-        ("norm1", LocalResponseNorm()),
-        ("pool1", MaxPool2d(3, stride=2)),
-        ("conv2", Conv2d(96, 256, 5, padding=2, groups=2, **conv)),
-        ("relu2", ReLU()),
-        ("norm2", LocalResponseNorm()),
-        ("pool2", MaxPool2d(3, stride=2)),
-        ("conv3", Conv2d(256, 384, 3, padding=1, **conv)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(384, 384, 3, padding=1, groups=2, **conv)),
-        ("relu4", ReLU()),
-        ("conv5", Conv2d(384, 256, 3, padding=1, groups=2, **conv)),
-        ("relu5", ReLU()),
-        ("pool5", MaxPool2d(3, stride=2)),
-        ("flatten", Flatten()),
-        ("fc6", Linear(256 * 6 * 6, 4096, rng=rng)),
-        ("relu6", ReLU()),
-        ("drop6", Dropout(0.5, seed=seed)),
-        ("fc7", Linear(4096, 4096, rng=rng)),
-        ("relu7", ReLU()),
-        ("drop7", Dropout(0.5, seed=seed + 1)),
-        ("fc8", Linear(4096, 1000, rng=rng)),
-    ]
-    return Network("AlexNet", layers, (3, 227, 227))
-
-
-def deep_convnet(seed: int = 0, algorithm: str = "auto") -> Network:
-    """Make the book's DeepConvNet for 28x28 MNIST digits: 123,552 parameters, float32.
-
-    Source: Saitoh, *Deep Learning from Scratch*, section 8.1, with its odd padding (conv4 has 2)
-    and its dropout after the last layer. ``algorithm`` is that of all its :class:`Conv2d`.
-
-    >>> network = deep_convnet()
-    >>> network.parameter_count, network.shapes["fc2"]
-    (123552, (10,))
-    """
-    rng = np.random.default_rng(seed)
-    conv = {"algorithm": algorithm, "rng": rng}
-    layers = [
-        ("conv1", Conv2d(1, 16, 3, padding=1, **conv)),
-        ("relu1", ReLU()),
-        ("conv2", Conv2d(16, 16, 3, padding=1, **conv)),
-        ("relu2", ReLU()),
-        ("pool2", MaxPool2d(2)),
-        ("conv3", Conv2d(16, 32, 3, padding=1, **conv)),
-        ("relu3", ReLU()),
-        ("conv4", Conv2d(32, 32, 3, padding=2, **conv)),
-        ("relu4", ReLU()),
-        ("pool4", MaxPool2d(2)),
-        ("conv5", Conv2d(32, 64, 3, padding=1, **conv)),
-        ("relu5", ReLU()),
-        ("conv6", Conv2d(64, 64, 3, padding=1, **conv)),
-        ("relu6", ReLU()),
-        ("pool6", MaxPool2d(2)),
-        ("flatten", Flatten()),
-        ("fc1", Linear(64 * 4 * 4, 50, rng=rng)),
-        ("relu7", ReLU()),
-        ("drop1", Dropout(0.5, seed=seed)),
-        ("fc2", Linear(50, 10, rng=rng)),
-        ("drop2", Dropout(0.5, seed=seed + 1)),
-    ]
-    return Network("DeepConvNet", layers, (1, 28, 28))
-
-
-BINARY_PARTS = {"all": "weights and values", "weights": "weights only", "none": "nothing"}
-"""What may be one bit in :func:`binary_mlp` and :func:`binary_deep_convnet`."""
-
-
-def binary_mlp(
-    seed: int = 0, hidden: int = 2048, depth: int = 3, *, binary: str = "all", scaled: bool = False
-) -> Network:
-    """Make the binarized network 784-2048-2048-2048-10 for 28x28 digits, or its float twin.
-
-    Each hidden layer is product, batch normalisation, sign; the last one product and
-    normalisation. Source: Courbariaux et al., "Binarized neural networks", 2016, section 2, whose
-    Torch7 network has these sizes. The images are taken as the whole numbers 0 to 255, so that
-    every product is exact.
-
-    Args:
-        seed: decides the first weights.
-        hidden, depth: values in a hidden layer, and how many there are.
-        binary: "all" (weights and values), "weights" (as BinaryConnect, with ReLU), or "none", the
-            float twin: the same layers with float weights and ReLU.
-        scaled: multiply by the mean size of the weights, as XNOR-Net; see ``BinaryLinear``.
-
-    Raises:
-        TypeError, ValueError: as the layers; another word for ``binary``.
-
-    >>> network = binary_mlp(hidden=64)
-    >>> list(network.layers)[:5], network.shapes["norm4"]
-    (['pixels', 'flatten', 'fc1', 'norm1', 'sign1'], (10,))
-    """
-    _check_binary_part(binary)
-    check_whole_number("depth", depth, 1)
-    rng = np.random.default_rng(seed)
-    layers: list[tuple[str, Layer]] = [("pixels", PixelBytes()), ("flatten", Flatten())]
-    features = 28 * 28
-    for number in range(1, depth + 2):
-        outputs = hidden if number <= depth else 10
-        if binary == "none":
-            layers.append((f"fc{number}", Linear(features, outputs, rng=rng)))
-        else:
-            product = BinaryLinear(features, outputs, scaled=scaled, rng=rng)
-            layers.append((f"fc{number}", product))
-        layers.append((f"norm{number}", BatchNorm(outputs)))
-        if number <= depth:
-            layers.append(_activation(number, binary))
-        features = outputs
-    name = "-".join(map(str, [784, *[hidden] * depth, 10]))
-    return Network(f"{_BINARY_NAMES[binary]} {name}", layers, (1, 28, 28))
-
-
-def binary_deep_convnet(
-    seed: int = 0, width: int = 1, *, binary: str = "all", scaled: bool = False
-) -> Network:
-    """Make a binarized DeepConvNet for 28x28 digits: :func:`deep_convnet` with its weights and
-    values one bit, and batch normalisation before each sign.
-
-    Where a pool follows, it comes before normalisation and sign, as in Courbariaux et al. 2016: of
-    signs alone most windows would have the same largest value.
-
-    Args:
-        seed: decides the first weights.
-        width: multiplies the numbers of filters and of hidden values, for one bit says less.
-        binary, scaled: as of :func:`binary_mlp`.
-
-    Raises:
-        TypeError, ValueError: as the layers; another word for ``binary``.
-
-    >>> binary_deep_convnet().shapes["norm8"]
-    (10,)
-    """
-    _check_binary_part(binary)
-    check_whole_number("width", width, 1)
-    rng = np.random.default_rng(seed)
-    layers: list[tuple[str, Layer]] = [("pixels", PixelBytes())]
-    channels = 1
-    for number, (filters, padding) in enumerate(
-        [(16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1)], start=1
-    ):
-        filters *= width
-        window = {"padding": padding, "rng": rng}
-        if binary == "none":
-            product: Layer = Conv2d(channels, filters, 3, **window)
-        else:
-            # Around an image is paper, 0; around signs -1; around the values of ReLU again 0.
-            around = -1.0 if binary == "all" and number > 1 else 0.0
-            product = BinaryConv2d(
-                channels, filters, 3, **window, padding_value=around, scaled=scaled
-            )
-        layers.append((f"conv{number}", product))
-        if number % 2 == 0:
-            layers.append((f"pool{number}", MaxPool2d(2)))
-        layers += [(f"norm{number}", BatchNorm(filters)), _activation(number, binary)]
-        channels = filters
-    layers.append(("flatten", Flatten()))
-    for number, (features, outputs) in enumerate(
-        [(channels * 4 * 4, 50 * width), (50 * width, 10)], start=7
-    ):
-        if binary == "none":
-            product = Linear(features, outputs, rng=rng)
-        else:
-            product = BinaryLinear(features, outputs, scaled=scaled, rng=rng)
-        layers += [(f"fc{number}", product), (f"norm{number}", BatchNorm(outputs))]
-        if number == 7:
-            layers.append(_activation(number, binary))
-    return Network(f"{_BINARY_NAMES[binary]} DeepConvNet", layers, (1, 28, 28))
-
-
-_BINARY_NAMES = {"all": "Binary", "weights": "Binary-weight", "none": "Float"}
-
-
-def _check_binary_part(binary: str) -> None:
-    if binary not in BINARY_PARTS:
-        raise ValueError(f"binary must be one of {list(BINARY_PARTS)}, got {binary!r}.")
-
-
-def _activation(number: int, binary: str) -> tuple[str, Layer]:
-    return (f"sign{number}", Sign()) if binary == "all" else (f"relu{number}", ReLU())

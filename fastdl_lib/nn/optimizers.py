@@ -132,7 +132,7 @@ class SGD(Optimizer):
         TypeError, ValueError: a constant is no number, or outside its range.
 
     >>> import numpy as np
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> network, optimizer = deep_convnet(), SGD(0.01, momentum=0.9)
     >>> loss = network.loss_and_gradients(np.ones((2, 1, 28, 28), np.float32), np.array([3, 8]))
     >>> optimizer.step(network)
@@ -183,7 +183,7 @@ class Adam(Optimizer):
         TypeError, ValueError: a constant is no number, or outside its range.
 
     >>> import numpy as np
-    >>> from fastdl_lib.nn.network import deep_convnet
+    >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> network, optimizer = deep_convnet(), Adam()
     >>> loss = network.loss_and_gradients(np.ones((2, 1, 28, 28), np.float32), np.array([3, 8]))
     >>> optimizer.step(network)

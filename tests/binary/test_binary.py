@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
+from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
 from fastdl_lib.convolution.algorithms import conv2d
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.nn.layers import Linear
-from fastdl_lib.nn.network import BINARY_PARTS, binary_deep_convnet, binary_mlp
 from fastdl_lib.nn.optimizers import SGD, Adam
 
 

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from fastdl_lib.binary.inference import FIRST_LAYERS, fold
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
+from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core.arrays import to_cpu, to_gpu
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.nn.layers import BatchNorm, Dropout, Flatten, Linear, MaxPool2d, ReLU
-from fastdl_lib.nn.network import Network, binary_deep_convnet, binary_mlp
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.training import evaluate
 
 

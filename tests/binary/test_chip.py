@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from fastdl_lib.binary.export_c import C_FLAGS, compile_c, export_c
 from fastdl_lib.binary.inference import fold
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
+from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core import compiler
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.nn.layers import BatchNorm, Flatten, MaxPool2d
-from fastdl_lib.nn.network import Network, binary_deep_convnet, binary_mlp
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Adam
 from fastdl_lib.nn.training import fit, predict_classes
 

@@ -34,11 +34,12 @@ from fastdl_lib.nn.layers import (
     LocalResponseNorm,
     MaxPool2d,
     ReLU,
-    softmax_cross_entropy,
 )
-from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.loss import softmax_cross_entropy
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam
 from fastdl_lib.nn.training import evaluate, fit, predict_classes
+from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import FLOAT16, FORMATS, INT8_PER_CHANNEL, FixedPoint
 from fastdl_lib.precision.mixed import (
     DynamicLossScale,

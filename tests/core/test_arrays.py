@@ -12,7 +12,7 @@ from helpers import batch, small_alexnet
 from fastdl_lib.core import arrays
 from fastdl_lib.measuring.speeds import forward_ms
 from fastdl_lib.measuring.timing import benchmark, profile_layers
-from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.nn.zoo import deep_convnet
 
 # --- which library ------------------------------------------------------------------------------
 

@@ -6,12 +6,12 @@ from helpers import needs_a_compiler, shaken
 
 from fastdl_lib.binary.export_c import CNetwork, export_c
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.course import chip as chip_runs
 from fastdl_lib.course.chip import chip_run, main
 from fastdl_lib.measuring.evidence import Provenance
 from fastdl_lib.measuring.recordings import read_recording
-from fastdl_lib.nn.network import binary_mlp
 from fastdl_lib.nn.training import predict_classes
 
 WHATS = ["constants", "buffers", "rest", "equal", "right", "speed"]

@@ -14,7 +14,7 @@ from fastdl_lib.course import ranks as command
 from fastdl_lib.course.ranks import RANK_RUNS, rank_run, run_ranks
 from fastdl_lib.measuring.evidence import Provenance
 from fastdl_lib.measuring.recordings import read_recording
-from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.nn.zoo import deep_convnet
 from fastdl_lib.scaling import mpi
 
 pytestmark = pytest.mark.usefixtures("no_process_left")

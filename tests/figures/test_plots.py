@@ -34,7 +34,7 @@ from fastdl_lib.measuring.evidence import Column, Measurement, Provenance
 from fastdl_lib.measuring.published import PublishedTable
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import LayerProfile
-from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.nn.zoo import deep_convnet
 from fastdl_lib.precision.formats import (
     FLOAT8_E4M3,
     FLOAT16,

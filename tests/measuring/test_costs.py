@@ -8,6 +8,7 @@ import pytest
 from helpers import ceilings, example
 
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.measuring.costs import (
     KINDS,
     LayerCost,
@@ -26,8 +27,9 @@ from fastdl_lib.nn.layers import (
     MaxPool2d,
     ReLU,
 )
-from fastdl_lib.nn.network import Network, alexnet, binary_deep_convnet, binary_mlp, deep_convnet
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD
+from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import BFLOAT16, FLOAT16
 from fastdl_lib.precision.mixed import Precision, in_precision
 from fastdl_lib.precision.stored import StoredLinear

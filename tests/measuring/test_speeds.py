@@ -17,8 +17,8 @@ from fastdl_lib.measuring.speeds import (
     training_speed,
 )
 from fastdl_lib.nn.layers import Conv2d
-from fastdl_lib.nn.network import deep_convnet
 from fastdl_lib.nn.optimizers import SGD
+from fastdl_lib.nn.zoo import deep_convnet
 
 QUICK = {"budget_s": 0.001, "min_repeats": 1}
 

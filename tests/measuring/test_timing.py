@@ -20,7 +20,7 @@ from fastdl_lib.measuring.timing import (
     product_gflops,
     profile_layers,
 )
-from fastdl_lib.nn.network import deep_convnet
+from fastdl_lib.nn.zoo import deep_convnet
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from fastdl_lib.nn.layers import (
     LocalResponseNorm,
     MaxPool2d,
     ReLU,
-    softmax_cross_entropy,
 )
+from fastdl_lib.nn.loss import softmax_cross_entropy
 
 
 def in_float64(layer):

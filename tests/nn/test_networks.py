@@ -9,9 +9,10 @@ import pytest
 from helpers import IMAGES, LABELS, toy
 
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
-from fastdl_lib.nn.layers import softmax_cross_entropy as loss_of
-from fastdl_lib.nn.network import Network, alexnet, deep_convnet
+from fastdl_lib.nn.loss import softmax_cross_entropy as loss_of
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD
+from fastdl_lib.nn.zoo import alexnet, deep_convnet
 
 # (output shape, parameters) of the layers with weights, and the shapes of those between them.
 ALEXNET = {

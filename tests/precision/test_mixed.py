@@ -26,17 +26,11 @@ from hypothesis import strategies as st
 
 from fastdl_lib.core.datasets import data_folder, mnist
 from fastdl_lib.nn import layers
-from fastdl_lib.nn.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    Layer,
-    Linear,
-    ReLU,
-    softmax_cross_entropy_arrays,
-)
-from fastdl_lib.nn.network import Network, deep_convnet
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, ReLU
+from fastdl_lib.nn.loss import softmax_cross_entropy_arrays
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam
+from fastdl_lib.nn.zoo import deep_convnet
 from fastdl_lib.precision.formats import (
     BFLOAT16,
     FLOAT8_E4M3,

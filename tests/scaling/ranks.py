@@ -12,9 +12,10 @@ from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
-from fastdl_lib.nn.network import Network, deep_convnet
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import fit
+from fastdl_lib.nn.zoo import deep_convnet
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import DynamicLossScale, MixedPrecision
 from fastdl_lib.scaling import workers

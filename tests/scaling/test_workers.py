@@ -11,8 +11,8 @@ import pytest
 import ranks as scenarios
 from helpers import needs_mpi
 
+from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core import arrays
-from fastdl_lib.nn.network import binary_mlp
 from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.training import fit
 from fastdl_lib.scaling import workers

@@ -1,0 +1,226 @@
+"""The command that makes the weights in ``data/weights``: ``python -m fastdl_lib.course.train``.
+
+``--network`` chooses which, ``--help`` says how.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
+from fastdl_lib.core.checks import check_whole_number
+from fastdl_lib.core.datasets import mnist
+from fastdl_lib.core.files import whole_file
+from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
+from fastdl_lib.nn.training import Evaluation, History, evaluate, fit, hold_out
+from fastdl_lib.nn.zoo import DROPOUT, deep_convnet
+
+__all__: list[str] = []
+
+Array = Any  # numpy.ndarray
+
+WEIGHTS_SCHEMA = "fastdl-weights/1"
+
+# The networks to train, and their options.
+NETWORKS = {
+    "deep-convnet": lambda options: deep_convnet(options.seed),
+    "mlp": lambda options: binary_mlp(options.seed, options.hidden, binary=options.binary),
+    "binary-deep-convnet": lambda options: binary_deep_convnet(
+        options.seed, options.width, binary=options.binary
+    ),
+}
+
+# The weights in data/weights.
+RECIPE = {
+    "epochs": 12,
+    "batch": 100,
+    "optimizer": "adam",
+    "learning_rate": 3e-3,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "warmup": 0.1,
+    "shift": 2,
+    "dropout": "none",
+}
+# The binary networks, and their float twins beside them.
+BINARY_RECIPE = {
+    "epochs": 60,
+    "batch": 256,
+    "learning_rate": 5e-3,
+    "warmup": 0.05,
+    "shift": 1,
+}
+# About 99 % in the shortest time.
+FAST_RECIPE = {"epochs": 1, "learning_rate": 8e-3, "warmup": 0.3, "shift": 0}
+
+# Of 60,000 images, 5,000 are held out for --validate.
+HELD_OUT_SHARE = 12
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a network on MNIST as the command line says; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.network != "deep-convnet":
+        parser.set_defaults(**BINARY_RECIPE)
+        options = parser.parse_args(arguments)
+    if options.fast:
+        parser.set_defaults(**FAST_RECIPE)
+        options = parser.parse_args(arguments)
+    try:
+        _train(options, arguments)
+    except KeyboardInterrupt:  # fit has said what is kept
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(options: argparse.Namespace, arguments: list[str]) -> None:
+    if options.out is not None and not options.out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.out.parent.name!r}; make it.")
+    if options.images is not None:
+        check_whole_number("--images", options.images, HELD_OUT_SHARE)
+    card = machine_card()
+    print(card.summary)
+    images, labels = (array[: options.images] for array in mnist("train"))
+    validation = None
+    if options.validate:
+        count = len(images) // HELD_OUT_SHARE
+        (images, labels), validation = hold_out(images, labels, count)
+    network = trained = NETWORKS[options.network](options)
+    left_out = DROPOUT[options.dropout]
+    if left_out and options.network == "deep-convnet":
+        trained = network.variant(network.name, **dict.fromkeys(left_out))
+    if options.optimizer == "sgd":
+        optimizer = SGD(options.learning_rate, options.momentum, options.weight_decay)
+    else:
+        optimizer = Adam(options.learning_rate)
+    history = fit(
+        trained,
+        images,
+        labels,
+        epochs=options.epochs,
+        batch=options.batch,
+        optimizer=optimizer,
+        schedule=warmup_cosine(options.warmup),
+        seed=options.seed,
+        shift=options.shift,
+        validation=validation,
+        checkpoint=options.checkpoint,
+    )
+    # Who compares recipes must not see the test set.
+    test = None if options.validate else evaluate(network, *mnist("test"))
+    print(f"Trained on {len(images):,} images in {history.seconds:,.1f} s (measured here)")
+    if test is not None:
+        print(f"Test: {test}")
+    if options.out is not None:
+        network.save_weights(options.out, packed=options.packed)
+        made = _how_made(options, arguments, card, history, len(images), validation, test)
+        with whole_file(options.out.with_suffix(".json")) as part:
+            part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"Wrote {options.out.name} and {options.out.stem}.json")
+
+
+def _how_made(
+    options: argparse.Namespace,
+    arguments: list[str],
+    card: MachineCard,
+    history: History,
+    images: int,
+    validation: tuple[Array, Array] | None,
+    test: Evaluation | None,
+) -> dict[str, Any]:
+    """What stands beside the weights, for JSON: no path of this machine."""
+    words = ["python", "-m", "fastdl_lib.course.train", *map(_without_folders, arguments)]
+    aside = ("out", "checkpoint", "fast", "validate", "images", "packed", "network")
+    if options.network == "deep-convnet":
+        aside += ("hidden", "width", "binary")
+    else:
+        aside += ("dropout", "width" if options.network == "mlp" else "hidden")
+    if options.optimizer != "sgd":
+        aside += ("momentum", "weight_decay")
+    return {
+        "schema": WEIGHTS_SCHEMA,
+        "weights": options.out.name,
+        "sha256": hashlib.sha256(options.out.read_bytes()).hexdigest(),
+        "network": history.network,
+        "command": shlex.join(words),
+        "recipe": {name: value for name, value in vars(options).items() if name not in aside},
+        "training_images": images,
+        "training_s": round(history.seconds, 1),
+        "validation_images": 0 if validation is None else len(validation[0]),
+        "validation_accuracy": history.epochs[-1].validation_accuracy,
+        "test_images": 0 if test is None else test.images,
+        "test_accuracy": None if test is None else test.accuracy,
+        "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
+        "machine": card.to_dict(),
+        "licence": "MIT, as the code of this project; trained on MNIST (see data/README.md)",
+    }
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line; of a path that leads out of the working folder the name only."""
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
+
+
+def _npz(text: str) -> Path:
+    if Path(text).suffix != ".npz":
+        raise argparse.ArgumentTypeError(f"the name must end in .npz, got {text!r}")
+    return Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdl_lib.course.train",
+        description="Train a network on MNIST and say how well it reads the test set.",
+    )
+    add = parser.add_argument
+    default = " (default: %(default)s)"
+    add(
+        "--network",
+        choices=NETWORKS,
+        default="deep-convnet",
+        help="which one; the others than deep-convnet have the defaults " + f"{BINARY_RECIPE}",
+    )
+    add("--binary", choices=BINARY_PARTS, default="all", help="what is one bit" + default)
+    add("--hidden", type=int, default=2048, help="values in mlp's hidden layers" + default)
+    add("--width", type=int, default=1, help="multiplies binary-deep-convnet's filters" + default)
+    add("--packed", action="store_true", help="write binary weights as one bit each")
+    add("--fast", action="store_true", help=f"the short recipe: other defaults, {FAST_RECIPE}")
+    add("--epochs", type=int, help="passes over the training images" + default)
+    add("--batch", type=int, help="images a step" + default)
+    add("--optimizer", choices=["adam", "sgd"], help="how gradients become steps" + default)
+    add("--learning-rate", type=float, help="the highest one of the schedule" + default)
+    add("--momentum", type=float, help="of sgd" + default)
+    add("--weight-decay", type=float, help="of sgd" + default)
+    add("--warmup", type=float, help="share of the run in which the rate rises" + default)
+    add("--shift", type=int, help="move the images by up to so many pixels" + default)
+    add("--dropout", choices=DROPOUT, help="at work in training; the book has both" + default)
+    add("--seed", type=int, default=0, help="decides first weights and all chance" + default)
+    add("--images", type=int, help="train on the first so many images only (default: all)")
+    add(
+        "--validate",
+        action="store_true",
+        help="hold out a twelfth of the training images and count on it after every epoch; the "
+        "test set is not touched",
+    )
+    add("--out", type=_npz, help="write the weights here, and beside them how they were made")
+    add("--checkpoint", type=_npz, help="store the run here after every epoch, and go on from it")
+    parser.set_defaults(**RECIPE)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The command that trains the shipped weights, and those weights."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import assert_same_weights
+
+from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
+from fastdl_lib.core.datasets import data_folder, mnist
+from fastdl_lib.course import train
+from fastdl_lib.nn.optimizers import Adam, warmup_cosine
+from fastdl_lib.nn.training import evaluate, fit, hold_out
+from fastdl_lib.nn.zoo import deep_convnet
+
+
+def run_command(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdl_lib.course.train", *arguments],
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_trains_validates_and_goes_on(tmp_path):
+    (tmp_path / "out").mkdir()
+    arguments = [
+        "--images", "120", "--validate", "--epochs", "2", "--batch", "60", "--dropout", "none",
+        "--out", "out/net.npz", f"--checkpoint={tmp_path / 'run.npz'}",
+    ]  # fmt: skip
+    status, out, err = run_command(*arguments, cwd=tmp_path)
+    assert (status, err) == (0, "")
+    assert "epoch 2/2 |" in out and "validation" in out and "Trained on 110 images in" in out
+    assert "Test" not in out, "who compares recipes must not see the test set"
+
+    text = (tmp_path / "out" / "net.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text and tmp_path.name not in text
+    made = json.loads(text)
+    assert made["command"] == (
+        "python -m fastdl_lib.course.train --images 120 --validate --epochs 2 --batch 60 "
+        "--dropout none --out out/net.npz --checkpoint=run.npz"
+    )
+    assert made["test_accuracy"] is None and made["test_images"] == 0
+    assert made["training_images"] == 110 and made["validation_images"] == 10
+    assert made["recipe"]["seed"] == 0 and made["recipe"]["dropout"] == "none"
+    assert made["machine"]["versions"]["numpy"] == np.__version__ and made["machine"]["date"]
+    assert made["training_s"] > 0 and len(made["epochs"]) == 2
+    assert made["epochs"][-1]["validation_accuracy"] == made["validation_accuracy"]
+    assert "MIT" in made["licence"]
+    weights = (tmp_path / "out" / "net.npz").read_bytes()
+    assert made["sha256"] == hashlib.sha256(weights).hexdigest()
+
+    # Its fit, called by hand, gives the same weights.
+    images, labels = (array[:120] for array in mnist("train"))
+    (images, labels), validation = hold_out(images, labels, 10)
+    network = deep_convnet()
+    fit(
+        network.variant("DeepConvNet", drop1=None, drop2=None), images, labels, epochs=2, batch=60,
+        optimizer=Adam(made["recipe"]["learning_rate"]),
+        schedule=warmup_cosine(made["recipe"]["warmup"]), shift=made["recipe"]["shift"],
+        validation=validation, progress=False, checkpoint=tmp_path / "run.npz",
+    )  # fmt: skip
+    assert_same_weights(network, deep_convnet().load_weights(tmp_path / "out" / "net.npz"))
+
+
+@pytest.fixture
+def small_mnist(monkeypatch):
+    """The first images of MNIST in place of all."""
+    whole = {split: tuple(array[:30] for array in mnist(split)) for split in ("train", "test")}
+    monkeypatch.setattr(train, "mnist", whole.__getitem__)
+    return whole
+
+
+def test_the_command_tests_the_network_it_writes(small_mnist, tmp_path, capsys):
+    out = tmp_path / "net.npz"
+    arguments = ["--fast", "--epochs", "1", "--optimizer", "sgd", "--seed", "4", "--out", str(out)]
+    assert train.main(arguments) == 0
+    made = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    test = evaluate(deep_convnet().load_weights(out), *small_mnist["test"])
+    assert made["test_accuracy"] == test.accuracy and made["test_images"] == 30
+    assert f"Test: {test}" in capsys.readouterr().out
+    assert made["validation_accuracy"] is None
+    # A recipe's values stand where the command line says nothing.
+    recipe = made["recipe"]
+    assert recipe["shift"] == train.FAST_RECIPE["shift"] != train.RECIPE["shift"]
+    assert (recipe["epochs"], recipe["optimizer"], recipe["momentum"]) == (1, "sgd", 0.9)
+    assert made["command"].endswith("--seed 4 --out net.npz")
+
+
+@pytest.mark.parametrize(
+    ("words", "make", "size", "others"),
+    [
+        (["mlp", "--hidden", "24"], lambda: binary_mlp(hidden=24), "hidden", {"width", "dropout"}),
+        (["mlp", "--hidden", "24", "--binary", "none"],
+         lambda: binary_mlp(hidden=24, binary="none"), "hidden", {"width", "dropout"}),
+        (["binary-deep-convnet"], binary_deep_convnet, "width", {"hidden", "dropout"}),
+    ],
+)  # fmt: skip
+def test_the_command_trains_binary_networks(words, make, size, others, small_mnist, tmp_path):
+    out = tmp_path / "net.npz"
+    arguments = ["--network", *words, "--epochs", "1", "--packed", "--out", str(out)]
+    assert train.main(arguments) == 0
+    made = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    # Packed weights answer as the latent ones that were tested.
+    test = evaluate(make().load_weights(out), *small_mnist["test"])
+    assert made["test_accuracy"] == test.accuracy and made["network"] == make().name
+    recipe = made["recipe"]
+    assert recipe.keys() >= {"binary", size} and not recipe.keys() & others
+    assert recipe["learning_rate"] == train.BINARY_RECIPE["learning_rate"]
+
+
+def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys, monkeypatch):
+    assert train.main(["--out", str(tmp_path / "gone" / "net.npz")]) == 1
+    assert capsys.readouterr().err == "there is no folder 'gone'; make it.\n"
+    assert train.main(["--images", "11"]) == 1
+    assert capsys.readouterr().err == "--images must be at least 12, got 11.\n"
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--out", "net.pkl"])
+    assert caught.value.code == 2
+    assert "the name must end in .npz, got 'net.pkl'" in capsys.readouterr().err
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deep_convnet().__class__, "backward", interrupted)
+    assert train.main(["--epochs", "1", "--checkpoint", str(tmp_path / "run.npz")]) == 130
+    out = capsys.readouterr().out
+    assert "Interrupted in epoch 1: run.npz holds 0 finished ones" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("--fast", "--fast"),
+        ("data/weights/net.npz", "data/weights/net.npz"),
+        (os.path.abspath("net.npz"), "net.npz"),
+        (f"--out={os.path.abspath('net.npz')}", "--out=net.npz"),
+        ("../someone/net.npz", "net.npz"),
+    ],
+)
+def test_no_path_of_the_machine_is_stored(word, shown):
+    assert train._without_folders(word) == shown
+
+
+# --- the weights in data/weights ----------------------------------------------------------------
+
+
+def test_the_stored_weights_reach_the_books_accuracy():
+    """At least the book's 99.38 % (Saitoh, section 8.1), on all 10,000 test images."""
+    folder = data_folder() / "weights"
+    made = json.loads((folder / "deep_convnet.json").read_text(encoding="utf-8"))
+    network = deep_convnet().load_weights(folder / "deep_convnet.npz")
+    test = evaluate(network, *mnist("test"))
+    assert test.images == 10_000
+    assert test.accuracy >= 0.9938
+    # Another machine's rounding may turn an image or two that were undecided.
+    assert abs(test.correct - 10_000 * made["test_accuracy"]) <= 3 and made["test_images"] == 10_000
+    content = (folder / "deep_convnet.npz").read_bytes()
+    assert made["sha256"] == hashlib.sha256(content).hexdigest()
+    assert made["training_images"] == 60_000 and made["network"] == "DeepConvNet"
