@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from fastdl_lib.convolution.im2col import wide
-from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.arrays import array_module, wide
 
 __all__ = [
     "check_labels",
