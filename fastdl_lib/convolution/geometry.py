@@ -27,16 +27,18 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, int, int, int]
 
 
-def check_window(kernel: int, stride: int, padding: int) -> None:
-    """Refuse a window that cannot slide.
+def check_window(kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
+    """Refuse a window that cannot slide; return the three as Python's own whole numbers.
 
     Raises:
         TypeError: one of the three is not a whole number.
         ValueError: kernel or stride below 1, or padding below 0.
     """
-    check_whole_number("kernel", kernel, 1)
-    check_whole_number("stride", stride, 1)
-    check_whole_number("padding", padding, 0)
+    return (
+        check_whole_number("kernel", kernel, 1),
+        check_whole_number("stride", stride, 1),
+        check_whole_number("padding", padding, 0),
+    )
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
@@ -49,10 +51,8 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
     >>> output_size(227, kernel=11, stride=4)  # (227 - 11) / 4 + 1
     55
     """
-    check_whole_number("size", size, 1)
-    check_window(kernel, stride, padding)
-    # NumPy's small whole numbers overflow where sizes are computed with them.
-    size, kernel, stride, padding = int(size), int(kernel), int(stride), int(padding)
+    size = check_whole_number("size", size, 1)
+    kernel, stride, padding = check_window(kernel, stride, padding)
     if kernel > size + 2 * padding:
         raise ValueError(
             f"a window of {kernel} does not fit an input of {size} with padding {padding}: "
@@ -69,9 +69,8 @@ class Geometry:
         TypeError: stride, padding or groups is not a whole number.
         ValueError: shapes that do not fit; the message says which, and what would.
 
-    >>> geometry = Geometry((16, 3, 227, 227), (96, 3, 11, 11), stride=4)
-    >>> geometry.out_shape, geometry.macs
-    ((16, 96, 55, 55), 1686643200)
+    >>> Geometry((16, 3, 227, 227), (96, 3, 11, 11), stride=4).out_shape
+    (16, 96, 55, 55)
     """
 
     x_shape: Shape
@@ -94,7 +93,10 @@ class Geometry:
             )
         if 0 in x or 0 in weight:
             raise ValueError(f"empty array: x {x}, weight {weight}; every size must be >= 1.")
-        check_whole_number("groups", self.groups, 1)
+        window = check_window(1, self.stride, self.padding)[1:]
+        for name, value in zip(("stride", "padding"), window, strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "groups", check_whole_number("groups", self.groups, 1))
         if x[1] % self.groups or weight[0] % self.groups:
             raise ValueError(
                 f"groups={self.groups} must divide the {x[1]} input channels and the {weight[0]} "
@@ -107,8 +109,6 @@ class Geometry:
             )
         sizes = (output_size(x[a], weight[a], self.stride, self.padding) for a in (2, 3))
         object.__setattr__(self, "out_shape", (x[0], weight[0], *sizes))
-        for name in ("stride", "padding", "groups"):
-            object.__setattr__(self, name, int(getattr(self, name)))
 
     @classmethod
     def of(
@@ -197,13 +197,6 @@ class Geometry:
     @property
     def out_w(self) -> int:
         return self.out_shape[3]
-
-    @property
-    def macs(self) -> int:
-        """Multiplications, each with an addition, of the whole batch."""
-        _, channels, filter_h, filter_w = self.weight_shape
-        images, filters, out_h, out_w = self.out_shape
-        return images * filters * out_h * out_w * channels * filter_h * filter_w
 
 
 def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[int, int, Array]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.geometry import Geometry, output_size, tap_views
+from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
 from fastdl_lib.core.arrays import array_module, wide
 
 __all__ = ["backward", "col2im", "forward", "im2col"]
@@ -17,16 +17,15 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 def _window(kernel: tuple[int, int], stride: int, padding: int) -> tuple[int, int, int, int]:
-    """FH, FW, stride and padding as Python's own numbers, once :func:`output_size` took them."""
+    """FH, FW, stride and padding as Python's own whole numbers."""
     try:
         filter_h, filter_w = kernel
     except (TypeError, ValueError):
         raise TypeError(
             f"kernel must be a pair (FH, FW), such as (3, 3); got {kernel!r}."
         ) from None
-    for size in (filter_h, filter_w):
-        output_size(size, size, stride, padding)
-    return int(filter_h), int(filter_w), int(stride), int(padding)
+    filter_h, stride, padding = check_window(filter_h, stride, padding)
+    return filter_h, check_window(filter_w, stride, padding)[0], stride, padding
 
 
 def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0) -> Array:

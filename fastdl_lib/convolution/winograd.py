@@ -66,15 +66,15 @@ def transform_matrices(outputs: int, taps: int) -> Transforms:
     >>> transform_matrices(2, 3).output.tolist()
     [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, 1.0]]
     """
-    check_whole_number("outputs", outputs, 1)
-    check_whole_number("taps", taps, 1)
+    outputs = check_whole_number("outputs", outputs, 1)
+    taps = check_whole_number("taps", taps, 1)
     tile = outputs + taps - 1
     if tile > LARGEST_TILE:
         raise ValueError(
             f"F({outputs}, {taps}) needs tiles of {tile} pixels; beyond {LARGEST_TILE} float32 "
             f"loses too many digits. Use at most {LARGEST_TILE + 1 - taps} outputs, or im2col."
         )
-    return _transform_matrices(int(outputs), int(taps))
+    return _transform_matrices(outputs, taps)
 
 
 @functools.cache

@@ -327,9 +327,6 @@ def tf32(on: bool = True) -> Iterator[None]:
     afterwards.
 
     Source: NVIDIA A100 Tensor Core GPU Architecture, whitepaper, 2020.
-
-    >>> with tf32():
-    ...     product = np.ones((2, 3), np.float32) @ np.ones((3, 2), np.float32)
     """
     if not gpu_available():
         yield

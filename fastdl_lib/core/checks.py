@@ -21,13 +21,16 @@ class Status(NamedTuple):
     versions: dict[str, str] = {}  # noqa: RUF012  a NamedTuple's default; nobody changes it
 
 
-def check_whole_number(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number from ``least`` up; NumPy's integers are.
+def check_whole_number(name: str, value: int, least: int) -> int:
+    """Refuse what is no whole number from ``least`` up, and return it as Python's own: NumPy's
+    integers are whole numbers too, and small ones overflow where sizes are computed with them.
 
     Raises:
         TypeError: the value is not a whole number; True and False are none.
         ValueError: it is below ``least``.
 
+    >>> check_whole_number("stride", np.int8(4), 1)
+    4
     >>> check_whole_number("stride", 0, 1)
     Traceback (most recent call last):
     ValueError: stride must be at least 1, got 0.
@@ -36,6 +39,7 @@ def check_whole_number(name: str, value: int, least: int) -> None:
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+    return int(value)
 
 
 def check_number(

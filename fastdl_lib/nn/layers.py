@@ -270,10 +270,10 @@ class Conv2d(Layer):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
-        check_whole_number("in_channels", in_channels, 1)
-        check_whole_number("out_channels", out_channels, 1)
-        check_whole_number("groups", groups, 1)
-        check_window(kernel, stride, padding)
+        in_channels = check_whole_number("in_channels", in_channels, 1)
+        out_channels = check_whole_number("out_channels", out_channels, 1)
+        groups = check_whole_number("groups", groups, 1)
+        kernel, stride, padding = check_window(kernel, stride, padding)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide in_channels={in_channels} "
@@ -388,8 +388,8 @@ class MaxPool2d(Layer):
 
     def __init__(self, kernel: int, *, stride: int | None = None) -> None:
         super().__init__()
-        self.kernel, self.stride = kernel, kernel if stride is None else stride
-        check_window(self.kernel, self.stride, 0)
+        stride = kernel if stride is None else stride
+        self.kernel, self.stride, _ = check_window(kernel, stride, 0)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         channels, height, width = input_shape
@@ -475,7 +475,7 @@ class LocalResponseNorm(Layer):
         self, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
     ) -> None:
         super().__init__()
-        check_whole_number("size", size, 1)
+        size = check_whole_number("size", size, 1)
         if size % 2 == 0:
             raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
         # Plain floats: a NumPy float64 would widen a float32 batch.
@@ -629,8 +629,8 @@ class Linear(Layer):
 
     def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator) -> None:
         super().__init__()
-        check_whole_number("in_features", in_features, 1)
-        check_whole_number("out_features", out_features, 1)
+        in_features = check_whole_number("in_features", in_features, 1)
+        out_features = check_whole_number("out_features", out_features, 1)
         self.in_features, self.out_features = in_features, out_features
         self.parameters = {
             "weight": _he_normal(rng, (out_features, in_features), in_features),
@@ -734,7 +734,7 @@ class BatchNorm(Layer):
 
     def __init__(self, features: int, *, eps: float = 1e-4, momentum: float = 0.1) -> None:
         super().__init__()
-        check_whole_number("features", features, 1)
+        features = check_whole_number("features", features, 1)
         check_number("eps", eps, low=0, low_included=False)
         check_number("momentum", momentum, low=0, high=1)
         self.features, self.eps, self.momentum = features, float(eps), float(momentum)

@@ -652,3 +652,14 @@ def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
     layer.algorithm = "blocked"
     assert layer.parameters["weight"].transpose(0, 2, 3, 1).flags.c_contiguous
     assert (layer.parameters["weight"] == weight).all()
+
+
+def test_whole_numbers_may_be_numpys_small_ones():
+    """12 x 12 taps and 219 outputs are more than an int8 holds."""
+    small, rng = np.int8, np.random.default_rng(0)
+    layer = Conv2d(small(1), small(2), small(12), padding=small(100), rng=rng)
+    assert np.isfinite(layer.parameters["weight"]).all()
+    assert layer.macs((1, 30, 30)) == 2 * 219**2 * 144
+    assert layer.forward(np.ones((1, 1, 30, 30), np.float32)).shape == (1, 2, 219, 219)
+    assert MaxPool2d(small(100)).forward(np.ones((1, 1, 300, 300))).shape == (1, 1, 3, 3)
+    assert Linear(small(100), small(100), rng=rng).macs((100,)) == 10_000
