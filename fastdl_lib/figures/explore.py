@@ -17,7 +17,7 @@ from fastdl_lib.figures.forms import guess_and_truth
 from fastdl_lib.figures.picture import Picture
 from fastdl_lib.measuring.evidence import Measurement
 
-__all__ = ["Prediction", "explore", "predict"]
+__all__ = ["explore", "predict"]
 
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 

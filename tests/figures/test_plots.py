@@ -437,6 +437,8 @@ def test_words_caption_and_title_say_what_is_shown(figure):
 def test_nothing_is_cut_off_and_no_labels_collide(figure):
     drawn, *_, boxes = figure
     width, height = drawn.figure.get_size_inches() * picture.DOTS_AN_INCH
+    labels = {text.get_text() for axes in drawn.figure.axes for text in axes.texts} - {""}
+    assert labels <= {text for text, _ in boxes}, "a label lies outside of its axes' range"
     for text, box in boxes:
         assert box.x0 > -2 and box.y0 > -2 and box.x1 < width + 2 and box.y1 < height + 2, text
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
@@ -499,14 +501,6 @@ def test_origins_name_each_machine_whose_clock_ran_once_and_the_sources():
     assert str(origins_of([gain])[0]).startswith("Computed: a piece; Example CPU")
 
 
-def test_a_recorded_profile_says_so():
-    recorded = {
-        name: dataclasses.replace(m, provenance=RECORDED) for name, m in FORWARD.forward.items()
-    }
-    profile = LayerProfile("N", 4, FORWARD.kinds, recorded, {})
-    assert draw(chapter_01.layer_bars, profile).caption.startswith("Recorded: Example CPU")
-
-
 # --- shares -------------------------------------------------------------------------------------
 
 
@@ -520,18 +514,14 @@ def test_shares_of_a_profile_add_up_in_the_order_of_kinds():
     assert [kind for _, kind, _ in shares.parts()] == list(KINDS)
 
 
-def test_what_a_published_figure_leaves_out_is_unlabelled():
+def test_published_shares_stay_and_published_times_become_percentages():
     *parts, rest = SHARES[1].parts()
     assert SHARES[1].of_kind("conv") == 90  # as published, not scaled to 100
     assert [name for name, _, _ in parts] == ["conv1", "conv2", "fc6"]
     assert rest == ("unlabelled", "other", pytest.approx(2.0))
-
-
-def test_published_times_become_percentages():
-    shares = Shares.of_published("a log", LOG, "forward_ms")
-    assert shares.percent == {"conv1": 75.0, "data": 25.0}
-    assert shares.kinds == {"conv1": "conv", "data": "other"}
-    assert "unlabelled" not in [name for name, _, _ in shares.parts()]
+    times = Shares.of_published("a log", LOG, "forward_ms")
+    assert times.percent == {"conv1": 75.0, "data": 25.0}
+    assert [part[:2] for part in times.parts()] == [("conv1", "conv"), ("data", "other")]
 
 
 def test_shares_of_a_recording():
@@ -580,11 +570,6 @@ def test_shares_of_a_recording():
 )  # fmt: skip
 def test_a_figure_says_in_words(figure, words):
     assert words in draw(*figure).alt
-
-
-def test_a_window_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="does not fit"):
-        chapter_02.patch_matrix(6)
 
 
 @pytest.mark.parametrize(("workers", "steps"), [(2, 2), (3, 4), (4, 4), (8, 6)])
@@ -660,6 +645,7 @@ BITS = "two texts of 2 to 16 characters 0 or 1"
             forms.measured_bars, ({"g": [measured("a", 3.0), measured("b", 1.0, unit="x")]},),
             ValueError, "of one unit, got ['ms', 'x']",
         ),
+        (chapter_02.patch_matrix, (6,), ValueError, "does not fit"),
         (chapter_05.bit_layout, (INT8, 1.0), TypeError, "int8 has no exponent"),
         (chapter_05.bit_layout, (FLOAT64, 1.0), ValueError, "float64 has 64 bits; 32 at most"),
         (chapter_05.bit_layout, (FLOAT16, "0101"), ValueError, "float16 has 16 bits"),
