@@ -74,7 +74,7 @@ FLOORS = {
     "course.machine_parts": 9.9,
     "course.record": 10,
     "course.ranks": 11,
-    "course.chip": 10,
+    "course.chip": 11,
     "course.notebooks": 10,
     "course.release": 11,
 }

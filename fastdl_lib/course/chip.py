@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,15 @@ from fastdl_lib.binary.inference import fold
 from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder, mnist
-from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.course.record import check_place, save
+from fastdl_lib.measuring.evidence import Measurement
 from fastdl_lib.measuring.machine import machine_card
-from fastdl_lib.measuring.recordings import Recording, write_recording
+from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import benchmark
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.training import predict_classes
 
-__all__ = ["CHIPS", "chip_run"]
+__all__ = ["main"]
 
 CHIPS: Mapping[str, tuple[str, int]] = {
     "digits2048": ("binary_mlp.npz", 2048),
@@ -33,9 +34,9 @@ CHIPS: Mapping[str, tuple[str, int]] = {
 }
 """Name of a C file: the file of its weights in ``data/weights``, and the values of a layer."""
 
-_FLAGS = ("-march=native",)
-_CLOCKED = 1000  # images of a sample
-_BUDGET_S = 3.0
+FLAGS = ("-march=native",)
+CLOCKED = 1000  # images of a sample
+BUDGET_S = 3.0
 
 
 def chip_run(
@@ -46,8 +47,7 @@ def chip_run(
     Args:
         name: of the C file, and ``conditions["network"]`` of each result.
         network: what :func:`~fastdl_lib.binary.inference.fold` takes.
-        images: (N, C, H, W), float32, 0 to 1.
-        labels: (N,), int64.
+        images, labels: (N, C, H, W), float32, 0 to 1, and (N,), int64.
 
     Returns:
         By ``conditions["what"]``: ``"constants"``, ``"buffers"`` and ``"rest"`` (bytes; the last is
@@ -59,43 +59,34 @@ def chip_run(
     """
     folded, card = fold(network), machine_card()
     pixels = np.rint(255 * images).astype(np.uint8)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file = export_c(folded, Path(folder, f"{name}.c"))
-        chip = compile_c(file, _FLAGS)
-        answers, expected = chip.predict_classes(pixels), predict_classes(folded, images)
-        equal = int((answers == expected).sum())
-        if equal < len(images):
-            raise RuntimeError(f"{name}: only {equal:,} of {len(images):,} answers are Python's.")
-        few = pixels[:_CLOCKED]
-        time_ms = benchmark(chip.predict_classes, few, budget_s=_BUDGET_S, threads=1, machine=card)
-        speed = time_ms.convert(lambda ms: round(1e3 * len(few) / ms, 1), "images/s")
-        rest = chip.library_bytes - file.constants_bytes
-    counted = {
-        "constants": ("bytes", file.constants_bytes, {}),
-        "buffers": ("bytes", file.buffers_bytes, {}),
-        "rest": ("bytes", rest, {}),
-        "equal": ("answers", equal, {"images": len(images)}),
-        "right": ("%", 100 * float((answers == labels).mean()), {"images": len(images)}),
-    }
-    built = {"network": name, "flags": " ".join((*C_FLAGS, *_FLAGS))}
-    found = [
-        Measurement(
-            f"{name}, {what}",
-            unit,
-            (value,),
-            Provenance.MEASURED,
-            machine=card,
-            conditions={**built, "what": what, **more},
+    with tempfile.TemporaryDirectory() as folder:
+        chip = compile_c(export_c(folded, Path(folder, f"{name}.c")), FLAGS)
+    file, answers = chip.file, chip.predict_classes(pixels)
+    equal = int((answers == predict_classes(folded, images)).sum())
+    if equal < len(images):
+        raise RuntimeError(f"{name}: only {equal:,} of {len(images):,} answers are Python's.")
+    built = {"network": name, "flags": " ".join((*C_FLAGS, *FLAGS))}
+    found = []
+    for what, unit, value in (
+        ("constants", "bytes", file.constants_bytes),
+        ("buffers", "bytes", file.buffers_bytes),
+        ("rest", "bytes", chip.library_bytes - file.constants_bytes),
+        ("equal", "answers", equal),
+        ("right", "%", 100 * float((answers == labels).mean())),
+    ):
+        conditions = {**built, "what": what} | ({} if unit == "bytes" else {"images": len(images)})
+        found.append(
+            Measurement.measured(f"{name}, {what}", unit, value, machine=card, **conditions)
         )
-        for what, (unit, value, more) in counted.items()
-    ]
+    few = pixels[:CLOCKED]
+    time_ms = benchmark(chip.predict_classes, few, budget_s=BUDGET_S, threads=1, machine=card)
+    speed = time_ms.convert(lambda ms: round(1e3 * len(few) / ms, 1), "images/s")
     clocked = {**built, "what": "speed", "images": len(few), **speed.conditions}
-    found.append(dataclasses.replace(speed, name=f"{name}, speed", conditions=clocked))
-    return found
+    return [*found, dataclasses.replace(speed, name=f"{name}, speed", conditions=clocked)]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run both networks' C files and write the recording."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run both networks' C files and write the recording; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m fastdl_lib.course.chip",
         description="Compile the binary networks' C files, run the test images, and record it.",
@@ -108,39 +99,40 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 1 <= options.images <= 10_000:
         parser.error(f"--images is from 1 to 10,000, got {options.images}.")
-    # Before anything is run: what is missing.
-    if c_compiler() is None:
-        return _refuse("there is no C compiler here: install one (Debian: sudo apt install gcc).")
-    weights = data_folder() / "weights"
-    for file, hidden in CHIPS.values():
-        if not (weights / file).exists():
-            return _refuse(
-                f"data/weights/{file} is missing. Train it: python -m fastdl_lib.course.train "
-                f"--network mlp --hidden {hidden} --packed --out data/weights/{file}"
-            )
-    images, labels = (array[: options.images] for array in mnist("test"))
-    found: list[Measurement] = []
+    command = "python -m fastdl_lib.course.chip"
+    if options.images < 10_000:
+        command += f" --images {options.images}"
     try:
-        for name, (file, hidden) in CHIPS.items():
-            network = binary_mlp(hidden=hidden).load_weights(weights / file)
-            found += chip_run(name, network, images, labels)
-            for m in found:
-                if m.conditions["network"] == name:
-                    value = m.value() if len(m.samples) > 1 else f"{m.median:,.8g}"
-                    print(f"{m.name}: {value} {m.unit}", flush=True)
-        command = "python -m fastdl_lib.course.chip"
-        if options.images < 10_000:
-            command += f" --images {options.images}"
-        write_recording(options.out, Recording(found[0].machine, command, tuple(found)))
+        networks = _networks(options.out)
+        images, labels = (array[: options.images] for array in mnist("test"))
+        found: list[Measurement] = []
+        for name, network in networks.items():
+            run = chip_run(name, network, images, labels)
+            for m in run:
+                value = m.value() if len(m.samples) > 1 else f"{m.median:,.8g}"
+                print(f"{m.name}: {value} {m.unit}", flush=True)
+            found += run
+        save(Recording(found[0].machine, command, tuple(found)), options.out)
     except (RuntimeError, ValueError, OSError) as error:
-        return _refuse(str(error))
-    print(f"{len(found)} measurements written to {options.out.name}")
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
-def _refuse(reason: str) -> int:
-    print(reason, file=sys.stderr)
-    return 1
+def _networks(out: Path) -> dict[str, Network]:
+    """The networks by the names of their C files, once nothing is missing to record them."""
+    check_place(out)
+    if c_compiler() is None:
+        raise RuntimeError("there is no C compiler here: install one (Debian: apt install gcc).")
+    networks, weights = {}, data_folder() / "weights"
+    for name, (file, hidden) in CHIPS.items():
+        if not (weights / file).exists():
+            raise FileNotFoundError(
+                f"data/weights/{file} is missing. Train it: python -m fastdl_lib.course.train "
+                f"--network mlp --hidden {hidden} --packed --out data/weights/{file}"
+            )
+        networks[name] = binary_mlp(hidden=hidden).load_weights(weights / file)
+    return networks
 
 
 if __name__ == "__main__":
