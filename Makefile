@@ -1,5 +1,6 @@
 # Works with any make, macOS's GNU make 3.81 included. On Windows see README.md.
 #   make test ARGS="-k costs"       more options for pytest or JupyterLab
+#   make test ARGS="-n 0 -x"        one process instead of two, up to the first failure
 #   make lab PYTHON=python3.13      another Python than the first one found
 
 PYTHON ?=
@@ -39,7 +40,7 @@ lab: $(STAMP) ## open the course in JupyterLab
 	    $(ARGS)
 
 test: $(STAMP) ## run every test, as CI does
-	@$(IN_VENV) .venv/bin/python -m pytest $(ARGS)
+	@$(IN_VENV) .venv/bin/python -m pytest -n 2 $(ARGS)
 
 setup: $(STAMP) ## only make .venv and install the locked packages
 

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the order in which files start."""
 
 import contextlib
 import os
@@ -17,6 +17,28 @@ from fastdl_lib.measuring.machine import machine_card
 # No test here asserts a time, so none may fail for being slow either.
 hypothesis.settings.register_profile("fastdl", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("fastdl")
+
+
+# The files that take longest start first, so that two workers end at about the same time.
+LONGEST = (
+    "05_half_precision",
+    "test_browser",
+    "test_workers",
+    "01_where_time_goes",
+    "02_im2col",
+    "04_distributed_training",
+    "06_binarized_networks",
+    "test_release",
+    "03_cpu_vs_gpu",
+    "test_record",
+    "test_training",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture
