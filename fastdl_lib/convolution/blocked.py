@@ -87,7 +87,7 @@ def backward(
     """The gradients by x (None unless needed), weight and bias, with one block's patches at a
     time."""
     stride, padding, channels = geometry.stride, geometry.padding, geometry.group_channels
-    height, width, sums = geometry.height, geometry.width, wide(x.dtype)
+    (height, width), sums = x.shape[2:], wide(x.dtype)
     matrices = _filter_matrices(weight, geometry)
     images, rows = _block_size(geometry, matrices)
     grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None

@@ -140,8 +140,8 @@ class Geometry:
                     f"compute in float64. Use {name}.astype(x.dtype)."
                 )
         geometry = cls(x.shape, weight.shape, stride, padding, groups)
-        if bias is not None and bias.shape != (geometry.filters,):
-            raise ValueError(f"bias must have the shape ({geometry.filters},), got {bias.shape}.")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have the shape ({len(weight)},), got {bias.shape}.")
         return geometry
 
     def check_grad_out(self, grad_out: Array, x: Array) -> None:
@@ -162,24 +162,8 @@ class Geometry:
             )
 
     @property
-    def images(self) -> int:
-        return self.x_shape[0]
-
-    @property
-    def height(self) -> int:
-        return self.x_shape[2]
-
-    @property
-    def width(self) -> int:
-        return self.x_shape[3]
-
-    @property
-    def filters(self) -> int:
-        return self.weight_shape[0]
-
-    @property
     def group_filters(self) -> int:
-        return self.filters // self.groups
+        return self.weight_shape[0] // self.groups
 
     @property
     def group_channels(self) -> int:

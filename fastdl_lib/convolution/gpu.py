@@ -74,8 +74,8 @@ def _kernel(
     (filter_h, filter_w), channels = geometry.kernel, geometry.group_channels
     sizes = {
         "channels": channels,
-        "height": geometry.height,
-        "width": geometry.width,
+        "height": geometry.x_shape[2],
+        "width": geometry.x_shape[3],
         "filter_h": filter_h,
         "filter_w": filter_w,
         "out_h": geometry.out_h,
@@ -172,7 +172,7 @@ def backward(
     """
     xp, channels, filters = array_module(x), geometry.group_channels, geometry.group_filters
     matrices = _matrices(geometry, weight)
-    pixels = xp.ascontiguousarray(grad_out.transpose(0, 2, 3, 1)).reshape(-1, geometry.filters)
+    pixels = xp.ascontiguousarray(grad_out.transpose(0, 2, 3, 1)).reshape(-1, len(weight))
     # Partial sums of float16 add up in float32.
     grad_matrices = xp.zeros(matrices.shape, wide(x.dtype))
     grad_x = None

@@ -114,7 +114,7 @@ def col2im(
 def _columns_and_matrices(x: Array, weight: Array, geometry: Geometry) -> tuple[Array, Array]:
     """(N, groups, C / groups * FH * FW, OH * OW) and (groups, K / groups, C / groups * FH * FW)."""
     columns = im2col(x, geometry.kernel, geometry.stride, geometry.padding)
-    columns = columns.reshape(geometry.images, geometry.groups, -1, columns.shape[2])
+    columns = columns.reshape(len(x), geometry.groups, -1, columns.shape[2])
     return columns, weight.reshape(geometry.groups, geometry.group_filters, -1)
 
 
@@ -138,7 +138,7 @@ def backward(
     xp, sums = array_module(x), wide(x.dtype)
     columns, matrices = _columns_and_matrices(x, weight, geometry)
     grad = xp.ascontiguousarray(grad_out)
-    grad = grad.reshape(geometry.images, geometry.groups, geometry.group_filters, -1)
+    grad = grad.reshape(len(x), geometry.groups, geometry.group_filters, -1)
     grad_bias = grad_out.sum(axis=(0, 2, 3), dtype=sums).astype(x.dtype, copy=False)
     grad_matrices = xp.zeros(matrices.shape, sums)
     for image_grad, image_columns in zip(grad, columns, strict=True):
@@ -150,7 +150,7 @@ def backward(
     grad_x = None
     if need_grad_x:
         grad_columns = xp.matmul(matrices.transpose(0, 2, 1), grad)
-        grad_columns = grad_columns.reshape(geometry.images, -1, grad_columns.shape[-1])
+        grad_columns = grad_columns.reshape(len(x), -1, grad_columns.shape[-1])
         place = geometry.kernel, geometry.stride, geometry.padding
         grad_x = col2im(grad_columns, geometry.x_shape, *place)
     return grad_x, grad_matrices.reshape(weight.shape).astype(x.dtype, copy=False), grad_bias

@@ -47,7 +47,7 @@ def forward_compiled(
     The first call for each dtype compiles, which takes about a second.
     """
     out = np.empty(geometry.out_shape, x.dtype)
-    start = np.zeros(geometry.filters, x.dtype) if bias is None else bias
+    start = np.zeros(len(weight), x.dtype) if bias is None else bias
     # One memory order, so that a change of it does not compile anew.
     arrays = map(np.ascontiguousarray, (_padded(x, geometry.padding), weight, start))
     _compiled_loops()(*arrays, geometry.stride, geometry.groups, out)

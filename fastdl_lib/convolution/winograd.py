@@ -160,7 +160,7 @@ def saves_work(geometry: Geometry) -> bool:
     """
     kernel, filters = max(geometry.kernel), geometry.group_filters
     taps, channels = -(-kernel // geometry.stride), geometry.group_channels * geometry.stride**2
-    if geometry.images < 4 or taps > LARGEST_TILE:
+    if geometry.x_shape[0] < 4 or taps > LARGEST_TILE:
         return False
     out_size = max(geometry.out_h, geometry.out_w)
     m = best_tile(out_size, taps, channels, filters)

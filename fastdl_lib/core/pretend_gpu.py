@@ -25,7 +25,6 @@ from fastdl_lib.core.compiler import compile_library
 
 __all__ = ["pretend_gpu"]
 
-_MEMORY_BYTES = 8 * 2**30
 # How often arrays crossed the bus, single numbers were fetched, and the GPU was waited for.
 _counts: dict[str, int] = {}
 
@@ -322,9 +321,7 @@ vars(_stand_in).update(
     asnumpy=lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array),
     ElementwiseKernel=_ElementwiseKernel,
     random=SimpleNamespace(default_rng=_Generator),
-    get_default_memory_pool=lambda: SimpleNamespace(
-        free_bytes=lambda: 0, free_all_blocks=lambda: None
-    ),
+    get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
     from_dlpack=lambda tensor: ndarray(np.from_dlpack(tensor)),
     _core=SimpleNamespace(
         get_compute_type=lambda dtype: _compute_types[np.dtype(dtype)],
@@ -339,7 +336,6 @@ vars(_stand_in).update(
             getDeviceProperties=lambda device: {"name": b"Stand-in GPU"},
             runtimeGetVersion=lambda: 13010,
             driverGetVersion=lambda: 13020,
-            memGetInfo=lambda: (_MEMORY_BYTES, _MEMORY_BYTES),
         ),
         get_current_stream=lambda: SimpleNamespace(synchronize=_waited),
     ),

@@ -672,6 +672,14 @@ def test_a_kernel_refuses_what_cupy_refuses(fake_gpu):
         kernel(x.T, 3, x)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "float64"])
+def test_a_kernel_takes_any_common_dtype(fake_gpu, dtype):
+    x = to_gpu(np.arange(6).astype(dtype))
+    code = ("raw T x, float32 half", "T y", "y = (T) (x[i] * half) + x[5]", "any_dtype")
+    y = fake_gpu.ElementwiseKernel(*code)(x, 0.5, fake_gpu.empty_like(x))
+    assert y.dtype == dtype and y.tolist() == ((np.arange(6) * 0.5).astype(dtype) + 5).tolist()
+
+
 def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
     with pytest.raises(RuntimeError, match=r"does not take kernel\.c:"):
         pretend_gpu._compiled("void run() { this is no C; }")
@@ -680,7 +688,7 @@ def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
         pretend_gpu._compiled("void run() {}")
 
 
-def test_the_gpu_rooms_need_neither_cupy_nor_torch():
+def test_the_gpu_modules_need_neither_cupy_nor_torch():
     told = subprocess.run(
         [
             sys.executable,
