@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -86,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> None:
-    if options.out is not None and not options.out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {options.out.parent.name!r}; make it.")
+    if options.out is not None:
+        _check_place(options.out)
     if options.images is not None:
         check_whole_number("--images", options.images, HELD_OUT_SHARE)
     card = machine_card()
@@ -129,6 +130,17 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
         with whole_file(options.out.with_suffix(".json")) as part:
             part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(f"Wrote {options.out.name} and {options.out.stem}.json")
+
+
+def _check_place(out: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent.name!r}; make it.")
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"the folder {out.parent.name!r} cannot be written to.")
+    for path in (out, out.with_suffix(".json")):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path.name} is a folder; give the weights another name.")
 
 
 def _how_made(

@@ -88,14 +88,14 @@ class Checkpoint:
                 raise ValueError(f"it has the schema {record['schema']!r}")
         except Exception as error:  # damage in an archive raises many types
             raise ValueError(
-                f"the checkpoint {self.path.name} is damaged ({error}); delete it to start from "
-                "the beginning, or restore it."
+                f"{self.path.name} is damaged, or no checkpoint ({error}): restore it, or give "
+                "this run's checkpoint another name."
             ) from None
         return record, arrays
 
     def _check_same_run(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         another = f"the checkpoint {self.path.name} belongs to another run: "
-        remedy = "Delete the file, or give this run a checkpoint of another name."
+        remedy = "Give this run a checkpoint of another name."
         stored = record["settings"]
         for name, value in self.settings.items():
             was = stored.get(name)

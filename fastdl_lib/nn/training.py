@@ -4,9 +4,6 @@ What is random in an epoch (the order of the images, their shifts, Dropout) depe
 the epoch's number alone. A run that was interrupted therefore goes on from its last finished epoch
 to the same weights, bit for bit, as one that was not (on the same machine with as many BLAS
 threads: another number adds up in another order).
-
-The weights in ``data/weights`` are made by ``python -m fastdl_lib.course.train``; ``--network`` chooses
-which, ``--help`` says how.
 """
 
 import dataclasses
@@ -14,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -36,62 +33,12 @@ from fastdl_lib.nn.loss import loss_and_right, softmax_cross_entropy_arrays
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer, Schedule
 
-__all__ = [
-    "Epoch",
-    "Evaluation",
-    "History",
-    "Workers",
-    "epoch_seed",
-    "evaluate",
-    "fit",
-    "hold_out",
-    "predict_classes",
-    "shift_images",
-]
+__all__ = ["Evaluation", "History", "Workers", "evaluate", "fit", "hold_out", "predict_classes"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
-WEIGHTS_SCHEMA = "fastdl-weights/1"
-
 
 # --- the images ---------------------------------------------------------------------------------
-
-
-def shift_images(images: Array, offsets: np.ndarray) -> Array:
-    """Move each image by its own offset; zeros come in where it leaves.
-
-    Args:
-        images: (N, C, H, W).
-        offsets: (N, 2), whole pixels down and to the right, in a NumPy array.
-
-    Returns:
-        A new array of the images' shape and dtype.
-
-    Raises:
-        ValueError: shapes that do not fit, or an offset larger than the image.
-
-    >>> shift_images(np.array([[[[1, 2], [3, 4]]]]), np.array([[0, 1]])).tolist()
-    [[[[0, 1], [0, 3]]]]
-    """
-    if images.ndim != 4 or offsets.shape != (len(images), 2):
-        raise ValueError(
-            "shift_images takes images (N, C, H, W) and offsets (N, 2), "
-            f"got {images.shape} and {offsets.shape}."
-        )
-    height, width = images.shape[2:]
-    if (np.abs(offsets) > (height, width)).any():
-        raise ValueError(
-            f"an offset is larger than the image, {height}x{width}: {np.abs(offsets).max(axis=0)}."
-        )
-    out = array_module(images).zeros_like(images)
-    for i, (down, right) in enumerate(offsets.tolist()):
-        source = images[
-            i, :, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
-        ]
-        out[i, :, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = (
-            source
-        )
-    return out
 
 
 def hold_out(
@@ -103,13 +50,10 @@ def hold_out(
 
     Args:
         images, labels: (N, ...) and (N,), NumPy arrays.
-        count: how many to hold out, 1 to N - 1.
+        count: how many to hold out, 1 to N - 1; else TypeError or ValueError.
 
     Returns:
         ``(images, labels)`` to train with, and ``(images, labels)`` to validate with.
-
-    Raises:
-        TypeError, ValueError: count is not a whole number in its range.
 
     >>> rest, held = hold_out(np.zeros((10, 1, 28, 28)), np.arange(10), 2)
     >>> rest[0].shape, held[1].shape
@@ -123,23 +67,14 @@ def hold_out(
     return (images[rest], labels[rest]), (images[held], labels[held])
 
 
-def _batches(
-    images: Array, labels: Array, batch: int, shift: int, seed: int, share: Callable[[int], slice]
-) -> Iterator[tuple[Array, Array, int]]:
-    """Yield what comes here of an epoch's batches, and how many images the whole batch has.
-
-    Every image comes once, the last batch is smaller where it must be.
-    """
-    rng = np.random.default_rng(seed)
-    order = beside(rng.permutation(len(images)), images)
-    for start in range(0, len(order), batch):
-        whole = order[start : start + batch]
-        here = share(len(whole))
-        chosen = whole[here]
-        x = images[chosen]
-        if shift:
-            x = shift_images(x, rng.integers(-shift, shift + 1, size=(len(whole), 2))[here])
-        yield x, labels[chosen], len(whole)
+def _shifted(images: Array, offsets: np.ndarray) -> Array:
+    """Move each image by its own (down, right), whole pixels; zeros come in where it leaves."""
+    out, (height, width) = array_module(images).zeros_like(images), images.shape[2:]
+    for image, moved, (down, right) in zip(images, out, offsets.tolist(), strict=True):
+        top, left = max(down, 0), max(right, 0)
+        kept = image[:, top - down : height - top, left - right : width - left]
+        moved[:, top : height + min(down, 0), left : width + min(right, 0)] = kept
+    return out
 
 
 # --- evaluation ---------------------------------------------------------------------------------
@@ -317,12 +252,10 @@ class History:
         ]
         if all(epoch.validation_accuracy is None for epoch in self.epochs):
             columns = [column for column in columns if column.key != "validation_accuracy"]
-        rows = []
-        for epoch in self.epochs:
-            row = dataclasses.asdict(epoch)
+        rows = [dataclasses.asdict(epoch) for epoch in self.epochs]
+        for row in rows:
             for key in ("accuracy", "validation_accuracy"):
                 row[key] = None if row[key] is None else 100 * row[key]
-            rows.append(row)
         caption = (
             f"{self.network}: {self.seconds:,.1f} s of training ({measured}); loss and training "
             "accuracy while it learned, Dropout at work"
@@ -338,7 +271,6 @@ class History:
         return self.table()._repr_html_()
 
 
-@keep_freed_memory()
 def fit(
     network: Network,
     images: Array,
@@ -357,143 +289,181 @@ def fit(
 ) -> History:
     """Train ``network``, in place, and return how each epoch went.
 
-    With ``checkpoint`` the run is stored after every epoch. The same call with the same network
-    goes on from there, to the same weights as if it had never been interrupted, and returns at once
-    when all epochs are done. An epoch that does not finish is lost whole: the network and the
-    optimiser go back to the end of the one before.
+    With ``checkpoint`` the run is stored after every epoch. The same call goes on from there, to
+    the same weights as if never interrupted. An epoch that does not finish is lost whole: network
+    and optimiser go back to the end of the one before.
 
     Args:
         images: (N, C, H, W), the network's dtype, on the CPU or the GPU as its weights.
         labels: (N,), whole numbers from 0 to classes - 1, beside the images.
         epochs: passes over all images.
-        optimizer: such as ``SGD(0.1, momentum=0.9)`` or ``Adam()``. Its learning rate is the one
-            the schedule multiplies, and is restored at the end.
+        optimizer: such as ``Adam()``; the schedule multiplies its learning rate meanwhile.
         batch: images a step; an epoch's last step takes what is left.
         schedule: the learning rate's factor by the share of the run that is done, 0 to 1, such as
-            ``warmup_cosine()``. A step asks for its middle. By default the factor is 1.
+            ``warmup_cosine()``; a step asks for its middle.
         seed: decides, with the epoch's number, the order of the images, their shifts and Dropout.
-        shift: move each image by up to so many pixels up or down and left or right, anew each
-            time.
-        validation: ``(images, labels)`` to count the right ones of after every epoch.
+        shift: move each image by up to so many pixels, anew each time.
+        validation: ``(images, labels)`` to count after every epoch.
         checkpoint: the name of an ``.npz`` file.
         progress: show a line with a bar for each epoch: time, loss, accuracy.
-        workers: the processes that share every batch. All make the same call; number 0 alone
-            shows progress and keeps the checkpoint.
+        workers: the processes that share every batch, all with the same call.
 
     Raises:
-        TypeError, ValueError: images, labels or numbers that do not fit; a checkpoint that is
-            damaged or belongs to another run.
+        TypeError, ValueError: what does not fit; a checkpoint that is damaged or another run's.
         FileNotFoundError, PermissionError: the checkpoint's folder is missing or read-only.
         FloatingPointError: the loss is no longer a finite number.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> from fastdl_lib.nn.optimizers import Adam
-    >>> x, labels = np.zeros((4, 1, 28, 28), np.float32), np.array([0, 1, 2, 3])
+    >>> x, labels = np.zeros((4, 1, 28, 28), np.float32), np.arange(4)
     >>> history = fit(deep_convnet(), x, labels, epochs=2, optimizer=Adam(), progress=False)
     >>> [epoch.epoch for epoch in history.epochs]
     [1, 2]
     """
-    network.check_input(images, labels)
-    if validation is not None:
-        network.check_input(*validation)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be one such as Adam(), got {optimizer!r}.")
-    check_whole_number("epochs", epochs, 1)
-    check_whole_number("batch", batch, 1)
-    check_whole_number("seed", seed, 0)
-    check_whole_number("shift", shift, 0)
-    if shift >= min(images.shape[2:]):
-        raise ValueError(f"shift must be below the images' {images.shape[2:]}, got {shift}.")
-    factors = _factors(schedule)
+    run = _Run(
+        network, images, labels, optimizer, epochs, batch, schedule, seed, shift, validation,
+        workers or Workers(),
+    )  # fmt: skip
+    with keep_freed_memory():
+        return History(network.name, tuple(run.go(checkpoint, progress)))
 
-    workers = workers or Workers()
-    stored: list[dict[str, Any]] = []
-    store = settings = None
-    if checkpoint is not None or workers.size > 1:
-        settings = {
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """What :func:`fit` was given, checked, and its loops."""
+
+    network: Network
+    images: Array
+    labels: Array
+    optimizer: Optimizer
+    epochs: int
+    batch: int
+    schedule: Schedule | None
+    seed: int
+    shift: int
+    validation: tuple[Array, Array] | None
+    workers: Workers
+
+    def __post_init__(self) -> None:
+        self.network.check_input(self.images, self.labels)
+        if self.validation is not None:
+            self.network.check_input(*self.validation)
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(f"optimizer must be one such as Adam(), got {self.optimizer!r}.")
+        for name, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("shift", 0)):
+            check_whole_number(name, getattr(self, name), least)
+        size = self.images.shape[2:]
+        if self.shift >= min(size):
+            raise ValueError(f"shift must be below the images' {size}, got {self.shift}.")
+        _factors(self.schedule)
+
+    def go(self, checkpoint: str | os.PathLike | None, progress: bool) -> list[Epoch]:
+        """Train the epochs that are left; store each."""
+        optimizer, workers, stored = self.optimizer, self.workers, []
+        needed = checkpoint is not None or workers.size > 1
+        settings, store = self._settings() if needed else None, None
+        if checkpoint is not None and workers.rank == 0:
+            store = Checkpoint(checkpoint, settings, self.network, optimizer)
+            stored = store.begin()
+        stored = workers.begin(self.network, optimizer, settings, stored)
+        done = [Epoch(**fields) for fields in stored]
+        base_rate = optimizer.learning_rate
+        try:
+            for number in range(len(done) + 1, self.epochs + 1):
+                epoch = self._epoch(number, base_rate, progress and workers.rank == 0)
+                if store is not None:
+                    store.write([dataclasses.asdict(one) for one in (*done, epoch)])
+                done.append(epoch)
+        except BaseException as error:
+            kept = [] if store is None else store.restore()
+            if isinstance(error, KeyboardInterrupt) and workers.rank == 0:
+                _say_what_is_kept(len(done) + 1, len(kept), store)
+            raise
+        finally:
+            optimizer.learning_rate = base_rate
+        return done
+
+    def _settings(self) -> dict[str, Any]:
+        """By which a checkpoint knows the run again, and ranks that they make the same call."""
+        network, optimizer = self.network, self.optimizer.settings
+        validation = None if self.validation is None else digest(self.validation)
+        return {
             "network": network.name,
             "layers": {name: layer.settings for name, layer in network.layers.items()},
             "shapes": {name: list(array.shape) for name, array in network.parameters.items()},
-            "dtype": str(images.dtype),
-            "epochs": int(epochs),
-            "batch": int(batch),
-            **optimizer.settings,
-            "optimizer": optimizer.settings["optimizer"] + workers.way,
-            "schedule": factors,
-            "seed": int(seed),
-            "shift": int(shift),
-            "images": len(images),
-            "training data": digest([images, labels]),
-            "validation data": None if validation is None else digest(validation),
+            "dtype": str(self.images.dtype),
+            "epochs": int(self.epochs),
+            "batch": int(self.batch),
+            **optimizer,
+            "optimizer": optimizer["optimizer"] + self.workers.way,
+            "schedule": _factors(self.schedule),
+            "seed": int(self.seed),
+            "shift": int(self.shift),
+            "images": len(self.images),
+            "training data": digest([self.images, self.labels]),
+            "validation data": validation,
         }
-    if checkpoint is not None and workers.rank == 0:
-        store = Checkpoint(checkpoint, settings, network, optimizer)
-        stored = store.begin()
-    done = [Epoch(**fields) for fields in workers.begin(network, optimizer, settings, stored)]
-    progress = progress and workers.rank == 0
 
-    base_rate = optimizer.learning_rate
-    steps = math.ceil(len(images) / batch)
-    try:
-        for number in range(len(done) + 1, epochs + 1):
-            for index, layer in enumerate(network.layers.values(), start=1):
-                layer.reseed(epoch_seed(seed, number, index))
-            chance = epoch_seed(seed, number, 0)
-            batches = _batches(images, labels, batch, shift, chance, workers.share)
-            shares = [(number - 1 + (step + 0.5) / steps) / epochs for step in range(steps)]
-            rates = [base_rate * (float(schedule(share)) if schedule else 1) for share in shares]
-            with _bar(f"epoch {number:{len(str(epochs))}}/{epochs}", steps, progress) as bar:
-                epoch = _one_epoch(network, optimizer, batches, rates, number, bar, workers)
-                if validation is not None:
-                    accuracy = workers.evaluate(network, *validation).accuracy
-                    epoch = dataclasses.replace(epoch, validation_accuracy=accuracy)
-                    text = _so_far(epoch.loss, epoch.accuracy)
-                    bar.set_postfix_str(f"{text}, validation {100 * accuracy:.2f} %", refresh=False)
-            if store is not None:
-                store.write([dataclasses.asdict(one) for one in (*done, epoch)])
-            done.append(epoch)
-    except BaseException as error:
-        kept = [] if store is None else store.restore()
-        if isinstance(error, KeyboardInterrupt) and workers.rank == 0:
-            _say_what_is_kept(len(done) + 1, len(kept), store)
-        raise
-    finally:
-        optimizer.learning_rate = base_rate
-    return History(network.name, tuple(done))
+    def _epoch(self, number: int, base_rate: float, progress: bool) -> Epoch:
+        """An epoch, its validation and its line of progress."""
+        for index, layer in enumerate(self.network.layers.values(), start=1):
+            layer.reseed(_seed_of(self.seed, number, index))
+        steps = math.ceil(len(self.images) / self.batch)
+        places = [(number - 1 + (step + 0.5) / steps) / self.epochs for step in range(steps)]
+        factors = [float(self.schedule(place)) if self.schedule else 1 for place in places]
+        title = f"epoch {number:{len(str(self.epochs))}}/{self.epochs}"
+        with _bar(title, steps, progress) as bar:
+            epoch = self._steps(number, [base_rate * factor for factor in factors], bar)
+            if self.validation is None:
+                return epoch
+            accuracy = self.workers.evaluate(self.network, *self.validation).accuracy
+            text = _so_far(epoch.loss, epoch.accuracy)
+            bar.set_postfix_str(f"{text}, validation {100 * accuracy:.2f} %", refresh=False)
+        return dataclasses.replace(epoch, validation_accuracy=accuracy)
 
+    def _batches(self, number: int) -> Iterator[tuple[Array, Array, int]]:
+        """What comes here of an epoch's batches, and how many images the whole batch has. Every
+        image comes once; the last batch is smaller where it must be."""
+        rng = np.random.default_rng(_seed_of(self.seed, number, 0))
+        order = beside(rng.permutation(len(self.images)), self.images)
+        for start in range(0, len(order), self.batch):
+            whole = order[start : start + self.batch]
+            here = self.workers.share(len(whole))
+            x = self.images[whole[here]]
+            if self.shift:
+                offsets = rng.integers(-self.shift, self.shift + 1, size=(len(whole), 2))
+                x = _shifted(x, offsets[here])
+            yield x, self.labels[whole[here]], len(whole)
 
-def _one_epoch(
-    network: Network,
-    optimizer: Optimizer,
-    batches: Iterable[tuple[Array, Array, int]],
-    rates: list[float],
-    number: int,
-    bar: tqdm,
-    workers: Workers,
-) -> Epoch:
-    """Take a step with every batch; show on the bar how the epoch goes so far."""
-    seen, correct, loss_sum = 0, 0, 0.0
-    synchronize()
-    start = time.perf_counter()
-    # A run that goes astray ends in an error that says so; NumPy's warnings would come before it.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for step, ((x, labels, whole), rate) in enumerate(zip(batches, rates, strict=True), 1):
-            optimizer.learning_rate = rate
-            loss, right = workers.gradients(network, x, labels, whole, optimizer.loss_scale)
-            _check_finite("the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate)
-            optimizer.step(network)
-            seen += whole
-            loss_sum += whole * loss
-            correct += right
-            bar.set_postfix_str(_so_far(loss_sum / seen, correct / seen), refresh=False)
-            bar.update()
-        # The last step's fault would else be stored, and show in the next epoch's first loss.
-        for name, weight in network.parameters.items():
-            total = float(weight.sum(dtype=wide(weight.dtype)))
-            _check_finite(f"the sum of {name}", total, f"epoch {number}, its last step", rate)
-    synchronize()
-    seconds = time.perf_counter() - start
-    return Epoch(number, loss_sum / seen, correct / seen, None, rate, seconds)
+    def _steps(self, number: int, rates: list[float], bar: tqdm) -> Epoch:
+        """Take a step with every batch; show on the bar how the epoch goes so far."""
+        seen, correct, loss_sum = 0, 0, 0.0
+        optimizer, network = self.optimizer, self.network
+        synchronize()
+        start = time.perf_counter()
+        # A run that goes astray ends in an error that says so; NumPy's warnings come before it.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            both = zip(self._batches(number), rates, strict=True)
+            for step, ((x, labels, whole), rate) in enumerate(both, start=1):
+                optimizer.learning_rate = rate
+                loss, right = self.workers.gradients(
+                    network, x, labels, whole, optimizer.loss_scale
+                )
+                where = f"epoch {number}, step {step} of {len(rates)}"
+                _check_finite("the loss", loss, where, rate)
+                optimizer.step(network)
+                seen += whole
+                loss_sum += whole * loss
+                correct += right
+                bar.set_postfix_str(_so_far(loss_sum / seen, correct / seen), refresh=False)
+                bar.update()
+            # The last step's fault would else be stored, and show in the next epoch's first loss.
+            for name, weight in network.parameters.items():
+                total = float(weight.sum(dtype=wide(weight.dtype)))
+                _check_finite(f"the sum of {name}", total, f"epoch {number}, its last step", rate)
+        synchronize()
+        seconds = time.perf_counter() - start
+        return Epoch(number, loss_sum / seen, correct / seen, None, rate, seconds)
 
 
 def _check_finite(what: str, value: float, where: str, rate: float) -> None:
@@ -522,12 +492,8 @@ def _factors(schedule: Schedule | None) -> list[float]:
     return factors
 
 
-def epoch_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one source of randomness in one epoch: 0 the images, from 1 up the layers.
-
-    >>> epoch_seed(0, epoch=1, index=0) == epoch_seed(0, epoch=2, index=0)
-    False
-    """
+def _seed_of(seed: int, epoch: int, index: int) -> int:
+    """Of one source of randomness in one epoch: 0 the images, from 1 up the layers."""
     sequence = np.random.SeedSequence(int(seed), spawn_key=(epoch, index))
     return int(sequence.generate_state(1, np.uint64)[0])
 

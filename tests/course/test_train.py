@@ -116,6 +116,9 @@ def test_the_command_trains_binary_networks(words, make, size, others, small_mni
 def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys, monkeypatch):
     assert train.main(["--out", str(tmp_path / "gone" / "net.npz")]) == 1
     assert capsys.readouterr().err == "there is no folder 'gone'; make it.\n"
+    (tmp_path / "there.npz").mkdir()
+    assert train.main(["--out", str(tmp_path / "there.npz")]) == 1
+    assert capsys.readouterr().err == "there.npz is a folder; give the weights another name.\n"
     assert train.main(["--images", "11"]) == 1
     assert capsys.readouterr().err == "--images must be at least 12, got 11.\n"
     with pytest.raises(SystemExit) as caught:
