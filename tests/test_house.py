@@ -1,4 +1,4 @@
-"""The order of the house: locked packages, named data, floors, no trace of a maker's machine."""
+"""The course as a whole: locked packages, named data, order of imports, no trace of a machine."""
 
 import ast
 import os
@@ -14,70 +14,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# A room imports only from rooms on the floors below it.
-FLOORS = {
-    "core.arrays": 0.5,
-    "core.checks": 0,
-    "core.compiler": 0.5,
-    "core.datasets": 1,
-    "core.files": 1,
-    "core.threads": 1,
-    "scaling.watchdog": 1,
-    "measuring.machine": 2,
-    "core.pretend_gpu": 2,
-    "scaling.mpi": 2,
-    "convolution.geometry": 2,
-    "convolution.algorithms": 3.5,
-    "convolution.blocked": 3,
-    "convolution.im2col": 3,
-    "convolution.loops": 3,
-    "precision.formats": 2,
-    "precision.products": 3,
-    "binary.bits": 3,
-    "measuring.evidence": 3,
-    "measuring.recordings": 3.1,
-    "measuring.published": 3.1,
-    "convolution.gpu": 3,
-    "convolution.winograd": 3,
-    "nn.layers": 4,
-    "nn.loss": 4,
-    "precision.stored": 5,
-    "binary.layers": 5,
-    "nn.network": 6,
-    "nn.zoo": 7,
-    "binary.networks": 7,
-    "course.train": 10,
-    "binary.inference": 7,
-    "measuring.costs": 3.2,
-    "nn.optimizers": 7,
-    "nn.checkpoints": 8,
-    "binary.export_c": 8,
-    "scaling.clusters": 7,
-    "scaling.simulator": 8,
-    "scaling.events": 9,
-    "precision.mixed": 8,
-    "measuring.timing": 3.3,
-    "nn.training": 9,
-    "measuring.speeds": 3.4,
-    "figures.picture": 9,
-    "figures.forms": 9.1,
-    "figures.chapter_01": 9.2,
-    "figures.chapter_02": 9.2,
-    "figures.chapter_03": 9.2,
-    "figures.chapter_04": 9.2,
-    "figures.chapter_05": 9.2,
-    "figures.chapter_06": 9.2,
-    "scaling.curves": 9,
-    "scaling.workers": 10,
-    "figures.explore": 10,
-    "course.machine_parts": 9.9,
-    "course.record": 10,
-    "course.ranks": 11,
-    "course.chip": 11,
-    "course.notebooks": 10,
-    "course.release": 11,
-}
 
 
 def files() -> list[Path]:
@@ -142,37 +78,54 @@ def test_cupy_is_never_asked_for_bare():
     assert not [path.name for path in files() if bare.search(text_of(path))]
 
 
-# --- floors ---------------------------------------------------------------------------------
+# --- imports --------------------------------------------------------------------------------
 
 
-def rooms_imported(path: Path) -> set[str]:
-    """Return the rooms of fastdl_lib that a room imports, wherever in its code."""
-    rooms = set()
+def places() -> dict[str, tuple[int, str, int]]:
+    """Each module's number, package and place in its row of README's map."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    modules = [
+        (f"{package}.{module}", (int(number), package, place))
+        for number, package, row in rows
+        for place, module in enumerate(re.findall(r"`(\w+)`", row))
+    ]
+    assert len(dict(modules)) == len(modules), "README's map names a module twice"
+    return dict(modules)
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The modules of fastdl_lib that a file imports, wherever in its code."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = ".".join(filter(None, ["fastdl_lib" if node.level else "", node.module]))
             names = [f"{module}.{alias.name}" for alias in node.names]
+        modules |= {".".join(name.split(".")[1:3]) for name in names if name[:11] == "fastdl_lib."}
+    return modules
+
+
+MODULES = sorted((ROOT / "fastdl_lib").glob("*/[!_]*.py"))
+
+
+def test_readme_names_every_module():
+    assert places().keys() == {f"{path.parent.name}.{path.stem}" for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_imports_go_down(path):
+    place = places()
+    number, package, position = place[f"{path.parent.name}.{path.stem}"]
+    for other in modules_imported(path):
+        assert other in place, f"{other} is no module"
+        other_number, other_package, other_position = place[other]
+        if other_package == package:
+            assert other_position < position, f"{other} stands behind it in README's map"
         else:
-            continue
-        rooms |= {
-            ".".join(name.split(".")[1:3]) for name in names if name.startswith("fastdl_lib.")
-        }
-    return rooms
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "fastdl_lib").glob("*/[!_]*.py")), ids=lambda p: p.stem
-)
-def test_a_room_imports_only_from_the_floors_below(path):
-    room = f"{path.parent.name}.{path.stem}"
-    assert room in FLOORS, f"give {room} a floor in FLOORS, in tests/test_house.py"
-    for other in rooms_imported(path):
-        assert other in FLOORS, f"{room} imports {other}, which is no room"
-        assert FLOORS[other] < FLOORS[room], (
-            f"{room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})"
-        )
+            assert other_number < number, f"{other} does not stand below it in README's map"
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -190,13 +143,9 @@ def test_every_data_file_is_named_in_the_data_readme():
 
 
 def test_no_file_tells_of_a_machine():
-    # The folders of this machine, and of those this course was written on (put together here, so
-    # that this file does not hold what it looks for).
     # A home of "/", as some containers have it, tells of nothing and would match every address.
-    folders = [folder for folder in (ROOT, Path.home()) if len(str(folder)) > 1]
-    here = [re.escape(f"{folder}{os.sep}") for folder in folders]
-    there = [rf"/{name}/" for name in ("work", "root")] + [r"\.\./" + "shared"]
-    trace = re.compile(rf"(?<![\w.])({'|'.join(here + there)})")
+    folders = [f"{folder}{os.sep}" for folder in (ROOT, Path.home()) if len(str(folder)) > 1]
+    trace = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, folders))})")
     found = [
         f"{path.relative_to(ROOT).as_posix()}: {match[0]}"
         for path in files()
