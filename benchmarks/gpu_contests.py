@@ -25,7 +25,6 @@ from peer_pytorch import LAYOUTS, torch, torch_network
 from fastdl_lib.convolution.gpu import cudnn_status
 from fastdl_lib.core.arrays import release_gpu_memory, synchronize, tf32, to_gpu
 from fastdl_lib.core.datasets import photos
-from fastdl_lib.nn.loss import softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.zoo import alexnet
@@ -165,17 +164,13 @@ def cupy_step(candidate: Candidate, network: Network, x: Any, labels: np.ndarray
     own, optimizer, labels = network_on_gpu(candidate, network), SGD(RATE), to_gpu(labels)
     scale = LOSS_SCALE if candidate.precision == "float16" else 1.0
 
-    def backward() -> None:
-        _, grad = softmax_cross_entropy(own.forward(x, training=True), labels)
-        own.backward(grad * scale if scale != 1 else grad)
-
     def gradients() -> Gradients:
         with without_dropout(own):
-            backward()
+            own.loss_and_gradients(x, labels, scale=scale)
         return {name: gradient / scale for name, gradient in own.gradients.items()}
 
     def step() -> None:
-        backward()
+        own.loss_and_gradients(x, labels, scale=scale)
         optimizer.step(own)
 
     optimizer.learning_rate = RATE / scale

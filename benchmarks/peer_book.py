@@ -90,7 +90,7 @@ class BookConvolution(BookLayer):
         return outs[0] if groups == 1 else np.concatenate(outs, axis=1)
 
     def backward(self, grad_out: np.ndarray) -> np.ndarray:
-        # The book asks for the gradient of the images too, so needs_grad_x is not looked at.
+        # In the first layer too, where fastdl asks for backward_weights() alone: as the book does.
         layer, groups = self.layer, self.layer.groups
         weights = np.split(self.parameters["weight"], groups)
         grads_weight, grads_bias, grads_x = [], [], []
