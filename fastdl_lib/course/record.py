@@ -185,7 +185,7 @@ def _missing(recording: Recording) -> Iterator[str]:
     for row in ROWS:
         if row.part in LATER and not recording.has(part=row.part):
             continue
-        for device in set(devices) & set(row.devices):
+        for device in (device for device in devices if device in row.devices):
             if not recording.has(**row.fixed, device=device):
                 yield f"nothing was measured of {row.fixed} on the {device}."
 
