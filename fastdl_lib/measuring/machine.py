@@ -141,20 +141,12 @@ def _memory_gib() -> float:
 
 @functools.cache
 def _blas_name() -> str:
-    names = {
-        " ".join(
-            str(part)
-            for part in (
-                {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}.get(
-                    info["internal_api"], info["internal_api"]
-                ),
-                info.get("version") or "",
-                f"({info['architecture']})" if info.get("architecture") else "",
-            )
-            if part
-        )
-        for info in blas_libraries().info()
-    }
+    known, names = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}, set()
+    for info in blas_libraries().info():
+        kernels = info.get("architecture")
+        name = known.get(info["internal_api"], info["internal_api"])
+        parts = (name, info.get("version"), kernels and f"({kernels})")
+        names.add(" ".join(str(part) for part in parts if part))
     if names:
         return " and ".join(sorted(names))
     # What NumPy was built with; Accelerate is the one that threadpoolctl cannot see.
