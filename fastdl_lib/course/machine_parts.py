@@ -319,13 +319,13 @@ def _there(array: np.ndarray, device: str) -> Any:
 
 def _product(run: _Run, device: str, part: str, dtype: str, size: int, budget_s: float) -> None:
     slow = device == "cpu" and dtype == "float16"  # and on one thread, whatever the BLAS may use
-    name, measure = (
+    threads = [1] if slow else run.threads
+    name, product = (
         f"{part}: {dtype} product, {size} x {size}",
         partial(product_gflops, size, dtype),
     )
-    threads = [1] if slow else run.threads
-    conditions = {"part": part, "what": "product", "dtype": dtype, "size": size}
-    run(name, measure, budget_s, device, threads, **conditions)
+    where = {"part": part, "what": "product", "dtype": dtype, "size": size}
+    run(name, product, budget_s, device, threads, **where)
 
 
 def _ceilings(run: _Run, device: str) -> None:
@@ -540,15 +540,9 @@ def _race_of(
     """One convolution by every algorithm of the device; the slow ones on less work."""
 
     def race(algorithm: str, work: Callable, batch: int, macs: int, threads: Sequence[int] = ()):
-        where = {
-            "part": "race",
-            "layer": name,
-            "algorithm": algorithm,
-            "batch": batch,
-            "macs": macs,
-        }
+        where = {"layer": name, "algorithm": algorithm, "batch": batch, "macs": macs}
         title = f"{name}, {algorithm}, batch {batch}"
-        run(title, partial(benchmark, work), 0.7, device, threads, **where)
+        run(title, partial(benchmark, work), 0.7, device, threads, part="race", **where)
 
     image = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
     if device == "cpu":
