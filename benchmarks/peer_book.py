@@ -9,17 +9,9 @@ loop over channels.
 
 import numpy as np
 
-from fastdl_lib.nn.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-)
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import LocalResponseNorm
 
 
 def im2col(x: np.ndarray, size: int, stride: int, padding: int, dtype: type) -> np.ndarray:

@@ -9,18 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from fastdl_lib.binary.layers import PixelBytes
-from fastdl_lib.nn.layers import (
-    BatchNorm,
-    Conv2d,
-    Dropout,
-    Flatten,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-)
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 
 try:
     import torch

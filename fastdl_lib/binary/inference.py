@@ -16,8 +16,9 @@ from fastdl_lib.binary.bits import WORD, pack, unpack, xnor_product
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
 from fastdl_lib.convolution.geometry import output_size, tap_views
 from fastdl_lib.core.arrays import array_module
-from fastdl_lib.nn.layers import BatchNorm, Dropout, Flatten, Layer, MaxPool2d
+from fastdl_lib.nn.layers import Dropout, Flatten, Layer, MaxPool2d
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm
 
 __all__ = ["FIRST_LAYERS", "BinaryNetwork", "BitLayer", "fold"]
 

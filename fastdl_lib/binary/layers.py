@@ -108,7 +108,7 @@ class PixelBytes(Layer):
 
     Sums of whole numbers are exact in float32, in any order, below 2 ** 24: with this layer in
     front, a binary network's first layer is exact as well. Its scale changes nothing in front of a
-    :class:`~fastdl_lib.nn.layers.BatchNorm`. Any shape, any float dtype.
+    :class:`~fastdl_lib.nn.norms.BatchNorm`. Any shape, any float dtype.
 
     Raises:
         TypeError: x of another dtype.

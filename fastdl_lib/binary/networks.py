@@ -4,8 +4,9 @@ import numpy as np
 
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.core.checks import check_whole_number
-from fastdl_lib.nn.layers import BatchNorm, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm
 
 __all__ = ["BINARY_PARTS", "binary_deep_convnet", "binary_mlp"]
 

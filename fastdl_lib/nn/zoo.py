@@ -2,16 +2,9 @@
 
 import numpy as np
 
-from fastdl_lib.nn.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-)
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import LocalResponseNorm
 
 __all__ = ["DROPOUT", "alexnet", "deep_convnet"]
 

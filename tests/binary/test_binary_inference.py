@@ -12,8 +12,9 @@ from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core.arrays import to_cpu, to_gpu
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
-from fastdl_lib.nn.layers import BatchNorm, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.layers import Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm
 from fastdl_lib.nn.training import evaluate
 
 

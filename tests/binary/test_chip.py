@@ -17,8 +17,9 @@ from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core import compiler
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import mnist
-from fastdl_lib.nn.layers import BatchNorm, Flatten, MaxPool2d
+from fastdl_lib.nn.layers import Flatten, MaxPool2d
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm
 from fastdl_lib.nn.optimizers import Adam
 from fastdl_lib.nn.training import fit, predict_classes
 

@@ -26,17 +26,10 @@ from fastdl_lib.core.arrays import (
     to_gpu,
 )
 from fastdl_lib.core.checks import Status
-from fastdl_lib.nn.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-)
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.loss import softmax_cross_entropy
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD, Adam
 from fastdl_lib.nn.training import evaluate, fit, predict_classes
 from fastdl_lib.nn.zoo import alexnet, deep_convnet

@@ -18,16 +18,9 @@ from fastdl_lib.measuring.costs import (
     training_days,
 )
 from fastdl_lib.measuring.evidence import Measurement, Provenance
-from fastdl_lib.nn.layers import (
-    Conv2d,
-    Dropout,
-    Flatten,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-)
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import BFLOAT16, FLOAT16

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,19 +12,10 @@ from hypothesis import strategies as st
 
 from fastdl_lib.core import threads
 from fastdl_lib.core.threads import blas_threads
-from fastdl_lib.nn import layers
-from fastdl_lib.nn.layers import (
-    BatchNorm,
-    Conv2d,
-    Dropout,
-    Flatten,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    MaxPool2d,
-    ReLU,
-)
+from fastdl_lib.nn import layers, norms
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.loss import softmax_cross_entropy
+from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 
 
 def in_float64(layer):
@@ -234,7 +226,8 @@ def test_threads_blocks_and_order_of_memory_change_nothing(name, order, monkeypa
     def watched(work, *arguments, **options):
         plain(lambda part: (parts.append(part), work(part)), *arguments, **options)
 
-    monkeypatch.setattr(layers, "in_parallel", watched)
+    for module in (layers, norms):
+        monkeypatch.setattr(module, "in_parallel", watched)
     with blas_threads(3):
         layer = DIVIDED[name]()
         out = layer.forward(in_memory(x, order), training=True)
@@ -353,20 +346,9 @@ def test_dropout_does_nothing_outside_training():
         layer.backward(x)
 
 
-def test_dropout_of_rate_0_keeps_everything():
-    x = np.ones((3, 4), np.float32)
-    assert (Dropout(0.0).forward(x, training=True) == x).all()
-
-
-@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, math.nan])
-def test_dropout_refuses_a_rate_outside_its_range(rate):
-    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\), such as 0\.5; got"):
-        Dropout(rate)
-
-
-@pytest.mark.parametrize("rate", ["a", None, True, [0.5]])
-def test_dropout_refuses_a_rate_that_is_no_number(rate):
-    with pytest.raises(TypeError, match=r"rate must be a number, such as 0\.5; got"):
+@pytest.mark.parametrize("rate", [-0.1, 1, math.nan, "a", None, True, [0.5]])
+def test_dropout_refuses_what_is_no_rate(rate):
+    with pytest.raises((TypeError, ValueError), match=r"rate must .*, such as 0\.5; got"):
         Dropout(rate)
 
 
@@ -421,18 +403,8 @@ def test_softmax_cross_entropy_keeps_the_dtype_and_does_not_overflow(dtype, labe
         (np.zeros((2, 3)), np.array([-1, 0]), ValueError, r"must lie in 0\.\.2, got -1\.\.0"),
         (np.zeros((2, 3)), np.array([0.0, 1.0]), TypeError, "whole numbers, got float64"),
         (np.zeros((2, 3)), np.array([True, False]), TypeError, "whole numbers, got bool"),
-        (
-            np.zeros((2, 3)),
-            np.array([0]),
-            ValueError,
-            r"the shape \(2,\), one for each image; got \(1,\)",
-        ),
-        (
-            np.zeros((2, 3)),
-            np.eye(3, dtype=int)[:2],
-            ValueError,
-            r"the shape \(2,\), .* got \(2, 3\)",
-        ),
+        (np.zeros((2, 3)), np.array([0]), ValueError, r"the shape \(2,\), one .* got \(1,\)"),
+        (np.zeros((2, 3)), np.eye(3, dtype=int)[:2], ValueError, r"\(2,\), .* got \(2, 3\)"),
         (np.zeros((0, 3)), np.array([], int), ValueError, r"N >= 1; got \(0, 3\)"),
         (np.zeros(3), np.array([0]), ValueError, r"got \(3,\)"),
         (np.zeros((1, 3)), [0], TypeError, r"np\.asarray"),
@@ -464,12 +436,14 @@ def layer_and_x(request):
     return make(rng), rng.standard_normal(shape, dtype=np.float32)
 
 
-def test_every_layer_is_tried_here():
-    assert {layer.__name__ for layer in Layer.__subclasses__()} >= EVERY_LAYER.keys()
-    from fastdl_lib.nn import layers
+def a_layer(kind):
+    return isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer
 
-    public = {name for name in layers.__all__ if isinstance(getattr(layers, name), type)}
-    assert public - {"Layer"} == EVERY_LAYER.keys()
+
+def test_every_layer_is_tried_here():
+    modules = (layers, norms)
+    found = {kind.__name__ for module in modules for kind in vars(module).values() if a_layer(kind)}
+    assert found == EVERY_LAYER.keys()
 
 
 def test_float32_stays_float32(layer_and_x):
@@ -544,11 +518,6 @@ def test_layers_for_any_shape_refuse_what_is_empty(make, shape):
         make().forward(np.ones(shape, np.float32))
 
 
-@pytest.mark.parametrize("shape", [(1,), (2, 3), (2, 3, 4), (1, 2, 3, 4, 5)])
-def test_relu_takes_any_shape(shape):
-    assert ReLU().forward(-np.ones(shape)).tolist() == np.zeros(shape).tolist()
-
-
 @pytest.mark.parametrize("shape", [(4, 7, 7), (0, 4, 7, 7), (2, 4, 0, 7)])
 @pytest.mark.parametrize("name", ["Conv2d", "MaxPool2d", "LocalResponseNorm", "Flatten"])
 def test_what_is_no_batch_of_images_is_refused(name, shape):
@@ -557,48 +526,33 @@ def test_what_is_no_batch_of_images_is_refused(name, shape):
         layer.forward(np.ones(shape, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda rng: Conv2d(0, 1, 3, rng=rng), ValueError, "in_channels must be at least 1, got 0"),
-        (
-            lambda rng: Conv2d(1, -2, 3, rng=rng),
-            ValueError,
-            "out_channels must be at least 1",
-        ),
-        (lambda rng: Conv2d(1, 1, 0, rng=rng), ValueError, "kernel must be at least 1"),
-        (lambda rng: Conv2d(1, 1, 3, stride=0, rng=rng), ValueError, "stride must be at least 1"),
-        (lambda rng: Conv2d(1, 1, 3, padding=-1, rng=rng), ValueError, "padding must be at least"),
-        (lambda rng: Conv2d(4, 6, 3, groups=3, rng=rng), ValueError, "groups=3 must divide in_cha"),
-        (lambda rng: Conv2d(4, 4, 3, groups=0, rng=rng), ValueError, "groups must be at least 1"),
-        (lambda rng: Conv2d(4, 4, 3, groups=True, rng=rng), TypeError, "groups must be a whole nu"),
-        (lambda rng: Conv2d(4, 4, 3, groups=2.0, rng=rng), TypeError, "groups must be a whole num"),
-        (
-            lambda rng: Conv2d(1, 1, 3, rng=None),
-            TypeError,
-            r"np\.random\.default_rng\(0\); got None",
-        ),
-        (
-            lambda rng: Linear(2, 1, rng=3),
-            TypeError,
-            r"such as np\.random\.default_rng\(0\); got 3",
-        ),
-        (lambda rng: Conv2d(1, 1, 1.5, rng=rng), TypeError, "kernel must be a whole number"),
-        (lambda rng: Linear(0, 1, rng=rng), ValueError, "in_features must be at least 1, got 0"),
-        (
-            lambda rng: Linear(2, 1.0, rng=rng),
-            TypeError,
-            "out_features must be a whole number",
-        ),
-        (lambda rng: MaxPool2d(0), ValueError, "kernel must be at least 1"),
-        (lambda rng: MaxPool2d(2, stride=0), ValueError, "stride must be at least 1"),
-        (lambda rng: LocalResponseNorm(0), ValueError, "size must be at least 1, got 0"),
-        (lambda rng: LocalResponseNorm(4), ValueError, "size must be odd"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused(make, error, message):
-    with pytest.raises(error, match=message):
-        make(np.random.default_rng(0))
+SIZES = {
+    "in_channels must be at least 1, got 0": lambda rng: Conv2d(0, 1, 3, rng=rng),
+    "out_channels must be at least 1": lambda rng: Conv2d(1, -2, 3, rng=rng),
+    "kernel must be at least 1": lambda rng: Conv2d(1, 1, 0, rng=rng),
+    "kernel must be a whole number": lambda rng: Conv2d(1, 1, 1.5, rng=rng),
+    "stride must be at least 1": lambda rng: Conv2d(1, 1, 3, stride=0, rng=rng),
+    "padding must be at least 0": lambda rng: Conv2d(1, 1, 3, padding=-1, rng=rng),
+    "groups=3 must divide in_channels=4": lambda rng: Conv2d(4, 6, 3, groups=3, rng=rng),
+    "groups must be at least 1": lambda rng: Conv2d(4, 4, 3, groups=0, rng=rng),
+    "groups must be a whole number, got True": lambda rng: Conv2d(4, 4, 3, groups=True, rng=rng),
+    "groups must be a whole number, got 2.0": lambda rng: Conv2d(4, 4, 3, groups=2.0, rng=rng),
+    "rng must be a NumPy generator": lambda rng: Conv2d(1, 1, 3, rng=None),
+    "such as np.random.default_rng(0); got 3": lambda rng: Linear(2, 1, rng=3),
+    "in_features must be at least 1, got 0": lambda rng: Linear(0, 1, rng=rng),
+    "out_features must be a whole number": lambda rng: Linear(2, 1.0, rng=rng),
+    "kernel must be at least 1, got 0": lambda rng: MaxPool2d(0),
+    "stride must be at least 1, got 0": lambda rng: MaxPool2d(2, stride=0),
+    "size must be at least 1, got 0": lambda rng: LocalResponseNorm(0),
+    "size must be odd": lambda rng: LocalResponseNorm(4),
+}
+
+
+@pytest.mark.parametrize("message", SIZES)
+def test_sizes_that_cannot_be_are_refused(message):
+    wrong_type = "whole number" in message or "rng" in message
+    with pytest.raises(TypeError if wrong_type else ValueError, match=re.escape(message)):
+        SIZES[message](np.random.default_rng(0))
 
 
 def test_linear_refuses_other_features_and_dtypes():
