@@ -141,7 +141,9 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
         line, colour = [share[kind] for share in shares], KINDS_SHOWN[kind][0]
         right.plot(range(len(batches)), line, "o-", color=colour, linewidth=2)
         for place, share in enumerate(shares):
-            above = (share[kind], kind) > (share[other], other)  # so two labels never meet
+            # The label of a dot closely below another one stands below: so two never meet.
+            gap = share[other] - share[kind]
+            above = gap > 15 or (gap, other) < (0, kind)
             side = {} if above else {"xytext": (0, -7), "va": "top"}
             forms.write_above(right, f"{share[kind]:.0f}", (place, share[kind]), **side)
     right.set_xticks(range(len(batches)), [str(batch) for batch in batches])
