@@ -1,0 +1,119 @@
+"""The stand-in for CuPy: as strict as it, and gone without a trace after its block."""
+
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from fastdl_lib.core import compiler, pretend_gpu
+from fastdl_lib.core.arrays import array_module, gpu_available, gpu_status, to_gpu
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda gpu, cpu: np.asarray(gpu),
+        lambda gpu, cpu: np.exp(gpu),
+        lambda gpu, cpu: np.sum(gpu),
+        lambda gpu, cpu: gpu + cpu,
+        lambda gpu, cpu: cpu + gpu,
+        lambda gpu, cpu: gpu @ cpu,
+        lambda gpu, cpu: cpu @ gpu,
+        lambda gpu, cpu: gpu == cpu,
+        lambda gpu, cpu: gpu[cpu > 0],
+        lambda gpu, cpu: gpu.__iadd__(cpu),
+        lambda gpu, cpu: cpu.__iadd__(gpu),
+        lambda gpu, cpu: gpu.__setitem__(slice(None), cpu),
+        lambda gpu, cpu: cpu.__setitem__(slice(None), gpu),
+        lambda gpu, cpu: sys.modules["cupy"].maximum(gpu, cpu),
+        lambda gpu, cpu: plt.Figure().subplots().plot(gpu),
+    ],
+)
+def test_stand_in_refuses_numpy(fake_gpu, mistake):
+    with pytest.raises(TypeError, match=r"Unsupported type|Implicit conversion"):
+        mistake(fake_gpu.ones(3), np.ones(3))
+
+
+def test_the_pretend_gpu_leaves_everything_as_it_was():
+    before, status = sys.modules.get("cupy"), gpu_status()
+    with pytest.raises(KeyError), pretend_gpu.pretend_gpu() as outer:
+        assert gpu_available() and sys.modules["cupy"] is outer
+        x = to_gpu(np.ones(3))
+        with pretend_gpu.pretend_gpu() as inner:
+            to_gpu(np.ones(3)).get()
+            assert inner.counts["to_cpu"] == 1
+        assert outer.counts == {"to_gpu": 1, "to_cpu": 0, "numbers": 0, "synchronize": 0}
+        raise KeyError
+    assert sys.modules.get("cupy") is before
+    assert gpu_status() == status
+    if before is None:
+        with pytest.raises(TypeError, match=r"out of its block.*with pretend_gpu\(\)"):
+            array_module(x)
+
+
+def test_the_stand_in_counts_what_is_fetched(fake_gpu):
+    x = to_gpu(np.arange(3.0))
+    fake_gpu.counts.update(dict.fromkeys(fake_gpu.counts, 0))
+    assert (float(x[1]), int(x[2]), bool(x[0]), x[0].item(), x.tolist()) == (
+        *(1.0, 2, False, 0.0),
+        [0.0, 1.0, 2.0],
+    )
+    assert fake_gpu.counts["numbers"] == 5
+    assert str(x) == "[0. 1. 2.]" and fake_gpu.counts["to_cpu"] == 1
+
+
+def test_numbers_of_numpy_mix_and_arrays_stay_what_they_are(fake_gpu):
+    x = to_gpu(np.ones(3, np.float32))
+    assert type(np.float32(2) * x) is type(x * np.float32(2)) is fake_gpu.ndarray
+    kept = x
+    x += 1
+    assert x is kept and fake_gpu.add(x, 1, out=x) is x
+    assert [type(part) for part in x] == 3 * [fake_gpu.ndarray]
+    assert fake_gpu.concatenate([x, x]).shape == (6,)
+
+
+def test_a_kernel_refuses_what_cupy_refuses(fake_gpu):
+    kernel = fake_gpu.ElementwiseKernel("raw T x, int32 k", "T y", "y = k * x[i]", "scaled")
+    x = to_gpu(np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert kernel(x, 3, fake_gpu.empty_like(x)).tolist() == [[0, 3, 6], [9, 12, 15]]
+    with pytest.raises(TypeError, match="Wrong number of arguments for 'scaled'"):
+        kernel(x, fake_gpu.empty_like(x))
+    with pytest.raises(TypeError, match="Type is mismatched"):
+        kernel(x, 3, fake_gpu.empty((2, 3), np.float64))
+    with pytest.raises(TypeError, match="Type is mismatched"):
+        kernel(np.ones((2, 3), np.float32), 3, x)
+    with pytest.raises(TypeError, match="contiguous"):
+        kernel(x.T, 3, x)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "float64"])
+def test_a_kernel_takes_any_common_dtype(fake_gpu, dtype):
+    x = to_gpu(np.arange(6).astype(dtype))
+    code = ("raw T x, float32 half", "T y", "y = (T) (x[i] * half) + x[5]", "any_dtype")
+    y = fake_gpu.ElementwiseKernel(*code)(x, 0.5, fake_gpu.empty_like(x))
+    assert y.dtype == dtype and y.tolist() == ((np.arange(6) * 0.5).astype(dtype) + 5).tolist()
+
+
+def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"does not take kernel\.c:"):
+        pretend_gpu._compiled("void run() { this is no C; }")
+    monkeypatch.setattr(compiler, "c_compiler", lambda: None)
+    with pytest.raises(RuntimeError, match="there is no C compiler here: install one"):
+        pretend_gpu._compiled("void run() {}")
+
+
+def test_the_gpu_modules_need_neither_cupy_nor_torch():
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['cupy'] = sys.modules['torch'] = None\n"
+            "import fastdl_lib.convolution.gpu, fastdl_lib.nn.layers, fastdl_lib.core.pretend_gpu\n"
+            "print(fastdl_lib.convolution.gpu.cudnn_status().available)",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == "False\n", told.stderr
