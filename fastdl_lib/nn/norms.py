@@ -233,7 +233,9 @@ class BatchNorm(Layer):
             out[part] = values
 
         in_parallel(work, len(rows), row_bytes=normal[0].nbytes, on=rows)
-        for name, seen in (("mean", mean), ("variance", variance)):
+        # One value has no variance: 0 would be learnt of it.
+        learnt = (("mean", mean), ("variance", variance)) if len(rows) > 1 else ()
+        for name, seen in learnt:
             self.buffers[name] *= 1 - self.momentum
             self.buffers[name] += (self.momentum * seen).astype(self.buffers[name].dtype)
         return normal, inverse

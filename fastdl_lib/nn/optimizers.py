@@ -158,7 +158,7 @@ class SGD(Optimizer):
         def change(w: Array, g: Array, v: Array | None = None) -> None:
             g = g.astype(wide(g.dtype), copy=False)
             if self.weight_decay:
-                g = g + self.weight_decay * w
+                g = g + self.weight_decay * w.astype(g.dtype, copy=False)
             if v is not None:
                 v *= self.momentum
                 v += g

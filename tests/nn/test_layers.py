@@ -163,6 +163,16 @@ def test_batch_norm_computes_float16_in_float32():
     assert layer.backward(out).dtype == np.float16
 
 
+def test_batch_norm_learns_no_variance_from_one_value():
+    """Such as that of an epoch's last batch, where one image is left."""
+    layer = BatchNorm(2)
+    before = {name: array.copy() for name, array in layer.buffers.items()}
+    layer.forward(np.array([[3.0, 4.0]], np.float32), training=True)
+    assert all((array == before[name]).all() for name, array in layer.buffers.items())
+    layer.forward(np.ones((1, 2, 1, 2), np.float32), training=True)  # two pixels are two values
+    assert (layer.buffers["mean"] != before["mean"]).all()
+
+
 def test_batch_norm_refuses_other_features():
     with pytest.raises(ValueError, match=r"this BatchNorm takes \(3,\) features or \(3, H, W\)"):
         BatchNorm(3).forward(np.ones((2, 4), np.float32))
