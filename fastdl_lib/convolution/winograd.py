@@ -25,10 +25,7 @@ from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
 
 __all__ = [
-    "LARGEST_TILE",
-    "Transforms",
     "backward",
-    "best_tile",
     "forward",
     "saves_work",
     "transform_matrices",

@@ -183,8 +183,7 @@ def in_parallel(
 
     As many threads take part as the BLAS may use at this moment; while they work, each has a BLAS
     of one thread. Where this thread cannot set that (:func:`blas_threads`), or is at such work
-    already, it does all of it. ``work`` stores its
-    result itself, into an array made before.
+    already, it does all of it. ``work`` stores its result itself, into an array made before.
 
     Args:
         work: takes a slice of what is counted: images, rows, features.
@@ -231,16 +230,21 @@ def in_parallel(
                 stack.enter_context(blas_threads(1))
             except RuntimeError:  # not for this thread to set
                 threads = 1
-        others: list[Future] = []
-        try:
-            for number in range(1, threads):
-                # The context carries np.errstate along.
-                context = contextvars.copy_context()
-                others.append(_pool(os.getpid()).submit(context.run, share, number))
-            share(0)
-        finally:
-            # The others write into the same arrays: nobody goes on before they have stopped.
-            errors = [other.exception() for other in others]
+        _side_by_side(share, threads)
+
+
+def _side_by_side(share: Callable[[int], None], threads: int) -> None:
+    """Call ``share`` with each number below ``threads``, 0 in this thread; raise its errors."""
+    others: list[Future] = []
+    try:
+        for number in range(1, threads):
+            # The context carries np.errstate along.
+            context = contextvars.copy_context()
+            others.append(_pool(os.getpid()).submit(context.run, share, number))
+        share(0)
+    finally:
+        # The others write into the same arrays: nobody goes on before they have stopped.
+        errors = [other.exception() for other in others]
     for error in filter(None, errors):
         raise error
 
