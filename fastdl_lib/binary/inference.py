@@ -261,7 +261,7 @@ class BitLayer(Layer):
 
 
 def pack_bits(bits: Array) -> Array:
-    """Pack True and False, (..., length), as :func:`~fastdl_lib.binary.bits.pack` packs +1 and -1."""
+    """Pack True and False, (..., length), as :func:`pack` packs +1 and -1."""
     return pack(bits.view(np.int8) - np.int8(1))
 
 
@@ -289,13 +289,10 @@ def fold(network: Network) -> BinaryNetwork:
     """Turn a trained binary network into words and thresholds, with the same answers exactly.
 
     Args:
-        network: a :class:`~fastdl_lib.binary.layers.PixelBytes` first, then products with binary weights,
-            each followed by a pool, a batch normalisation and a :class:`~fastdl_lib.binary.layers.Sign`
-            in this order; pool and normalisation may be missing, and behind the last product
-            there is no sign. Flatten may stand anywhere, Dropout is left out. It keeps its weights.
-
-    Returns:
-        A network that takes the same images and gives the same logits, bit for bit.
+        network: a :class:`~fastdl_lib.binary.layers.PixelBytes` first, then products with binary
+            weights, each followed by a pool, a batch normalisation and a Sign in this order; pool
+            and normalisation may be missing, and behind the last product there is no sign. Flatten
+            may stand anywhere, Dropout is left out. It keeps its weights.
 
     Raises:
         ValueError: another order of layers, or sums that float32 does not hold exactly.
@@ -310,22 +307,20 @@ def fold(network: Network) -> BinaryNetwork:
     (8632, True)
     """
     waiting = [(n, layer) for n, layer in network.layers.items() if not isinstance(layer, Dropout)]
-    if not isinstance(waiting[0][1], PixelBytes):
+    if not isinstance(waiting.pop(0)[1], PixelBytes):
         raise ValueError(
             f"{network.name} must begin with PixelBytes: sums of other values are not exact."
         )
-    shape, stages, previous = network.input_shape, [], None
-    waiting.pop(0)
+    shape, stages = network.input_shape, []
     while waiting:
         name, layer = waiting.pop(0)
         if isinstance(layer, Flatten):
-            previous = shape
             continue
+        where = f"{network.name}, layer {name}"
         if not isinstance(layer, (BinaryLinear, BinaryConv2d)):
             raise ValueError(
-                f"{network.name}, layer {name}: fold() takes products with binary weights, each "
-                "followed by MaxPool2d, BatchNorm and Sign in this order; here stands "
-                f"{type(layer).__name__}."
+                f"{where}: fold() takes products with binary weights, each followed by MaxPool2d, "
+                f"BatchNorm and Sign in this order; here stands {type(layer).__name__}."
             )
         found: dict[type, Layer] = {}
         for kind in (MaxPool2d, BatchNorm, Sign):
@@ -333,7 +328,7 @@ def fold(network: Network) -> BinaryNetwork:
                 found[kind] = waiting.pop(0)[1]
         stage = BitLayer(
             layer,
-            previous or shape,
+            shape,
             takes_pixels=not stages,
             pool=copy.copy(found.get(MaxPool2d)),
             norm=found.get(BatchNorm),
@@ -341,14 +336,11 @@ def fold(network: Network) -> BinaryNetwork:
         )
         if stage.largest >= _EXACT:
             raise ValueError(
-                f"{network.name}, layer {name}: sums reach {stage.largest:,}, and float32 is exact "
-                f"below {_EXACT:,} only."
+                f"{where}: sums reach {stage.largest:,}, and float32 is exact below {_EXACT:,}."
             )
         if Sign not in found and waiting:
-            raise ValueError(
-                f"{network.name}, layer {name}: a Sign must follow, all but the last product."
-            )
-        shape, previous = stage.output_shape(shape), None
+            raise ValueError(f"{where}: a Sign must follow, all but the last product.")
+        shape = stage.output_shape(shape)
         stages.append((name, stage))
     if not stages or stages[-1][1].ends_in_sign:
         raise ValueError(f"{network.name} must end in a product, with BatchNorm or without.")

@@ -20,13 +20,7 @@ from fastdl_lib.convolution.algorithms import choose
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.arrays import array_module, to_cpu
 from fastdl_lib.core.threads import in_flat_blocks
-from fastdl_lib.nn.layers import (
-    Conv2d,
-    Layer,
-    Linear,
-    check_batch,
-    check_float,
-)
+from fastdl_lib.nn.layers import Conv2d, Layer, Linear, check_batch, check_float
 
 __all__ = ["BinaryConv2d", "BinaryLinear", "PixelBytes", "Sign", "sign"]
 
@@ -64,10 +58,6 @@ class Sign(Layer):
 
     Args:
         straight_through: False gives the sign's true gradient, 0: what lies before learns nothing.
-
-    Raises:
-        TypeError: x of another dtype.
-        ValueError: x is empty.
 
     Source: Courbariaux et al. 2016, section 1.3.
 
@@ -110,10 +100,6 @@ class PixelBytes(Layer):
     front, a binary network's first layer is exact as well. Its scale changes nothing in front of a
     :class:`~fastdl_lib.nn.norms.BatchNorm`. Any shape, any float dtype.
 
-    Raises:
-        TypeError: x of another dtype.
-        ValueError: x is empty.
-
     >>> PixelBytes().forward(np.array([[0.0, 0.5, 1.0]], np.float32)).tolist()
     [[0.0, 128.0, 255.0]]
     """
@@ -135,6 +121,7 @@ class _BinaryWeights(Layer):
     """What the two layers with binary weights share."""
 
     scaled = False
+    sums_by = Layer.sums_by  # not those of the latent weights
 
     def binary_weight(self) -> Array:
         """The weights at work: the sign of the latent ones, times the scale where there is one."""
@@ -203,10 +190,6 @@ class BinaryLinear(_BinaryWeights, Linear):
             "XNOR-Net", ECCV 2016, section 3.1; alpha there.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
-    Raises:
-        TypeError: rng is no generator, or x has another dtype than the weights.
-        ValueError: a number of features below 1; x of another shape.
-
     >>> layer = BinaryLinear(9, 2, rng=np.random.default_rng(0))
     >>> layer.forward(np.ones((1, 9), np.float32)).tolist()
     [[-3.0, -1.0]]
@@ -253,9 +236,6 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
 
     Input (N, C, H, W), output (N, K, OH, OW).
 
-    Raises:
-        TypeError, ValueError: as Conv2d.
-
     >>> layer = BinaryConv2d(1, 2, 3, padding=1, rng=np.random.default_rng(0))
     >>> layer.forward(np.ones((1, 1, 28, 28), np.float32)).shape
     (1, 2, 28, 28)
@@ -274,15 +254,8 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         algorithm: str = "auto",
         rng: np.random.Generator,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=padding,
-            algorithm=algorithm,
-            rng=rng,
-        )
+        window = {"stride": stride, "padding": padding, "algorithm": algorithm}
+        super().__init__(in_channels, out_channels, kernel, **window, rng=rng)
         del self.parameters["bias"]
         self.padding_value, self.scaled = float(padding_value), scaled
 
@@ -295,10 +268,8 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         """``x`` with ``padding_value`` around every image; itself where there is no padding."""
         if not self.padding:
             return x
-        edge = (self.padding, self.padding)
-        return array_module(x).pad(
-            x, ((0, 0), (0, 0), edge, edge), constant_values=self.padding_value
-        )
+        edges = ((0, 0), (0, 0), *[(self.padding, self.padding)] * 2)
+        return array_module(x).pad(x, edges, constant_values=self.padding_value)
 
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x, 4, "(N, C, H, W)")

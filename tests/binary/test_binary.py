@@ -213,7 +213,7 @@ def test_the_float_twin_has_the_layers_and_sizes_of_the_binary_network():
 
 @pytest.mark.parametrize("make", [binary_mlp, binary_deep_convnet])
 def test_another_word_for_what_is_binary_is_refused(make):
-    with pytest.raises(ValueError, match=r"binary must be one of \['all', 'weights', 'none'\]"):
+    with pytest.raises(ValueError, match="binary must be one of 'all', 'weights', 'none'"):
         make(binary="both")
 
 
