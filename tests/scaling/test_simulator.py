@@ -112,6 +112,16 @@ def test_a_ring_through_nodes_goes_at_the_pace_of_its_slowest_link():
         assert cost.bandwidth_s == pytest.approx(volume / rate)
 
 
+@pytest.mark.parametrize(
+    ("combine", "gigabytes", "rounds"),
+    [(Ring(), 14 / 8, 14), (Tree(), 6, 6), (HalvingDoubling(), 14 / 8, 6)],
+)
+def test_inside_a_node_the_same_goes_over_its_links(combine, gigabytes, rounds):
+    eight = cluster(1, gpus_per_node=8, inside_gb_per_s=1, inside_latency_s=0.01)
+    cost = combine.communication(eight, job(), 8)
+    assert cost == pytest.approx((gigabytes, 0.01 * rounds, 0))
+
+
 @pytest.mark.parametrize("combine", WAYS, ids=lambda c: type(c).__name__)
 def test_one_worker_has_nothing_to_combine(combine):
     assert combine.communication(PODS, INCEPTION, 1) == Communication()
@@ -318,8 +328,24 @@ SAME = {
     "GPUs summed inside": (PODS, ParameterServer(), [8, 32], {}),
     "one server: incast": (NET, ONE_SERVER, [2, 4, 8, 16], {}),
     "four servers": (NET, DEDICATED, [2, 8, 32], {}),
+    "all-reduce, backup workers": (
+        NET,
+        Ring(),
+        [8],
+        {"mode": Synchronous(4), "stragglers": RAGGED},
+    ),
     "backup workers": (NET, MANY, [8, 16], {"mode": Synchronous(2), "stragglers": RAGGED}),
     "asynchronous": (NET, DEDICATED, [4, 16, 48], {"mode": Asynchronous()}),
+    "bounded staleness, slow nodes": (
+        NET,
+        MANY,
+        [16],
+        {
+            "mode": Asynchronous(2),
+            "stragglers": Stragglers(slow_probability=0.05, slow_factor=5),
+            "steps": 400,
+        },
+    ),
     "bounded staleness": (NET, MANY, [4, 16], {"mode": Asynchronous(2), "stragglers": RAGGED}),
 }
 
@@ -347,6 +373,9 @@ def test_staleness_is_counted_and_bounded():
     assert staleness(0) == pytest.approx(3.5, abs=0.1)
     assert staleness(0) < staleness(1) < staleness(None)
     assert run_events(NET, INCEPTION, MANY, 8, steps=5).staleness is None
+    # GPUs that are summed inside their node are one client: four nodes, three others.
+    nodes = run_events(PODS, INCEPTION, ParameterServer(), 32, mode=Asynchronous(), **ragged)
+    assert nodes.staleness[0] == pytest.approx(3, abs=0.2)
 
 
 def test_the_seed_decides():
