@@ -157,49 +157,44 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _watch(watched: list[_Watched], patience_s: float) -> list[_Watched]:
-    """Watch until something goes wrong, and say what; return who is left then."""
+def _watch(selector: selectors.BaseSelector, patience_s: float) -> None:
+    """Watch until something goes wrong, and say what; who is left then stays in the selector."""
+    watched = [key.data for key in selector.get_map().values()]
     left = list(watched)
     clock = time.monotonic()
     # In the order in which the pipes closed: once one process is dead, what started them ends the
     # others so soon that all may be dead at the next look. (The process numbers do not tell: with
     # much memory to hand back, the first to die may be the last to be gone.)
-    with selectors.DefaultSelector() as selector:
+    while left:
+        for key, _ in selector.select(TICK_S):
+            one = key.data
+            selector.unregister(one.pipe)
+            left.remove(one)
+            if any(other.state == FAILED for other in watched):
+                return
+            if one.state == RUNNING:
+                _say(f"{one} was killed, or left before the end, in step {one.step}: the job ends.")
+                return
+        before, clock = clock, time.monotonic()
         for one in left:
-            selector.register(one.pipe, selectors.EVENT_READ, one)
-        while left:
-            for key, _ in selector.select(TICK_S):
-                one = key.data
+            # Where the whole machine stood still, nobody hangs.
+            one.listen(min(clock - before, 2 * TICK_S))
+            if one.hangs(patience_s):
+                one.end_hanging()
                 selector.unregister(one.pipe)
-                left.remove(one)
-                if any(other.state == FAILED for other in watched):
-                    return left
-                if one.state == RUNNING:
-                    _say(
-                        f"{one} was killed, or left before the end, in step {one.step}: "
-                        "the job ends."
-                    )
-                    return left
-            before, clock = clock, time.monotonic()
-            for one in left:
-                # Where the whole machine stood still, nobody hangs.
-                one.listen(min(clock - before, 2 * TICK_S))
-                if one.hangs(patience_s):
-                    one.end_hanging()
-                    return [other for other in left if other is not one]
-    return []
+                return
 
 
 def main(folder: str, patience_s: str, *processes: str) -> None:
     """Watch over the processes, given as rank:number, and end who is left when one is gone."""
-    pairs = [map(int, pair.split(":")) for pair in processes]
-    watched = [_Watched(folder, row, *pair) for row, pair in enumerate(pairs)]
-    print("ready", flush=True)
-    left = _watch(watched, float(patience_s))
-    deadline = time.monotonic() + GRACE_S
     with selectors.DefaultSelector() as selector:
-        for one in left:
+        for row, pair in enumerate(processes):
+            one = _Watched(folder, row, *map(int, pair.split(":")))
             selector.register(one.pipe, selectors.EVENT_READ, one)
+        # Only now may they go wrong: from here on their pipes are seen to close in order.
+        print("ready", flush=True)
+        _watch(selector, float(patience_s))
+        deadline = time.monotonic() + GRACE_S
         while selector.get_map() and time.monotonic() < deadline:
             for key, _ in selector.select(TICK_S):
                 selector.unregister(key.fileobj)

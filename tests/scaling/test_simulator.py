@@ -324,7 +324,7 @@ SAME = {
         [16, 64],
         {"stragglers": Stragglers(slow_probability=0.1, slow_factor=3), "steps": 1000},
     ),
-    "servers on the nodes": (NET, ParameterServer(), [2, 8, 16, 128], {}),
+    "servers on the nodes": (NET, ParameterServer(), [2, 16, 64], {}),
     "GPUs summed inside": (PODS, ParameterServer(), [8, 32], {}),
     "one server: incast": (NET, ONE_SERVER, [2, 4, 8, 16], {}),
     "four servers": (NET, DEDICATED, [2, 8, 32], {}),
@@ -343,7 +343,7 @@ SAME = {
         {
             "mode": Asynchronous(2),
             "stragglers": Stragglers(slow_probability=0.05, slow_factor=5),
-            "steps": 400,
+            "steps": 200,
         },
     ),
     "bounded staleness": (NET, MANY, [4, 16], {"mode": Asynchronous(2), "stragglers": RAGGED}),
