@@ -20,7 +20,7 @@ from fastdl_lib.measuring.costs import (
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
-from fastdl_lib.nn.norms import LocalResponseNorm
+from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import BFLOAT16, FLOAT16
@@ -363,6 +363,13 @@ def test_memory_of_a_small_network_counted_by_hand():
     assert memory_bytes(network, 7) == 4 * (weights + 7 * 24)
     kept = 12 + 12 + 5 + 2
     assert memory_bytes(network, 7, training=True) == 4 * (3 * weights + 60 + 7 * kept)
+
+
+def test_memory_counts_buffers_once():
+    network = Network("N", [("flatten", Flatten()), ("norm", BatchNorm(12))], (3, 2, 2))
+    learnt, kept = 2 * 12, 2 * 12  # scale and shift; mean and variance
+    assert memory_bytes(network, 0) == 4 * (learnt + kept)
+    assert memory_bytes(network, 0, training=True) == 4 * (3 * learnt + 12 + kept)
 
 
 def test_memory_counted_is_about_what_a_training_step_takes(alex):
