@@ -8,40 +8,9 @@ __all__ = [
     "check_labels",
     "loss_and_right",
     "softmax_cross_entropy",
-    "softmax_cross_entropy_arrays",
 ]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-
-
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """Return the mean loss and its gradient by the logits.
-
-    Args:
-        logits: (N, classes), float.
-        labels: (N,), whole numbers from 0 to classes - 1, in the same library.
-
-    Returns:
-        ``(loss, grad)``: loss in nats per image, a Python float; grad (N, classes), logits' dtype
-        (float16 is computed in float32).
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, or a label out of range.
-        TypeError: labels that are not whole numbers.
-
-    >>> import numpy as np
-    >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
-    >>> round(loss, 4), grad.shape  # ln 10
-    (2.3026, (2, 10))
-    """
-    array_module(logits, labels)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(
-            f"softmax_cross_entropy takes logits (N, classes), N >= 1; got {logits.shape}."
-        )
-    check_labels(labels, *logits.shape)
-    loss, grad = softmax_cross_entropy_arrays(logits, labels)
-    return float(loss), grad
 
 
 def check_labels(labels: Array, images: int, classes: int) -> None:
@@ -71,19 +40,23 @@ def loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, in
     return loss, int(right)
 
 
-def softmax_cross_entropy_arrays(
-    logits: Array, labels: Array, scale: float = 1.0
-) -> tuple[Array, Array]:
-    """As :func:`softmax_cross_entropy`, but without a look at any value: nothing waits for a GPU.
+def softmax_cross_entropy(logits: Array, labels: Array, scale: float = 1.0) -> tuple[Array, Array]:
+    """Return the mean loss and its gradient by the logits.
 
-    The loss is an array without axes beside the logits, and the labels are to be checked before.
-    ``scale`` multiplies the gradient before it is rounded to the logits' dtype, so that a small one
-    does not vanish in float16; the loss stays as it is.
+    Args:
+        logits: (N, classes), float; float16 is computed in float32.
+        labels: (N,), whole numbers from 0 to classes - 1, beside them; see :func:`check_labels`.
+        scale: multiplies the gradient before it is rounded to the logits' dtype, so that a small
+            one does not vanish in float16.
+
+    Returns:
+        ``(loss, grad)``: nats an image, an array without axes (nothing waits for a GPU); grad
+        (N, classes), logits' dtype.
 
     >>> import numpy as np
-    >>> loss, _ = softmax_cross_entropy_arrays(np.zeros((2, 10), np.float32), np.array([0, 1]))
-    >>> loss.shape
-    ()
+    >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
+    >>> round(float(loss), 4), grad.shape  # ln 10
+    (2.3026, (2, 10))
     """
     xp = array_module(logits, labels)
     shifted = logits.astype(wide(logits.dtype), copy=False)

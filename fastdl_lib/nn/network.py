@@ -10,7 +10,7 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.nn.layers import Layer
-from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy_arrays
+from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy
 
 __all__ = ["Network"]
 
@@ -210,7 +210,7 @@ class Network:
         images were right. The last layer's ``after_forward`` comes again when the loss is there.
         """
         logits = self.forward(x, training=True, after=after_forward)
-        loss, grad = softmax_cross_entropy_arrays(logits, labels, scale)
+        loss, grad = softmax_cross_entropy(logits, labels, scale)
         if after_forward is not None:
             after_forward(next(reversed(self.layers)))
         self.backward(grad, after=after_backward)

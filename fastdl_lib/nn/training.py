@@ -29,7 +29,7 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
 from fastdl_lib.nn.checkpoints import Checkpoint, digest
-from fastdl_lib.nn.loss import loss_and_right, softmax_cross_entropy_arrays
+from fastdl_lib.nn.loss import loss_and_right, softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer, Schedule
 
@@ -153,7 +153,7 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
     for start in range(0, len(images), batch):
         part = labels[start : start + batch]
         logits = network.forward(images[start : start + batch])
-        loss, right = loss_and_right(softmax_cross_entropy_arrays(logits, part)[0], logits, part)
+        loss, right = loss_and_right(softmax_cross_entropy(logits, part)[0], logits, part)
         loss_sum += len(part) * loss
         correct += right
     return Evaluation(len(images), correct, loss_sum / len(images))

@@ -247,7 +247,7 @@ def test_the_loss_of_float16(xp):
     logits, labels = 8 * normal((6, 10), np.float16), np.arange(6)
     expected, wanted = softmax_cross_entropy(logits.astype(float), labels)
     loss, grad = softmax_cross_entropy(to_gpu(logits), to_gpu(labels))
-    assert grad.dtype == np.float16 and loss == pytest.approx(expected, rel=1e-5)
+    assert grad.dtype == np.float16 and float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert_close(grad, wanted, "float16")
 
 
