@@ -16,9 +16,10 @@ import numpy as np
 from fair import MIN_ROUNDS
 
 from fastdl_lib.course.ranks import run_ranks
+from fastdl_lib.course.record import check_place, save
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
 from fastdl_lib.measuring.machine import MachineCard
-from fastdl_lib.measuring.recordings import Recording, write_recording
+from fastdl_lib.measuring.recordings import Recording
 
 ALEXNET_GRADIENTS = 60_965_224  # float32 values
 CORE_SHARE = 0.95  # that each rank must get during a pass, for its round to count
@@ -118,6 +119,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--record", type=Path)
     chosen = parser.parse_args()
+    if chosen.record:
+        check_place(chosen.record)
     size_bytes = 4 * ALEXNET_GRADIENTS
     common = ["--device", "cpu", "--rounds", chosen.rounds]
     options = {"show": False, "timeout_s": LIMIT_S}
@@ -156,8 +159,7 @@ def main() -> None:
     if chosen.record:
         command = f"python benchmarks/distributed.py --ranks {chosen.ranks}"
         command += f" --rounds {chosen.rounds}"
-        write_recording(chosen.record, Recording(card, command, tuple(kept)))
-        print(f"\n{len(kept)} measurements written to {chosen.record}")
+        save(Recording(card, command, tuple(kept)), chosen.record)
 
 
 if __name__ == "__main__":

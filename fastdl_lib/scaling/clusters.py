@@ -118,12 +118,7 @@ class Cluster:
         return min(self.between_gb_per_s, self.endpoint_gb_per_s or math.inf)
 
     def with_link_share(self, share: float) -> "Cluster":
-        """The same cluster whose links carry only ``share`` of their rate.
-
-        >>> slow = Cluster(nodes=2, between_gb_per_s=4, between_latency_s=0).with_link_share(0.5)
-        >>> slow.between_gb_per_s
-        2.0
-        """
+        """The same cluster whose links carry only ``share`` of their rate."""
         check_number("share", share, low=0, low_included=False)
         fields = vars(self).items()
         rates = {name: share * v for name, v in fields if v and name.endswith("_gb_per_s")}

@@ -104,9 +104,6 @@ class Synchronous:
 
     With ``backup`` workers only the gradients of the first ``n - backup`` count, and nobody waits
     for the rest (Chen et al., "Revisiting Distributed Synchronous SGD", arXiv:1604.00981).
-
-    >>> Synchronous(backup=4).backup
-    4
     """
 
     backup: int = 0
@@ -122,9 +119,6 @@ class Asynchronous:
     ``staleness`` bounds how many steps a worker may be ahead of the slowest (0 is synchronous);
     None: no bound (Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel
     Parameter Server", NIPS 2013).
-
-    >>> Asynchronous().staleness is None
-    True
     """
 
     staleness: int | None = None
