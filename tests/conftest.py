@@ -28,6 +28,7 @@ LONGEST = (
     "02_im2col",
     "04_distributed_training",
     "06_binarized_networks",
+    "test_rank_runs",
     "test_release",
     "03_cpu_vs_gpu",
     "test_record",
