@@ -581,6 +581,7 @@ def measured_bars(
     grouped_bars(axes, bars, start=start, log=log, fontsize=8.5)
     if start:
         axes.axvline(start, color=Colour.INK, linewidth=1.2, zorder=3)
+        axes.spines["left"].set_visible(False)
         axes.set_xlim(left=min(ends) / 1.3 if log else 0)
     axes.set_xlabel(xlabel or f"{everything[0].unit} (line: quartiles)")
     alt = "; ".join(f"{word}, {bar.name}: {bar.text}" for word in bars for bar in bars[word])
