@@ -31,6 +31,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from fastdl_lib.core.files import whole_file
+from fastdl_lib.measuring.evidence import Provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "notebooks"
@@ -38,6 +39,7 @@ FOLDER = "notebooks"
 README_PICTURES = {"01_where_time_goes": ".github/pie.png", "02_im2col": ".github/race.png"}
 
 MAX_CELL_LINES = 25
+MAX_SETUP_LINES = 12
 MAX_MEDIAN_LINES = 5
 # A figure's assertion stands in its own cell or in one of the next two code cells.
 ASSERT_WITHIN = 2
@@ -59,6 +61,7 @@ _MACHINE_PATH = re.compile(
     r"|site-packages"
     r"|\b[A-Za-z]:[\\/]+Users\b"
 )
+_TYPED_PROVENANCE = re.compile(rf"(?<= )\((?:{'|'.join(Provenance)})\b")
 # Account and host names that say nothing about who ran the notebook, or are ordinary words here.
 _COMMON_NAME = re.compile(
     "admin|codespace|conda|jovyan|jupyter|localhost|python|runner|student|ubuntu|vscode", re.I
@@ -357,8 +360,11 @@ def _run_faults(cell: NotebookNode, count: int | None, path: Path) -> Iterator[s
 
 def _source_faults(cell: NotebookNode) -> Iterator[str]:
     lines = code_lines(cell.source)
-    if lines > MAX_CELL_LINES:
-        yield f"{lines} code lines; at most {MAX_CELL_LINES}: move plumbing into fastdl_lib"
+    most = MAX_SETUP_LINES if "setup" in tags(cell) else MAX_CELL_LINES
+    if lines > most:
+        yield f"{lines} code lines; at most {most}: move plumbing into fastdl_lib"
+    if typed := _TYPED_PROVENANCE.search(cell.source):
+        yield f"types a label by hand, {typed[0]!r}: print the Measurement, which says it"
     tree = _parsed(cell.source)
     if tree is None:
         yield "is not Python"

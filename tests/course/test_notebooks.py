@@ -103,7 +103,9 @@ BROKEN = {
         lambda cells: figure(cells).outputs[1].metadata["image/png"].update(alt="/Users/ada"),
         "names the machine that ran it: '/Users'",
     ),
-    "long cell": (source(1, "print(1)\n" * 26), "26 code lines; at most 25"),
+    "long cell": (source(3, "print(1)\n" * 26), "26 code lines; at most 25"),
+    "long set-up cell": (source(1, "print(1)\n" * 13), "13 code lines; at most 12"),
+    "label typed by hand": (source(3, "print('7 ms (computed)')"), "by hand, '(computed'"),
     "many cells of six lines": (all_of_six_lines, "half of the code cells have 6 lines or more"),
     "silent cell": (
         lambda cells: cells[1].update(source="x = 1", outputs=[]),
