@@ -154,9 +154,6 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         (M, N), int32: ``a @ b.T``, exact.
 
-    Raises:
-        TypeError, ValueError: other arrays.
-
     >>> a = np.array([[1, -1, 1]], np.float32)
     >>> two_rows_product(a, np.array([[1, 1, 1], [-1, 1, -1]], np.float32)).tolist()
     [[1, -3]]

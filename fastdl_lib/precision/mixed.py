@@ -164,14 +164,12 @@ def in_precision(
     """Make a copy of a network whose values are all stored, and computed, in given formats.
 
     The weights are rounded copies. A :class:`Rounding` stands first, ``"input stored"``, and behind
-    every layer that makes new values, such as ``"conv1 stored"``. ReLU, max-pooling and Flatten
-    make none. Dropout does, by its factor 1/(1 - rate).
+    every layer that makes new values, such as ``"conv1 stored"``; ReLU and max-pooling make none.
 
     The arrays are float32 and hold the format's values (float64 where both ``compute`` and
     ``accumulate`` are). With other formats to compute or accumulate in, Conv2d and Linear add up
-    one rounded product after the other: slow, on the CPU, forward only. Of int8 per channel the
-    weights have a scale for each output channel; activations, gradients and biases one for each
-    array.
+    one rounded product after the other: slow, on the CPU, forward only. Of int8 per channel only
+    weights have a scale for each output channel.
 
     Args:
         network: stays as it is, and shares nothing with the copy.

@@ -57,25 +57,24 @@ def _widening(format: FloatFormat | None) -> Callable:
     return widen
 
 
-@functools.cache
-def _kernels(format: FloatFormat | None) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The sums for one image and for several, compiled at the first call. Importing Numba takes a
-    while.
+# The kernels take x (N, K), codes (O, K), factor (O,), out (N, O) and the rows of codes to do.
+# Several rows go side by side: each is a stream of its own that the memory fetches ahead, and x is
+# loaded once for all of them. Behind the last row comes the last again, to the same result.
+#
+# A CPU adds 16 numbers at once, if it may add them in another order than they stand in: "reassoc"
+# allows that, "contract" to round a product and its addition once. No more of fastmath: infinities
+# and NaN in x stay what they are.
+_FASTMATH = {"reassoc", "contract"}
 
-    Both take x (N, K), codes (O, K), factor (O,), out (N, O) and the rows of codes to do.
-    """
+
+@functools.cache
+def _one_image(format: FloatFormat | None) -> Callable[..., None]:
+    """The sums for one image, compiled at the first call. Importing Numba takes a while."""
     import numba
 
     widen = numba.njit(inline="always")(_widening(format))
-    # A CPU adds 16 numbers at once, if it may add them in another order than they stand in:
-    # "reassoc" allows that, "contract" to round a product and its addition once. No more of
-    # fastmath: infinities and NaN in x stay what they are.
-    compiled = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
 
-    # Several rows side by side: each is a stream of its own that the memory fetches ahead, and x is
-    # loaded once for all of them. Behind the last row comes the last again, to the same result.
-
-    @compiled
+    @numba.njit(nogil=True, fastmath=_FASTMATH)
     def one_image(x, codes, factor, out, start, stop):
         last = stop - 1
         for o in range(start, stop, 8):
@@ -97,7 +96,17 @@ def _kernels(format: FloatFormat | None) -> tuple[Callable[..., None], Callable[
             out[0, o4], out[0, o5] = s4 * factor[o4], s5 * factor[o5]
             out[0, o6], out[0, o7] = s6 * factor[o6], s7 * factor[o7]
 
-    @compiled
+    return one_image
+
+
+@functools.cache
+def _images(format: FloatFormat | None) -> Callable[..., None]:
+    """The sums for several images."""
+    import numba
+
+    widen = numba.njit(inline="always")(_widening(format))
+
+    @numba.njit(nogil=True, fastmath=_FASTMATH)
     def images(x, codes, factor, out, start, stop):
         last, last_image = stop - 1, len(x) - 1
         for o in range(start, stop, 4):
@@ -124,7 +133,7 @@ def _kernels(format: FloatFormat | None) -> tuple[Callable[..., None], Callable[
                 out[n, o3], out[n1, o3] = d0 * f3, d1 * f3
                 out[n2, o3], out[n3, o3] = d2 * f3, d3 * f3
 
-    return one_image, images
+    return images
 
 
 class StoredLinear(Layer):
@@ -225,8 +234,8 @@ class StoredLinear(Layer):
                 f"{x.shape}."
             )
         self.output_shape(x.shape[1:])
-        one_image, images = _kernels(self.format if isinstance(self.format, FloatFormat) else None)
-        kernel = one_image if len(x) == 1 else images
+        floats = self.format if isinstance(self.format, FloatFormat) else None
+        kernel = (_one_image if len(x) == 1 else _images)(floats)
         x, codes = np.ascontiguousarray(x), self.weight.codes
         out = np.empty((len(x), self.out_features), np.float32)
         in_parallel(
