@@ -23,26 +23,15 @@ from fastdl_lib.nn.zoo import deep_convnet
 QUICK = {"budget_s": 0.001, "min_repeats": 1}
 
 
-@pytest.fixture
-def layer():
-    return Conv2d(2, 3, 3, padding=1, rng=np.random.default_rng(0))
-
-
-@pytest.fixture
-def x():
-    return np.random.default_rng(1).standard_normal((4, 2, 6, 5), dtype=np.float32)
-
-
-def test_a_layer_is_checked_and_timed_in_the_way_asked_for(layer, x):
+def test_a_right_answer_is_timed_in_the_way_asked_for_and_a_wrong_one_not_at_all():
+    layer = Conv2d(2, 3, 3, padding=1, rng=np.random.default_rng(0))
+    x = np.random.default_rng(1).standard_normal((4, 2, 6, 5), dtype=np.float32)
     right = layer.forward(x)
     layer.algorithm = "blocked"
     run = forward_ms(layer, x, algorithm="im2col", expected=right[:2], threads=1, **QUICK)
     assert (run.unit, run.conditions["device"], run.conditions["threads"]) == ("ms", "cpu", 1)
     assert layer.algorithm == "blocked"
-
-
-def test_a_wrong_answer_is_not_timed(layer, x):
-    wrong = layer.forward(x) + np.float32(1)
+    wrong = right + np.float32(1)
     with pytest.raises(ArithmeticError, match=r"off by .* of the largest value"):
         forward_ms(layer, x, expected=wrong, **QUICK)
     forward_ms(layer, x, expected=wrong, tolerance=10, **QUICK)
@@ -63,10 +52,6 @@ def test_a_network_goes_to_the_gpu_and_comes_back(fake_gpu, monkeypatch):
     assert run.conditions["device"] == "gpu" and "threads" not in run.conditions
     assert {module.__name__ for module in seen} == {"cupy"} and places(network) == {"numpy"}
     assert {layer.algorithm for layer in network.layers.values()} == {None, "auto"}
-
-
-def test_a_failure_on_the_gpu_brings_the_weights_back(fake_gpu):
-    network = deep_convnet()
     with pytest.raises(ValueError, match="takes a batch of shape"):
         forward_ms(network, np.zeros((2, 3, 28, 28), np.float32), device="gpu", **QUICK)
     assert places(network) == {"numpy"}
@@ -77,57 +62,49 @@ def test_training_moves_once_and_takes_whole_steps(fake_gpu):
     before = {name: array.copy() for name, array in network.parameters.items()}
     x = np.random.default_rng(0).random((6, 1, 28, 28), dtype=np.float32)
     sgd = SGD(1e-6, momentum=0.9)
-    run = training_speed(
-        network, x, np.arange(6), sgd, algorithm="im2col", device="gpu", name="here", **QUICK
-    )
+    how = {"algorithm": "im2col", "device": "gpu", "name": "here"}
+    run = training_speed(network, x, np.arange(6), sgd, **how, **QUICK)
     assert (run.name, run.unit, run.conditions["batch"]) == ("here", "images/s", 6)
     assert fake_gpu.counts["to_gpu"] >= len(before) + 2 and places(network) == {"numpy"}
-    moved = [not np.array_equal(before[n], a) for n, a in network.parameters.items()]
-    assert any(moved), "no step was taken"
-    assert not sgd.state and not network.gradients
+    assert any(not np.array_equal(before[n], a) for n, a in network.parameters.items())
     assert all(np.allclose(before[n], a, atol=1e-3) for n, a in network.parameters.items())
+    assert not sgd.state and not network.gradients
 
 
 def test_images_a_second_are_the_batch_over_the_time(monkeypatch):
-    card = example()
-    timed = Measurement("step", "ms", (250.0,), Provenance.MEASURED, machine=card)
+    timed = Measurement.measured("step", "ms", 250.0, machine=example())
     monkeypatch.setattr("fastdl_lib.measuring.speeds.benchmark", lambda *_, **__: timed)
     x = np.zeros((5, 1, 28, 28), np.float32)
     assert training_speed(deep_convnet(), x, np.arange(5), SGD(1e-6)).median == 20
 
 
-def recorded(ms, **conditions):
-    common = {
+def recorded(ms, **changes):
+    conditions = {
         "part": "pass", "direction": "training", "dtype": "float32", "device": "cpu",
-        "network": "AlexNet", "batch": 8,
+        "network": "AlexNet", "batch": 8, **changes,
     }  # fmt: skip
-    return Measurement(
-        "a pass", "ms", (ms,), Provenance.RECORDED, machine=example(),
-        conditions={**common, **conditions},
-    )  # fmt: skip
+    kind = Provenance.RECORDED
+    return Measurement("a pass", "ms", (ms,), kind, machine=example(), conditions=conditions)
 
 
 def test_the_fastest_recorded_way_counts():
-    recording = Recording(
-        example(),
-        "make record",
-        (
-            recorded(400.0, threads=1),
-            recorded(250.0, threads=8),
-            recorded(1000.0, batch=32, threads=8),
-            recorded(10.0, direction="forward"),
-            recorded(10.0, dtype="float16"),
-            recorded(10.0, network="DeepConvNet"),
-            recorded(4.0, device="gpu"),
-        ),
+    runs = (
+        recorded(400.0, threads=1),
+        recorded(250.0, threads=8),
+        recorded(1000.0, batch=32, threads=8),
+        recorded(10.0, direction="forward"),
+        recorded(10.0, dtype="float16"),
+        recorded(10.0, network="DeepConvNet"),
+        recorded(4.0, device="gpu"),
     )
+    recording = Recording(example(), "make record", runs)
     speeds = recorded_training_speeds(recording, "cpu")
     assert {batch: speed.median for batch, speed in speeds.items()} == {8: 32, 32: 32}
     assert speeds[8].provenance is Provenance.RECORDED and speeds[8].conditions["threads"] == 8
     assert speeds[8].name == f"{example().cpu}, batch 8"
     (on_gpu,) = recorded_training_speeds(recording, "gpu").values()
     assert (on_gpu.name, on_gpu.median) == (f"{example().gpu}, batch 8", 2000)
-    without = dataclasses.replace(recording, measurements=recording.measurements[3:4])
+    without = dataclasses.replace(recording, measurements=runs[3:4])
     assert recorded_training_speeds(without, "cpu") == {}
 
 
