@@ -19,6 +19,22 @@ message helps.
 Change = tuple[str, str]
 
 START = "### BEGIN SOLUTION"
+# What several wrong answers of one exercise change.
+SCALE = "scale = 2.0 ** (exponent - 1)"
+ZERO_OR_HALF = "np.where(largest > 0, scales / 2, 0)"
+ROUNDED_EDGE = "np.where(gamma < 0, np.floor(edge), np.ceil(edge))"
+DIFFERENCE = "(together(2 * repeats) - together(repeats))"
+STEPS = "np.where(largest > 0, largest / 127, 1)"
+ROUNDED = "np.rint(channels / scales[:, np.newaxis])"
+QUOTIENT = "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))"
+WAIT = "launch()  # compiles"
+AROUND = "[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]"
+GRAD_X = "(grad_out @ w_signs) * (np.abs(x) <= reach)"
+GRAD_WEIGHT = "(grad_out.T @ x_signs) * (np.abs(weight) <= reach)"
+X_SIGNS = "np.where(x >= 0, np.float32(1), np.float32(-1))"
+WEIGHT_SIGNS = "np.where(weight >= 0, np.float32(1), np.float32(-1))"
+CLIPPED = "np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))"
+FREE = "free_bytes // (itemsize * (patches + max(padded, output)))"
 
 WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
     "product_intensity": {
@@ -146,12 +162,9 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
             ("filters, _, filter_h", "filters, group_channels, filter_h"),
             ("channels * filter_h", "group_channels * filter_h"),
         ],
-        "never none": (
-            "free_bytes // (itemsize * (patches + max(padded, output)))",
-            "max(1, free_bytes // (itemsize * (patches + max(padded, output))))",
-        ),
+        "never none": (FREE, "max(1, free_bytes // (itemsize * (patches + max(padded, output))))"),
         "rounds to the nearest": (
-            "free_bytes // (itemsize * (patches + max(padded, output)))",
+            FREE,
             "round(free_bytes / (itemsize * (patches + max(padded, output))))",
         ),
         "ignores the stride": (" // stride", ""),
@@ -179,10 +192,7 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
                 "image = np.zeros(x_shape, rows.dtype)",
                 "image, times = np.zeros((2, *x_shape), rows.dtype)",
             ),
-            (
-                "image[:, :, down",
-                "times[:, :, down, across] += 1\n            image[:, :, down",
-            ),
+            ("image[:, :, down", "times[:, :, down, across] += 1\n            image[:, :, down"),
             ("return image", "return image / np.maximum(times, 1)"),
         ],
         "ignores dilation": ("p * dilation[0], q * dilation[1]", "p, q"),
@@ -245,10 +255,7 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
     "prepare_and_count": {
         "calls NumPy by its name": ("array_module(images, logits, labels)", "np"),
         "a float64 slips in": ("images.astype(xp.float32)", "images"),
-        "divides by zero": (
-            "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))",
-            "centred / spread",
-        ),
+        "divides by zero": (QUOTIENT, "centred / spread"),
         "goes through the CPU": [
             (
                 START,
@@ -265,17 +272,14 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
             "int((logits.argmax(axis=1) == labels).sum())",
         ),
         "an if for every channel": (
-            "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))",
+            QUOTIENT,
             "centred\n"
             "    for c in range(images.shape[1]):\n"
             "        prepared[:, c] = 0 if flat[0, c] else centred[:, c] / spread[0, c]",
         ),
         "each image by itself": ("axis=(0, 2, 3)", "axis=(2, 3)"),
         "counts along the wrong axis": ("logits.argmax(axis=1)", "logits.max(axis=1)"),
-        "an epsilon for the division": (
-            "xp.where(flat, xp.float32(0), centred / xp.where(flat, xp.float32(1), spread))",
-            "centred / (spread + xp.float32(1))",
-        ),
+        "an epsilon for the division": (QUOTIENT, "centred / (spread + xp.float32(1))"),
     },
     "break_even": {
         "forgets the transfer": (' + row["transfer_ms"]', ""),
@@ -304,25 +308,13 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
     },
     "kernel_time": {
         "never waits": [
-            (
-                "synchronize()\n        return",
-                "return",
-            ),
-            ("(together(2 * repeats) - together(repeats))", "together(repeats)"),
+            ("synchronize()\n        return", "return"),
+            (DIFFERENCE, "together(repeats)"),
         ],
-        "no warm-up": [
-            ("launch()  # compiles", "first = together(repeats)"),
-            ("- together(repeats)", "- first"),
-        ],
+        "no warm-up": [(WAIT, "first = together(repeats)"), ("- together(repeats)", "- first")],
         "starts the clock while older work runs": [
-            (
-                "synchronize()\n        start",
-                "start",
-            ),
-            (
-                "launch()  # compiles",
-                "launch()\n    first = together(repeats)",
-            ),
+            ("synchronize()\n        start", "start"),
+            (WAIT, "launch()\n    first = together(repeats)"),
             ("- together(repeats)", "- first"),
         ],
         "one launch, waited for": (
@@ -334,24 +326,18 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
                 "            launch()\n        synchronize()",
                 "            launch()\n            synchronize()",
             ),
-            ("(together(2 * repeats) - together(repeats))", "together(repeats)"),
+            (DIFFERENCE, "together(repeats)"),
         ],
-        "waits once for all, and shares it out": (
-            "(together(2 * repeats) - together(repeats))",
-            "together(repeats)",
-        ),
+        "waits once for all, and shares it out": (DIFFERENCE, "together(repeats)"),
         "subtracts the time of ordering": [
             (
                 "synchronize()\n        return",
                 "start = clock()\n        synchronize()\n        return",
             ),
-            ("(together(2 * repeats) - together(repeats))", "together(repeats)"),
+            (DIFFERENCE, "together(repeats)"),
         ],
         "divides by all launches": [
-            (
-                "launch()  # compiles",
-                "launch()\n    first = together(repeats)",
-            ),
+            (WAIT, "launch()\n    first = together(repeats)"),
             ("- together(repeats)) / repeats", "- first) / (2 * repeats)"),
         ],
         "launches until the overhead is small": (
@@ -423,10 +409,7 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
         ),
         "sends before there is anything": [
             ("        computed_s += seconds\n", ""),
-            (
-                "computed_s) + sending_s",
-                "computed_s) + sending_s\n        computed_s += seconds",
-            ),
+            ("computed_s) + sending_s", "computed_s) + sending_s\n        computed_s += seconds"),
         ],
         "a link for every message": ("computed_s) + sending_s", "computed_s + sending_s)"),
         "in the forward order": ("in layers", "in reversed(layers)"),
@@ -564,26 +547,20 @@ def ring_all_reduce(gradients, send):
     },
     "loss_scale_for": {
         "no headroom": ("(2 * sizes.max())", "sizes.max()"),
-        "not a power of two": (
-            "scale = 2.0 ** (exponent - 1)",
-            "scale = float(largest / (2 * sizes.max()))",
-        ),
+        "not a power of two": (SCALE, "scale = float(largest / (2 * sizes.max()))"),
         "the next power of two above": (
-            "scale = 2.0 ** (exponent - 1)",
+            SCALE,
             "scale = 2.0 ** math.ceil(math.log2(largest / (2 * sizes.max())))",
         ),
         "the nearest power of two": (
-            "scale = 2.0 ** (exponent - 1)",
+            SCALE,
             "scale = 2.0 ** round(math.log2(largest / (2 * sizes.max())))",
         ),
         "strictly below the largest": (
-            "scale = 2.0 ** (exponent - 1)",
+            SCALE,
             "scale = 2.0 ** (math.ceil(math.log2(largest / (2 * sizes.max()))) - 1)",
         ),
-        "never below 1": (
-            "scale = 2.0 ** (exponent - 1)",
-            "scale = max(1.0, 2.0 ** (exponent - 1))",
-        ),
+        "never below 1": (SCALE, "scale = max(1.0, 2.0 ** (exponent - 1))"),
         "the largest, not the largest size": (
             "(2 * sizes.max())",
             "(2 * max(np.max(gradients), 1e-30))",
@@ -613,7 +590,7 @@ def ring_all_reduce(gradients, send):
         ],
         "lets NaN pass": ("not np.isfinite(sizes).all()", "np.isinf(sizes).any()"),
         "always the half's limits": (START, "largest, smallest = 65504.0, 2.0**-24"),
-        "the most usual scale": ("scale = 2.0 ** (exponent - 1)", "scale = 1024.0"),
+        "the most usual scale": (SCALE, "scale = 1024.0"),
         "nothing to scale: infinity": ("return 1.0, 0.0", "return math.inf, 0.0"),
         "changes the gradients": (
             "np.asarray(gradients, dtype=np.float64)).ravel()",
@@ -622,7 +599,7 @@ def ring_all_reduce(gradients, send):
     },
     "quantise_int8": {
         "one scale for all": (
-            "np.where(largest > 0, largest / 127, 1)",
+            STEPS,
             "np.full(len(weight), largest.max() / 127 if largest.any() else 1)",
         ),
         "a scale for each input channel": [
@@ -642,10 +619,7 @@ def ring_all_reduce(gradients, send):
             "    codes = np.rint(weight / steps).astype(np.int8)\n"
             "    scales = steps.reshape(len(weight), -1)[:, 0]",
         ),
-        "truncates": (
-            "np.rint(channels / scales[:, np.newaxis])",
-            "(channels / scales[:, np.newaxis] * (1 + 1e-6))",
-        ),
+        "truncates": (ROUNDED, "(channels / scales[:, np.newaxis] * (1 + 1e-6))"),
         "rounds down": ("np.rint", "np.floor"),
         "128 steps, which wrap round": [
             ("/ 127", "/ 128"),
@@ -653,37 +627,25 @@ def ring_all_reduce(gradients, send):
         ],
         "128 steps, -128 used": [
             ("/ 127", "/ 128"),
-            (
-                "np.rint(channels / scales[:, np.newaxis])",
-                "np.clip(np.rint(channels / scales[:, np.newaxis]), -128, 127)",
-            ),
+            (ROUNDED, "np.clip(np.rint(channels / scales[:, np.newaxis]), -128, 127)"),
         ],
         "255 steps for both signs": [
             ("largest / 127", "2 * largest / 255"),
-            (
-                "np.rint(channels / scales[:, np.newaxis])",
-                "np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127)",
-            ),
+            (ROUNDED, "np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127)"),
         ],
         "divides by zero": [
-            ("np.where(largest > 0, largest / 127, 1)", "(largest / 127)"),
-            ("np.where(largest > 0, scales / 2, 0)", "(scales / 2)"),
-            (
-                "codes = ",
-                "with np.errstate(all='ignore'):\n        codes = ",
-            ),
+            (STEPS, "(largest / 127)"),
+            (ZERO_OR_HALF, "(scales / 2)"),
+            ("codes = ", "with np.errstate(all='ignore'):\n        codes = "),
         ],
         "a little added against zero": [
-            ("np.where(largest > 0, largest / 127, 1)", "((largest + 1e-3) / 127)"),
-            ("np.where(largest > 0, scales / 2, 0)", "(scales / 2)"),
+            (STEPS, "((largest + 1e-3) / 127)"),
+            (ZERO_OR_HALF, "(scales / 2)"),
         ],
-        "zeros have a bound": ("np.where(largest > 0, scales / 2, 0)", "(scales / 2)"),
+        "zeros have a bound": (ZERO_OR_HALF, "(scales / 2)"),
         "the largest, not the largest size": [
             ("np.abs(channels).max", "channels.max"),
-            (
-                "np.rint(channels / scales[:, np.newaxis])",
-                "np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127)",
-            ),
+            (ROUNDED, "np.clip(np.rint(channels / scales[:, np.newaxis]), -127, 127)"),
         ],
         "a float64 that slips in": [
             ("len(weight), -1)", "len(weight), -1).astype(np.float64)"),
@@ -692,18 +654,12 @@ def ring_all_reduce(gradients, send):
         "codes that stay floats": (".astype(np.int8)", ""),
         "a whole step": ("scales / 2", "scales"),
         "the error itself, no bound": (
-            "np.where(largest > 0, scales / 2, 0)",
+            ZERO_OR_HALF,
             "np.abs(channels - codes * scales[:, np.newaxis]).max(axis=1)",
         ),
-        "one bound for all": (
-            "np.where(largest > 0, scales / 2, 0)",
-            "np.full(len(weight), (largest / 254).max())",
-        ),
+        "one bound for all": (ZERO_OR_HALF, "np.full(len(weight), (largest / 254).max())"),
         "steps a unit, not units a step": [
-            (
-                "np.where(largest > 0, largest / 127, 1)",
-                "(127 / np.where(largest > 0, largest, 127))",
-            ),
+            (STEPS, "(127 / np.where(largest > 0, largest, 127))"),
             ("channels / scales", "channels * scales"),
             ("scales / 2", "0.5 / scales"),
         ],
@@ -776,10 +732,7 @@ def ring_all_reduce(gradients, send):
         ),
         "a float": ("np.int64", "np.float64"),
         "works in the rows themselves": [
-            (
-                "differing =",
-                "a_bytes ^= b_bytes\n    differing =",
-            ),
+            ("differing =", "a_bytes ^= b_bytes\n    differing ="),
             ("(a_bytes ^ b_bytes) &", "a_bytes &"),
         ],
     },
@@ -809,25 +762,13 @@ def ring_all_reduce(gradients, send):
         "big-endian words": (".astype(np.uint64)", ""),
         "words of 32 bits": [("% 64", "% 32"), (">u8", ">u4")],
         "padding in front": ("(0, -x.shape[-1] % 64)", "(-x.shape[-1] % 64, 0)"),
-        "pads every axis": (
-            "[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]",
-            "[(0, -size % 64) for size in x.shape]",
-        ),
+        "pads every axis": (AROUND, "[(0, -size % 64) for size in x.shape]"),
         "along the first axis": [
-            (
-                "[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]",
-                "[(0, -x.shape[0] % 64)] + [(0, 0)] * (x.ndim - 1)",
-            ),
+            (AROUND, "[(0, -x.shape[0] % 64)] + [(0, 0)] * (x.ndim - 1)"),
             ("np.packbits(bits, axis=-1)", "np.ascontiguousarray(np.packbits(bits, axis=0).T)"),
         ],
-        "all rows in one": [
-            ("[(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]", "(0, -x.size % 64)"),
-            ("x >= 0", "x.ravel() >= 0"),
-        ],
-        "rows of two axes only": (
-            "around =",
-            "x = x.reshape(-1, x.shape[-1])\n        around =",
-        ),
+        "all rows in one": [(AROUND, "(0, -x.size % 64)"), ("x >= 0", "x.ravel() >= 0")],
+        "rows of two axes only": ("around =", "x = x.reshape(-1, x.shape[-1])\n        around ="),
         "float sums of powers of two": (
             'np.packbits(bits, axis=-1).view(">u8")',
             "(bits.reshape(*bits.shape[:-1], -1, 64) @ 2.0 ** np.arange(63, -1, -1))",
@@ -839,19 +780,10 @@ def ring_all_reduce(gradients, send):
     },
     "fold_threshold": {
         "forgets the direction": ("np.where(gamma < 0, -1, 1)", "np.ones(gamma.shape)"),
-        "always rounds up": ("np.where(gamma < 0, np.floor(edge), np.ceil(edge))", "np.ceil(edge)"),
-        "always rounds down": (
-            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
-            "np.floor(edge)",
-        ),
-        "rounds to nearest": (
-            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
-            "np.rint(edge)",
-        ),
-        "cuts the decimals off": (
-            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
-            "np.trunc(edge)",
-        ),
+        "always rounds up": (ROUNDED_EDGE, "np.ceil(edge)"),
+        "always rounds down": (ROUNDED_EDGE, "np.floor(edge)"),
+        "rounds to nearest": (ROUNDED_EDGE, "np.rint(edge)"),
+        "cuts the decimals off": (ROUNDED_EDGE, "np.trunc(edge)"),
         "the edge itself is -1": [
             ("np.floor(edge)", "np.ceil(edge) - 1"),
             ("np.ceil(edge))", "np.floor(edge) + 1)"),
@@ -873,17 +805,11 @@ def ring_all_reduce(gradients, send):
         "beta 0 counts as -1": ("beta >= 0", "beta > 0"),
         "gamma 0 taken for a small one": [
             ("gamma == 0, 1.0", "gamma == 0, 1e-12"),
-            (
-                "np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))",
-                "np.clip(thresholds, -length - 1, length + 1)",
-            ),
+            (CLIPPED, "np.clip(thresholds, -length - 1, length + 1)"),
         ],
         "gamma 0 divided by": [
             ("/ divisor", "/ gamma"),
-            (
-                "np.where(gamma == 0, always, np.clip(thresholds, -length - 1, length + 1))",
-                "np.clip(np.nan_to_num(thresholds), -length - 1, length + 1)",
-            ),
+            (CLIPPED, "np.clip(np.nan_to_num(thresholds), -length - 1, length + 1)"),
         ],
         "gamma 0 turns the direction": ("gamma < 0, -1", "gamma <= 0, -1"),
         "beta against the mean where gamma is 0": ("beta >= 0", "beta >= mean"),
@@ -895,7 +821,7 @@ def ring_all_reduce(gradients, send):
         "direction by beta": ("gamma < 0, -1", "beta < 0, -1"),
         "directions 0 and 1": ("gamma < 0, -1", "gamma < 0, 0"),
         "thresholds between the possible sums, all rounded up": (
-            "np.where(gamma < 0, np.floor(edge), np.ceil(edge))",
+            ROUNDED_EDGE,
             "2 * np.ceil(edge / 2)",
         ),
         "the first unit's gamma for all": (
@@ -904,27 +830,18 @@ def ring_all_reduce(gradients, send):
         ),
     },
     "binary_linear": {
-        "NumPy's sign of x": ("np.where(x >= 0, np.float32(1), np.float32(-1))", "np.sign(x)"),
-        "NumPy's sign of the weights": (
-            "np.where(weight >= 0, np.float32(1), np.float32(-1))",
-            "np.sign(weight)",
-        ),
+        "NumPy's sign of x": (X_SIGNS, "np.sign(x)"),
+        "NumPy's sign of the weights": (WEIGHT_SIGNS, "np.sign(weight)"),
         "sign(0) is -1": (">= 0", "> 0"),
         "the sign bit: -0.0 is -1": [
-            ("np.where(x >= 0, np.float32(1), np.float32(-1))", "np.copysign(np.float32(1), x)"),
-            (
-                "np.where(weight >= 0, np.float32(1), np.float32(-1))",
-                "np.copysign(np.float32(1), weight)",
-            ),
+            (X_SIGNS, "np.copysign(np.float32(1), x)"),
+            (WEIGHT_SIGNS, "np.copysign(np.float32(1), weight)"),
         ],
         "y by the latent weights": ("@ w_signs.T", "@ weight.T"),
         "y by x itself": ("y = x_signs", "y = x"),
         "grad_x through the latent weights": ("grad_out @ w_signs", "grad_out @ weight"),
         "grad_weight by x itself": ("grad_out.T @ x_signs", "grad_out.T @ x"),
-        "the true gradient": [
-            ("(grad_out @ w_signs) * (np.abs(x) <= reach)", "np.zeros_like(x)"),
-            ("(grad_out.T @ x_signs) * (np.abs(weight) <= reach)", "np.zeros_like(weight)"),
-        ],
+        "the true gradient": [(GRAD_X, "np.zeros_like(x)"), (GRAD_WEIGHT, "np.zeros_like(weight)")],
         "nothing is stopped": [
             (" * (np.abs(x) <= reach)", ""),
             (" * (np.abs(weight) <= reach)", ""),
@@ -936,14 +853,8 @@ def ring_all_reduce(gradients, send):
         "one side only": [("np.abs(x)", "x"), ("np.abs(weight)", "weight")],
         "reach is always 1": ("<= reach", "<= 1"),
         "clips the gradients": [
-            (
-                "(grad_out @ w_signs) * (np.abs(x) <= reach)",
-                "np.clip(grad_out @ w_signs, -reach, reach)",
-            ),
-            (
-                "(grad_out.T @ x_signs) * (np.abs(weight) <= reach)",
-                "np.clip(grad_out.T @ x_signs, -reach, reach)",
-            ),
+            (GRAD_X, "np.clip(grad_out @ w_signs, -reach, reach)"),
+            (GRAD_WEIGHT, "np.clip(grad_out.T @ x_signs, -reach, reach)"),
         ],
         "multiplies by the clipped value": ("(np.abs(x) <= reach)", "np.clip(x, -reach, reach)"),
         "the mean of the batch": (
@@ -953,10 +864,7 @@ def ring_all_reduce(gradients, send):
         "the first of the batch": ("grad_out.T @ x_signs", "grad_out[:1].T @ x_signs[:1]"),
         "a float64 that slips in": ("np.float32", "np.float64"),
         "y in whole numbers": ("np.float32", "int"),
-        "grad_weight turned": (
-            "(grad_out.T @ x_signs) * (np.abs(weight) <= reach)",
-            "(x_signs.T @ grad_out) * (np.abs(weight).T <= reach)",
-        ),
+        "grad_weight turned": (GRAD_WEIGHT, "(x_signs.T @ grad_out) * (np.abs(weight).T <= reach)"),
         "signs made in place": [
             (
                 "    grad_x = ",
@@ -971,9 +879,6 @@ def ring_all_reduce(gradients, send):
             ("np.abs(x)", "np.abs(x_signs)"),
             ("np.abs(weight)", "np.abs(w_signs)"),
         ],
-        "grad_out stopped instead": (
-            "(grad_out @ w_signs) * (np.abs(x) <= reach)",
-            "(grad_out * (np.abs(grad_out) <= reach)) @ w_signs",
-        ),
+        "grad_out stopped instead": (GRAD_X, "(grad_out * (np.abs(grad_out) <= reach)) @ w_signs"),
     },
 }
