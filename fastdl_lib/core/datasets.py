@@ -7,6 +7,7 @@ against its SHA-256 before use, so that a damaged file cannot pass for a result.
 import gzip
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import textwrap
@@ -18,8 +19,6 @@ import pooch
 from PIL import Image
 
 from fastdl_lib.core.checks import check_choice, check_whole_number
-
-__all__ = ["data_folder", "mnist", "photos"]
 
 # Tried in this order. The database's first home, yann.lecun.com/exdb/mnist, has been empty since
 # 2025.
@@ -49,62 +48,47 @@ _SHA256 = {
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 }
-
 _PHOTO_SHA256 = {
     "chelsea_227.png": "9e423a2fd37727bbe030ffc53fe0151f63b5aa0f6dbde6e6bd4292a714480b81",
     "coffee_227.png": "bc714cd96ca7e0b530911da986b30118d0ee37380926b42e2a233fb3e41e399a",
 }
-
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 _TIMEOUT_S = 15
 
 
 def data_folder() -> Path:
-    """Return the folder that holds the course's data.
+    """Return the folder that holds the course's data: the one that the environment variable
+    ``FASTDL_DATA`` names, else ``data/`` of the checkout that this package was installed from.
 
-    It is the folder named by the environment variable ``FASTDL_DATA`` where that is set, else
-    ``data/`` of the checkout that this package was installed from.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
+    Raises: FileNotFoundError where there is no such folder.
 
     >>> data_folder().is_dir()
     True
     """
     named = os.environ.get("FASTDL_DATA")
-    if named:
-        folder = Path(named).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"the environment variable FASTDL_DATA names {named!r}, which is no folder; copy "
-                "the checkout's data/ folder there, or unset the variable."
-            )
+    folder = Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "data"
+    if folder.is_dir():
         return folder
-    folder = Path(__file__).resolve().parents[2] / "data"
-    if not folder.is_dir():
+    if named:
         raise FileNotFoundError(
-            f"no data folder: FASTDL_DATA is not set, and there is no {folder}; work in a clone "
-            "of the course (pip install -e .), or set FASTDL_DATA to its data/ folder."
+            f"the environment variable FASTDL_DATA names {named!r}, which is no folder; copy "
+            "the checkout's data/ folder there, or unset the variable."
         )
-    return folder
+    raise FileNotFoundError(
+        f"no data folder: FASTDL_DATA is not set, and there is no {folder}; work in a clone "
+        "of the course (pip install -e .), or set FASTDL_DATA to its data/ folder."
+    )
 
 
 def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """Return the images and labels of the MNIST database of handwritten digits.
-
-    A file that is missing from ``data/mnist`` is downloaded first.
+    """Return MNIST's images, float32 (n, 1, 28, 28) from 0 (paper) to 1 (ink), and the digits that
+    they show, int64 (n,). A file that is missing from ``data/mnist`` is downloaded first.
 
     Args:
         split: ``"train"`` (n = 60,000) or ``"test"`` (n = 10,000).
 
-    Returns:
-        The images, float32 of shape (n, 1, 28, 28), from 0 (paper) to 1 (ink), and the digits
-        they show, int64 of shape (n,).
-
-    Raises:
-        TypeError, ValueError: another split, or a file whose content is not the official one.
-        FileNotFoundError: a file is missing and no mirror gave it.
-        PermissionError: a file is missing and ``data/mnist`` cannot be written to.
+    Raises: ValueError for a file that is not the official one, FileNotFoundError where no mirror
+    gives a missing one, PermissionError where it cannot be written.
 
     Source: Y. LeCun, C. Cortes, C. J. C. Burges, *The MNIST database of handwritten digits*.
 
@@ -114,25 +98,18 @@ def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """
     check_choice("split", split, _SPLITS)
     prefix, count = _SPLITS[split]
-    pixels = _read_idx(f"{prefix}-images-idx3-ubyte.gz", (count, 28, 28))
+    pixels = _read_idx(f"{prefix}-images-idx3-ubyte.gz", (count, 1, 28, 28))
     digits = _read_idx(f"{prefix}-labels-idx1-ubyte.gz", (count,))
-    images = pixels.reshape(count, 1, 28, 28).astype(np.float32)
+    images = pixels.astype(np.float32)
     images /= 255
     return images, digits.astype(np.int64)
 
 
 def photos(count: int = 2) -> np.ndarray:
-    """Return a batch of photos at AlexNet's input size: a cat and a cup of coffee, in turn.
+    """Return a batch of photos, a cat and a cup of coffee in turn: float32 (count, 3, 227, 227), as
+    AlexNet takes them; red, green and blue from 0 to 1.
 
-    Args:
-        count: photos in the batch, 1 or more.
-
-    Returns:
-        float32 of shape (count, 3, 227, 227), red, green and blue, from 0 to 1.
-
-    Raises:
-        TypeError, ValueError: ``count`` is no whole number from 1 up; a photo's file is damaged.
-        FileNotFoundError: a photo's file is missing.
+    Raises: ValueError for a damaged file, FileNotFoundError for a missing one.
 
     Source: Chelsea (S. van der Walt) and Coffee (R. Michetti), both CC0, from scikit-image.
 
@@ -145,7 +122,7 @@ def photos(count: int = 2) -> np.ndarray:
 
 
 def _read_photo(name: str) -> np.ndarray:
-    """Return one photo as float32 of shape (3, 227, 227)."""
+    """One photo, float32 (3, 227, 227)."""
     path = data_folder() / "photos" / name
     fix = f"git checkout -- data/photos/{name}"
     if not path.is_file():
@@ -162,7 +139,7 @@ def _read_photo(name: str) -> np.ndarray:
 
 
 def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the checked content of one file in ``data/mnist``, uint8 of ``shape``."""
+    """The checked content of one file in ``data/mnist``, uint8 of ``shape``."""
     path = data_folder() / "mnist" / name
     if not path.exists():
         _download(name, path.parent)
@@ -185,35 +162,16 @@ def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
             f"mnist/{name} is not the official file: expected decompressed bytes of SHA-256 "
             f"{_SHA256[name][1]}, got {len(raw):,} bytes of {got}; {fix}"
         )
-    return _parse_idx(raw, name, shape)
-
-
-def _parse_idx(raw: bytes, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the array in ``raw``, the idx format's bytes: a header, then uint8 values.
-
-    The header is two zero bytes, the type code 8 (uint8), the number of dimensions, and each
-    dimension as a big-endian 32-bit integer.
-    """
-    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
-    if not raw.startswith(header):
-        raise ValueError(
-            f"mnist/{name}: expected the idx header {header.hex()} (uint8, shape {shape}), got "
-            f"{raw[: len(header)].hex()}."
-        )
-    values = np.frombuffer(raw, dtype=np.uint8, offset=len(header))
-    if values.size != np.prod(shape):
-        raise ValueError(
-            f"mnist/{name}: expected {np.prod(shape):,} values after the header, got "
-            f"{values.size:,}."
-        )
-    return values.reshape(shape)
+    # The idx format's header, before the values: 0, 0, 8 (uint8), the number of axes, and 4 bytes
+    # for the size of each. The SHA-256 has proved it.
+    return np.frombuffer(raw, np.uint8)[-math.prod(shape) :].reshape(shape)
 
 
 def _download(name: str, folder: Path) -> None:
     """Fetch one MNIST file into ``folder`` from the first mirror that has it.
 
-    pooch writes to a temporary file of its own, checks it and moves it into place: an
-    interrupted download leaves nothing under the final name, and two at once do no harm.
+    pooch checks a temporary file of its own and moves it into place: an interrupted download leaves
+    nothing under the name, and two at once do no harm.
     """
     try:
         folder.mkdir(exist_ok=True)

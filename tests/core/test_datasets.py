@@ -47,33 +47,31 @@ def test_mnist_images_are_upright_and_match_their_labels():
     assert ones[4:24, 12:17].sum() > ones[12:17, 4:24].sum(), "a one is taller than wide"
 
 
-@pytest.mark.parametrize("split", ["valid", "Train", "", None, 3, ["train"]])
-def test_mnist_refuses_another_split(split):
-    wrong = ValueError if isinstance(split, str) else TypeError
-    with pytest.raises(wrong, match="split must be one of 'train', 'test', got"):
-        datasets.mnist(split)
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, np.int64(3)])
+@pytest.mark.parametrize("count", [1, 2, np.int64(3)])
 def test_photos_alternate(count):
     batch = datasets.photos(count)
     assert batch.shape == (count, 3, 227, 227) and batch.dtype == np.float32
     assert batch.flags.c_contiguous
     assert batch.min() >= 0 and 0.5 < batch.max() <= 1
-    for index in range(count):
-        assert np.array_equal(batch[index], datasets.photos(2)[index % 2])
-
-
-def test_photos_are_channel_first_and_upright():
     cat, coffee = datasets.photos()
     assert cat[0].mean() > cat[2].mean(), "the cat is ginger: more red than blue"
     assert not np.array_equal(cat, coffee)
+    for image, expected in zip(batch, (cat, coffee, cat), strict=False):
+        assert np.array_equal(image, expected)
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.0, "2", None])
-def test_photos_refuses_what_is_no_count(count):
-    with pytest.raises(ValueError if type(count) is int else TypeError, match="count must be"):
-        datasets.photos(count)
+@pytest.mark.parametrize(
+    ("load", "wrong", "error", "words"),
+    [
+        (datasets.mnist, "valid", ValueError, "split must be one of 'train', 'test', got 'valid'"),
+        (datasets.mnist, ["train"], TypeError, "split must be one of 'train', 'test', got"),
+        (datasets.photos, 0, ValueError, "count must be at least 1"),
+        (datasets.photos, 2.0, TypeError, "count must be a whole number"),
+    ],
+)
+def test_another_split_and_what_is_no_count_are_refused(load, wrong, error, words):
+    with pytest.raises(error, match=words):
+        load(wrong)
 
 
 # --- the data folder ------------------------------------------------------------------------
@@ -97,23 +95,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_environment_variable_wins(folder):
+def test_the_environment_variable_wins_unless_it_is_empty(folder, monkeypatch):
     assert datasets.data_folder() == folder
-
-
-def test_an_empty_environment_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("FASTDL_DATA", "")
     assert datasets.data_folder() == Path(datasets.__file__).resolve().parents[2] / "data"
 
 
-def test_a_named_folder_that_is_missing_is_an_error(monkeypatch, tmp_path):
+def test_without_a_data_folder_the_error_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTDL_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"FASTDL_DATA names .*nowhere.*no folder"):
         datasets.data_folder()
-
-
-def test_a_package_outside_a_checkout_says_so(monkeypatch, tmp_path):
-    monkeypatch.delenv("FASTDL_DATA", raising=False)
+    monkeypatch.delenv("FASTDL_DATA")
     monkeypatch.setattr(datasets, "__file__", str(tmp_path / "fastdl_lib" / "core" / "datasets.py"))
     with pytest.raises(FileNotFoundError, match="FASTDL_DATA is not set, and there is no"):
         datasets.data_folder()
@@ -122,38 +114,28 @@ def test_a_package_outside_a_checkout_says_so(monkeypatch, tmp_path):
 # --- damaged files --------------------------------------------------------------------------
 
 
-def damaged(content: bytes, how: str) -> bytes:
-    if how == "truncated":
-        return content[: len(content) // 2]
-    if how == "empty":
-        return b""
-    if how == "not gzip":
-        return b"<html>404</html>"
-    if how == "flipped bit":
-        middle = len(content) // 2
-        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    raise AssertionError(how)
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "not gzip", "flipped bit"])
+DAMAGE = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "not gzip": lambda content: b"<html>404</html>",
+    "flipped bit": lambda content: flipped(content, len(content) // 2),
+    "other digits": lambda content: gzip.compress(flipped(gzip.decompress(content), 9_000)),
+    "another file": lambda content: (SHIPPED / "mnist" / "train-labels-idx1-ubyte.gz").read_bytes(),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_mnist_file_is_named_with_its_fix(folder, how):
     path = folder / "mnist" / SMALL
-    path.write_bytes(damaged(path.read_bytes(), how))
-    with pytest.raises(
-        ValueError, match=rf"mnist/{SMALL} is .*expected .*got .*move it away"
-    ) as info:
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
+    words = rf"mnist/{SMALL} is .*expected .*got .*git checkout -- data/mnist/{SMALL}"
+    with pytest.raises(ValueError, match=words) as info:
         read_small()
-    assert f"git checkout -- data/mnist/{SMALL}" in str(info.value)
     assert str(folder) not in str(info.value), "the message names the file inside the data folder"
-
-
-def test_other_digits_in_a_whole_gzip_file_are_refused(folder):
-    path = folder / "mnist" / SMALL
-    raw = bytearray(gzip.decompress(path.read_bytes()))
-    raw[-1] ^= 1
-    path.write_bytes(gzip.compress(bytes(raw)))
-    with pytest.raises(ValueError, match="is not the official file: expected decompressed bytes"):
-        read_small()
 
 
 def test_the_official_bytes_compressed_anew_or_not_at_all_are_accepted(folder):
@@ -164,36 +146,16 @@ def test_the_official_bytes_compressed_anew_or_not_at_all_are_accepted(folder):
         assert np.bincount(read_small()).tolist()[:2] == [980, 1135]
 
 
-def test_a_file_in_the_place_of_another_is_refused(folder):
-    shutil.copy(folder / "mnist" / SMALL, folder / "mnist" / "train-labels-idx1-ubyte.gz")
-    with pytest.raises(ValueError, match=r"train-labels-.* is not the official file"):
-        datasets._read_idx("train-labels-idx1-ubyte.gz", (60_000,))
-
-
-def test_the_idx_header_is_checked():
-    good = bytes([0, 0, 8, 1, 0, 0, 0, 3]) + bytes([7, 8, 9])
-    assert datasets._parse_idx(good, "x.gz", (3,)).tolist() == [7, 8, 9]
-    for bad in (b"\0\0\x0d" + good[3:], good[:7] + b"\x04" + good[8:], good[:5], b""):
-        with pytest.raises(ValueError, match="expected the idx header 0000080100000003"):
-            datasets._parse_idx(bad, "x.gz", (3,))
-    for bad in (good[:-1], good + b"\0"):
-        with pytest.raises(ValueError, match=r"expected 3 values after the header, got [24]"):
-            datasets._parse_idx(bad, "x.gz", (3,))
-
-
-@pytest.mark.parametrize("how", ["truncated", "empty", "not gzip", "flipped bit"])
-def test_a_damaged_photo_is_named_with_its_fix(folder, how):
-    path = folder / "photos" / "coffee_227.png"
-    path.write_bytes(damaged(path.read_bytes(), how))
-    with pytest.raises(ValueError, match=r"photos/coffee_227.png is damaged.*git checkout -- data"):
-        datasets.photos()
-
-
-def test_a_missing_photo_is_named_with_its_fix(folder):
-    (folder / "photos" / "chelsea_227.png").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"chelsea_227.png is missing.*git checkout -- data"
-    ):
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda path: path.write_bytes(flipped(path.read_bytes(), 9_000)), ValueError, "damaged"),
+        (lambda path: path.unlink(), FileNotFoundError, "missing"),
+    ],
+)
+def test_a_damaged_or_missing_photo_is_named_with_its_fix(folder, spoil, error, words):
+    spoil(folder / "photos" / "coffee_227.png")
+    with pytest.raises(error, match=f"photos/coffee_227.png is {words}.*git checkout -- data"):
         datasets.photos()
 
 
@@ -204,11 +166,7 @@ def test_a_missing_photo_is_named_with_its_fix(folder):
 def mirrors(monkeypatch):
     """A web server whose folders are mirrors; ``mirrors(*folders)`` sets the list to try."""
     official = (SHIPPED / "mnist" / SMALL).read_bytes()
-    answers = {
-        "good": official,
-        "other": gzip.compress(b"other"),
-        "truncated": official[:1000],
-    }
+    answers = {"good": official, "other": gzip.compress(b"other"), "truncated": official[:1000]}
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -230,18 +188,16 @@ def mirrors(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    base = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as free:  # nobody listens there
+        free.bind(("127.0.0.1", 0))
+        nobody = free.getsockname()[1]
 
     def use(*folders: str) -> list[str]:
-        urls = tuple(down() if folder == "down" else f"{base}/{folder}/" for folder in folders)
+        ports = [nobody if folder == "down" else server.server_port for folder in folders]
+        urls = [f"http://127.0.0.1:{port}/{f}/" for port, f in zip(ports, folders, strict=True)]
         monkeypatch.setattr(datasets, "MNIST_MIRRORS", urls)
         return asked
-
-    def down() -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return f"http://127.0.0.1:{free.getsockname()[1]}/"
 
     yield use
     server.shutdown()
@@ -268,19 +224,6 @@ def test_a_missing_file_is_downloaded_once(missing, mirrors, capfd, caplog, monk
     assert str(missing) not in shown + caplog.text, "no path of this machine gets into a notebook"
 
 
-def test_a_missing_folder_is_made(missing, mirrors):
-    missing.rmdir()
-    mirrors("good")
-    assert read_small().size == 10_000
-
-
-@pytest.mark.parametrize("first", ["down", "other", "truncated", "no such folder"])
-def test_the_next_mirror_is_tried(missing, mirrors, first):
-    mirrors(first, "good")
-    assert read_small().size == 10_000
-    assert names(missing) == [SMALL]
-
-
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -290,7 +233,9 @@ def test_the_next_mirror_is_tried(missing, mirrors, first):
         ("no such folder", "404"),
     ],
 )
-def test_when_no_mirror_helps_the_error_lists_each(missing, mirrors, kind, reason):
+def test_the_next_mirror_is_tried_and_when_none_helps_the_error_lists_each(
+    missing, mirrors, kind, reason
+):
     mirrors(kind, kind)
     with pytest.raises(FileNotFoundError, match=rf"mnist/{SMALL} is missing.*no network") as info:
         read_small()
@@ -299,6 +244,10 @@ def test_when_no_mirror_helps_the_error_lists_each(missing, mirrors, kind, reaso
     assert len(re.findall(reason, message)) >= 2
     assert f"git checkout -- data/mnist/{SMALL}" in message
     assert names(missing) == [], "no partial file is left"
+    missing.rmdir()  # is made again
+    mirrors(kind, "good")
+    assert read_small().size == 10_000
+    assert names(missing) == [SMALL]
 
 
 def test_two_downloads_at_once_do_no_harm(missing, mirrors):
@@ -309,23 +258,16 @@ def test_two_downloads_at_once_do_no_harm(missing, mirrors):
     assert names(missing) == [SMALL]
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        PermissionError(errno.EACCES, "Permission denied"),
-        OSError(errno.EROFS, "Read-only file system"),
-    ],
-)
-def test_a_read_only_folder(folder, mirrors, monkeypatch, refusal):
+def test_a_read_only_folder(folder, mirrors, monkeypatch):
     # Not through permission bits, which do not bind root.
     def refuse(*args, **kwargs):
-        raise refusal
+        raise OSError(errno.EROFS, "Read-only file system")
 
     asked = mirrors("good")
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert read_small().size == 10_000, "with the file there, it simply works"
 
     (folder / "mnist" / SMALL).unlink()
-    with pytest.raises(PermissionError, match=rf"{refusal.strerror}.*FASTDL_DATA"):
+    with pytest.raises(PermissionError, match=r"Read-only file system.*FASTDL_DATA"):
         read_small()
     assert asked == []

@@ -24,26 +24,17 @@ from fastdl_lib.measuring.machine import machine_card
 def test_blas_threads_sets_and_restores():
     before = blas_threads_now()
     with blas_threads(1):
-        assert blas_threads_now() == 1
-        assert machine_card().blas_threads == 1
-        with blas_threads(2):
+        assert blas_threads_now() == machine_card().blas_threads == 1
+        with pytest.raises(ZeroDivisionError), blas_threads(2):
             assert blas_threads_now() == 2
+            raise ZeroDivisionError
         assert blas_threads_now() == 1
     assert blas_threads_now() == before
 
 
-@needs_a_known_blas
-def test_blas_threads_restores_after_an_error():
-    with blas_threads(2):
-        with pytest.raises(ZeroDivisionError), blas_threads(1):
-            raise ZeroDivisionError
-        assert blas_threads_now() == 2
-
-
-@pytest.mark.parametrize("count", [0, -1, 1.0, "2", True, None])
-def test_blas_threads_refuses_what_is_no_count(count):
-    wrong = ValueError if type(count) is int else TypeError
-    with pytest.raises(wrong, match="number of BLAS threads must be"), blas_threads(count):
+@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (1.0, TypeError), (True, TypeError)])
+def test_blas_threads_refuses_what_is_no_count(count, error):
+    with pytest.raises(error, match="number of BLAS threads must be"), blas_threads(count):
         pytest.fail("the block must not run")
 
 
@@ -103,25 +94,35 @@ def test_every_image_is_worked_on_once(images, count):
 
 
 @needs_a_known_blas
-def test_each_thread_works_with_a_blas_of_one():
+def test_each_thread_works_with_a_blas_of_one_and_the_callers_errstate():
     seen = []
 
     def work(part):
-        seen.append((threading.get_ident(), blas_threads_now(), part.stop - part.start))
+        seen.append((blas_threads_now(), np.geterr()["over"], threading.get_ident()))
 
-    with blas_threads(2):
+    with blas_threads(2), np.errstate(over="raise"):
         in_parallel(work, 6)
         assert blas_threads_now() == 2
-    assert len({thread for thread, _, _ in seen}) == 2
-    assert [(blas, images) for _, blas, images in seen] == [(1, 3), (1, 3)]
+    assert [one[:2] for one in seen] == [(1, "raise")] * 2
+    assert len({thread for *_, thread in seen}) == 2
 
 
 @needs_a_known_blas
-def test_a_thread_gets_no_fewer_images_than_the_least():
+@pytest.mark.parametrize(
+    ("threads", "count", "limits", "expected"),
+    [
+        (3, 8, {"least": 4}, [(0, 4), (4, 8)]),
+        (2, 10, {"block": 2}, [(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10)]),
+        (2, 0, {}, []),
+    ],
+)
+def test_a_part_is_no_shorter_than_the_least_and_no_longer_than_a_block(
+    threads, count, limits, expected
+):
     parts = []
-    with blas_threads(3):
-        in_parallel(parts.append, 8, least=4)
-    assert sorted((part.start, part.stop) for part in parts) == [(0, 4), (4, 8)]
+    with blas_threads(threads):
+        in_parallel(parts.append, count, **limits)
+    assert sorted((part.start, part.stop) for part in parts) == expected
 
 
 @needs_a_known_blas
@@ -148,34 +149,12 @@ def test_an_error_in_a_thread_is_raised_and_the_threads_are_given_back(bad):
         assert len(parts) == 2
 
 
-@needs_a_known_blas
-def test_no_slice_is_longer_than_a_block():
-    parts = []
-    with blas_threads(2):
-        in_parallel(parts.append, 10, block=2)
-    assert sorted((part.start, part.stop) for part in parts) == [
-        *[(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10)]
-    ]
-
-
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_work_on_the_gpu_comes_at_once_and_on_the_cpu_in_blocks_of_the_cache(fake_gpu, on_gpu):
     parts, x = [], fake_gpu.zeros(10) if on_gpu else np.zeros(10)
     in_parallel(parts.append, 10, row_bytes=threads.CACHE_BYTES // 5, on=x)
     assert (parts == [slice(0, 10)]) == on_gpu
     assert on_gpu or max(part.stop - part.start for part in parts) == 5
-
-
-def test_nothing_to_do():
-    in_parallel(lambda part: pytest.fail("there is no work"), 0)
-
-
-@needs_a_known_blas
-def test_errstate_reaches_every_thread():
-    seen = []
-    with blas_threads(3), np.errstate(over="raise"):
-        in_parallel(lambda part: seen.append(np.geterr()["over"]), 3)
-    assert seen == ["raise"] * 3
 
 
 @needs_a_known_blas
