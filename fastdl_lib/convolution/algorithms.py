@@ -15,13 +15,7 @@ from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.arrays import array_module, gpu_status
 from fastdl_lib.core.checks import Status, check_choice
 
-__all__ = ["ALGORITHMS", "Algorithm", "choose", "conv2d", "conv2d_backward"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
-
-
-def _cpu_status() -> Status:
-    return Status(True, "The CPU is always there.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,67 +24,30 @@ class Algorithm:
 
     name: str
     forward: Callable[[Array, Array, Array | None, Geometry], Array]
-    """Of x, weight, bias and geometry, which fit together: the output."""
+    """(x, weight, bias, geometry) -> the output."""
     backward: Callable[[Array, Array, Array, Geometry, bool], tuple[Array | None, Array, Array]]
-    """Of grad_out, x, weight, geometry and whether grad_x is needed: the gradients by x (or None),
-    weight and bias."""
+    """(grad_out, x, weight, geometry, need_grad_x) -> gradients by x (or None), weight, bias."""
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
     channels_last: bool = False
     """Whether its weights and outputs lie in memory with the channels of a pixel side by side."""
-    status: Callable[[], Status] = _cpu_status
+    status: Callable[[], Status] = lambda: Status(True, "The CPU is always there.")
     """Whether it can be used on this machine."""
-
-    def check(self, x: Array) -> None:
-        """Refuse an array on another device or of another dtype.
-
-        Raises:
-            TypeError: that; the message says what to do.
-        """
-        device = "cpu" if array_module(x) is np else "gpu"
-        if device not in self.devices:
-            only = self.devices[0]
-            raise TypeError(
-                f"algorithm {self.name!r} runs on the {only.upper()} only: move x, weight and bias "
-                f"there with to_{only}()."
-            )
-        if str(x.dtype) not in self.dtypes:
-            raise TypeError(
-                f"algorithm {self.name!r} does not take {x.dtype}: use 'blocked' or 'im2col', or "
-                "x.astype(np.float32)."
-            )
 
 
 _WIDE = ("float32", "float64")
-_BOTH = ("cpu", "gpu")
-
-ALGORITHMS: dict[str, Algorithm] = {
-    row.name: row
-    for row in (
-        Algorithm("loops", loops.forward, im2col.backward),
-        Algorithm("compiled", loops.forward_compiled, im2col.backward, dtypes=_WIDE),
-        Algorithm("im2col", im2col.forward, im2col.backward, devices=_BOTH),
-        Algorithm("blocked", blocked.forward, blocked.backward, channels_last=True),
-        Algorithm(
-            # Float16 is too coarse for its transforms.
-            *("winograd", winograd.forward, winograd.backward),
-            dtypes=_WIDE,
-            channels_last=True,
-        ),
-        Algorithm(
-            *("gpu", gpu.forward, gpu.backward),
-            devices=("gpu",),
-            channels_last=True,
-            status=gpu_status,
-        ),
-        Algorithm(
-            *("cudnn", gpu.cudnn_forward, gpu.cudnn_backward),
-            devices=("gpu",),
-            channels_last=True,
-            status=gpu.cudnn_status,
-        ),
-    )
-}
+_GPU = {"devices": ("gpu",), "channels_last": True}
+_ROWS = (
+    Algorithm("loops", loops.forward, im2col.backward),
+    Algorithm("compiled", loops.forward_compiled, im2col.backward, dtypes=_WIDE),
+    Algorithm("im2col", im2col.forward, im2col.backward, devices=("cpu", "gpu")),
+    Algorithm("blocked", blocked.forward, blocked.backward, channels_last=True),
+    # Float16 is too coarse for Winograd's transforms.
+    Algorithm("winograd", winograd.forward, winograd.backward, dtypes=_WIDE, channels_last=True),
+    Algorithm("gpu", gpu.forward, gpu.backward, **_GPU, status=gpu_status),
+    Algorithm("cudnn", gpu.cudnn_forward, gpu.cudnn_backward, **_GPU, status=gpu.cudnn_status),
+)
+ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
 """Every way to convolve, slowest first."""
 
 
@@ -98,19 +55,26 @@ def choose(name: str, x: Array, geometry: Geometry) -> Algorithm:
     """The row of :data:`ALGORITHMS` for a name, or for "auto": "gpu" on the GPU, on the CPU
     Winograd's where it saves work, blocked elsewhere and for float16.
 
-    Raises:
-        TypeError, ValueError: no name of an algorithm, or one that cannot take x.
+    Raises: TypeError for one that does not take x's device or dtype; ValueError for another name.
     """
     check_choice("algorithm", name, ["auto", *ALGORITHMS])
+    on_cpu = array_module(x) is np
     if name == "auto":
-        if array_module(x) is not np:
-            name = "gpu"
-        elif x.dtype != np.float16 and winograd.saves_work(geometry):
-            name = "winograd"
-        else:
-            name = "blocked"
-    ALGORITHMS[name].check(x)
-    return ALGORITHMS[name]
+        fast = x.dtype != np.float16 and on_cpu and winograd.saves_work(geometry)
+        name = "winograd" if fast else "blocked" if on_cpu else "gpu"
+    row = ALGORITHMS[name]
+    if ("cpu" if on_cpu else "gpu") not in row.devices:
+        only = row.devices[0]
+        raise TypeError(
+            f"algorithm {name!r} runs on the {only.upper()} only: move x, weight and bias there "
+            f"with to_{only}()."
+        )
+    if str(x.dtype) not in row.dtypes:
+        raise TypeError(
+            f"algorithm {name!r} does not take {x.dtype}: use 'blocked' or 'im2col', or "
+            "x.astype(np.float32)."
+        )
+    return row
 
 
 def conv2d(
@@ -131,10 +95,8 @@ def conv2d(
         groups: the channels are cut into so many parts that do not see each other.
         algorithm: a key of :data:`ALGORITHMS`, or "auto" (:func:`choose`).
 
-    Raises:
-        TypeError: arrays of two libraries or two dtypes, or of one that the algorithm does not
-            take; a window or groups not whole.
-        ValueError: shapes that do not fit, or an algorithm that does not exist.
+    Raises: TypeError for arrays that do not belong together or that the algorithm does not take,
+    ValueError for shapes that do not fit.
 
     >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
     >>> conv2d(x, w, padding=1, algorithm="winograd").shape
@@ -155,19 +117,12 @@ def conv2d_backward(
     algorithm: str = "im2col",
     need_grad_x: bool = True,
 ) -> tuple[Array | None, Array, Array]:
-    """Return the gradients of :func:`conv2d` with respect to x, weight and bias.
+    """Return the gradients of :func:`conv2d` by x, weight and bias, in their shapes.
 
     Args:
         grad_out: the gradient of the loss by the output, (N, K, OH, OW).
-        need_grad_x: False for a network's first layer, whose input has no use for a gradient.
-
-    Returns:
-        ``(grad_x, grad_weight, grad_bias)`` in the shapes of x, weight and (K,); grad_x is None
-        when it is not needed.
-
-    Raises:
-        TypeError, ValueError: as conv2d, and for a gradient that is not of the output's shape or
-            of x's dtype.
+        need_grad_x: False for a network's first layer, whose input has no use for a gradient: None
+            stands for it.
 
     >>> x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
     >>> [g.shape for g in conv2d_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]

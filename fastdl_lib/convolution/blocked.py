@@ -15,8 +15,6 @@ from fastdl_lib.core import threads
 from fastdl_lib.core.arrays import wide
 from fastdl_lib.core.threads import blas_threads_now, blocks, in_parallel, sum_in_order
 
-__all__ = ["backward", "forward"]
-
 
 def _windows(x: np.ndarray, rows: slice, geometry: Geometry) -> np.ndarray:
     """What the filter sees at every position of some output rows: (N, rows, OW, FH, FW, C), a view

@@ -14,26 +14,12 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.checks import check_whole_number
 
-__all__ = [
-    "Geometry",
-    "channels_last",
-    "check_window",
-    "output_size",
-    "padded_channels_last",
-    "tap_views",
-]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, int, int, int]
 
 
 def check_window(kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
-    """Refuse a window that cannot slide; return the three as Python's own whole numbers.
-
-    Raises:
-        TypeError: one of the three is not a whole number.
-        ValueError: kernel or stride below 1, or padding below 0.
-    """
+    """Refuse a window that cannot slide; return the three as Python's own whole numbers."""
     return (
         check_whole_number("kernel", kernel, 1),
         check_whole_number("stride", stride, 1),
@@ -44,9 +30,7 @@ def check_window(kernel: int, stride: int, padding: int) -> tuple[int, int, int]
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
     """Return how many positions a window has along one axis of ``size`` pixels.
 
-    Raises:
-        TypeError: one of the four is not a whole number.
-        ValueError: the window is larger than the padded input, or a size is not positive.
+    Raises: TypeError for a size not whole, ValueError for a window larger than the padded input.
 
     >>> output_size(227, kernel=11, stride=4)  # (227 - 11) / 4 + 1
     55
@@ -65,9 +49,7 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
 class Geometry:
     """The sizes of one convolution, which fit together and are Python's own whole numbers.
 
-    Raises:
-        TypeError: stride, padding or groups is not a whole number.
-        ValueError: shapes that do not fit; the message says which, and what would.
+    Raises: TypeError for a size not whole, ValueError for shapes that do not fit; says what would.
 
     >>> Geometry((16, 3, 227, 227), (96, 3, 11, 11), stride=4).out_shape
     (16, 96, 55, 55)
@@ -93,10 +75,9 @@ class Geometry:
             )
         if 0 in x or 0 in weight:
             raise ValueError(f"empty array: x {x}, weight {weight}; every size must be >= 1.")
-        window = check_window(1, self.stride, self.padding)[1:]
-        for name, value in zip(("stride", "padding"), window, strict=True):
+        for name, least in (("stride", 1), ("padding", 0), ("groups", 1)):
+            value = check_whole_number(name, getattr(self, name), least)
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "groups", check_whole_number("groups", self.groups, 1))
         if x[1] % self.groups or weight[0] % self.groups:
             raise ValueError(
                 f"groups={self.groups} must divide the {x[1]} input channels and the {weight[0]} "
@@ -123,10 +104,7 @@ class Geometry:
     ) -> "Geometry":
         """Check everything that a convolution is given.
 
-        Raises:
-            TypeError: arrays of two libraries or two dtypes, a dtype that is not float, or a
-                stride, padding or groups that is not a whole number.
-            ValueError: shapes that do not fit.
+        Raises: as the class, and TypeError for arrays of two libraries or dtypes, or not of floats.
         """
         array_module(*(array for array in (x, weight, bias) if array is not None))
         if x.dtype not in (np.float16, np.float32, np.float64):
@@ -145,12 +123,7 @@ class Geometry:
         return geometry
 
     def check_grad_out(self, grad_out: Array, x: Array) -> None:
-        """Refuse a gradient that does not belong to the output.
-
-        Raises:
-            ValueError: another shape.
-            TypeError: another dtype than x's, or another library.
-        """
+        """Refuse a gradient of another shape or dtype, or of another library than x."""
         array_module(grad_out, x)
         if grad_out.shape != self.out_shape:
             raise ValueError(
@@ -186,13 +159,8 @@ class Geometry:
 def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[int, int, Array]]:
     """For each place (p, q) of a window, yield p, q and what that place sees as the window slides.
 
-    Args:
-        x: (N, C, H, W), padded already; any dtype.
-        kernel: (FH, FW).
-
-    Yields:
-        FH * FW times (p, q, view): view (N, C, OH, OW) shares x's memory, so that writing to it
-        writes to x.
+    x (N, C, H, W) is padded already; a view (N, C, OH, OW) shares its memory, so that writing to it
+    writes to x.
 
     >>> x = np.arange(16).reshape(1, 1, 4, 4)
     >>> [view[0, 0].tolist() for _, _, view in tap_views(x, (1, 2), 2)]
@@ -201,18 +169,15 @@ def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[
     (filter_h, filter_w), stride = map(int, kernel), int(stride)
     out_h = output_size(x.shape[2], filter_h, stride)
     out_w = output_size(x.shape[3], filter_w, stride)
-    for p in range(filter_h):
-        for q in range(filter_w):
-            rows = slice(p, p + stride * (out_h - 1) + 1, stride)
-            columns = slice(q, q + stride * (out_w - 1) + 1, stride)
-            yield p, q, x[:, :, rows, columns]
+    for p, q in np.ndindex(filter_h, filter_w):
+        rows = slice(p, p + stride * (out_h - 1) + 1, stride)
+        columns = slice(q, q + stride * (out_w - 1) + 1, stride)
+        yield p, q, x[:, :, rows, columns]
 
 
 def channels_last(shape: Shape, dtype: Any) -> np.ndarray:
-    """Make an empty array of shape (N, C, H, W) whose memory runs over N, H, W, C.
-
-    The channels of a pixel then lie side by side, so that a copy of a patch moves long runs; who
-    reads the array by its axes does not notice.
+    """Make an empty array of shape (N, C, H, W) whose memory runs over N, H, W, C: the channels of
+    a pixel lie side by side, so that a copy of a patch moves long runs.
 
     >>> x = channels_last((2, 96, 55, 55), np.float32)
     >>> x.shape, [stride // x.itemsize for stride in x.strides]

@@ -21,8 +21,6 @@ from fastdl_lib.core.arrays import array_module, gpu_kernel, gpu_status, tf32_al
 from fastdl_lib.core.checks import Status
 from fastdl_lib.core.threads import blocks
 
-__all__ = ["backward", "cudnn_backward", "cudnn_forward", "cudnn_status", "forward"]
-
 Array = Any  # cupy.ndarray
 
 _PATCHES_BYTES = 2**29
@@ -71,33 +69,26 @@ def _kernel(
     name: str, inputs: str, code: str, geometry: Geometry, dtype: np.dtype, **more: int
 ) -> Callable[..., Array]:
     """A kernel that makes T y, with the geometry's sizes as constants."""
-    (filter_h, filter_w), channels = geometry.kernel, geometry.group_channels
-    sizes = {
-        "channels": channels,
-        "height": geometry.x_shape[2],
-        "width": geometry.x_shape[3],
+    filter_h, filter_w = geometry.kernel
+    _, _, height, width = geometry.x_shape
+    sizes = {name: getattr(geometry, name) for name in ("stride", "padding", "out_h", "out_w")}
+    sizes |= {
+        "channels": geometry.group_channels,
+        "height": height,
+        "width": width,
         "filter_h": filter_h,
         "filter_w": filter_w,
-        "out_h": geometry.out_h,
-        "out_w": geometry.out_w,
-        "stride": geometry.stride,
-        "padding": geometry.padding,
         "taps": filter_h * filter_w,
         "columns": _columns(geometry),
     }
     lines = [f"const int {name} = {value};" for name, value in (sizes | more).items()]
-    accumulator = "double" if wide(dtype) == np.float64 else "float"
-    return gpu_kernel(
-        name, inputs, "T y", "\n".join([*lines, f"typedef {accumulator} accumulator;", code])
-    )
+    lines.append(f"typedef {'double' if wide(dtype) == np.float64 else 'float'} accumulator;")
+    return gpu_kernel(name, inputs, "T y", "\n".join([*lines, code]))
 
 
 def _blocks(geometry: Geometry, itemsize: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a batch into (images, rows of their patches) that fit _PATCHES_BYTES.
-
-    Raises:
-        ValueError: one image is too large for the kernels' 32-bit indices.
-    """
+    """Cut a batch into (images, rows of their patches) that fit _PATCHES_BYTES; ValueError where
+    one image is too large for the kernels' 32-bit indices."""
     images, channels, height, width = geometry.x_shape
     rows = geometry.out_h * geometry.out_w
     largest = max(rows * _columns(geometry), channels * height * width)
@@ -142,9 +133,7 @@ def forward(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> 
     """Convolve by patches from a kernel of our own and one product a group by cuBLAS; the result
     is channels last in memory.
 
-    Raises:
-        ValueError: an image beyond 32-bit indices.
-        MemoryError: the GPU's memory is full.
+    Raises: ValueError for an image beyond 32-bit indices, MemoryError where the memory is full.
     """
     xp, filters = array_module(x), geometry.group_filters
     matrices = _matrices(geometry, weight)
@@ -162,14 +151,8 @@ def forward(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> 
 def backward(
     grad_out: Array, x: Array, weight: Array, geometry: Geometry, need_grad_x: bool
 ) -> tuple[Array | None, Array, Array]:
-    """The gradients by x (None unless needed), weight and bias.
-
-    Two products a group; a second kernel gathers, for each pixel, from the patches it lies in.
-
-    Raises:
-        ValueError: an image beyond 32-bit indices.
-        MemoryError: the GPU's memory is full.
-    """
+    """The gradients by x (None unless needed), weight and bias: two products a group; a second
+    kernel gathers, for each pixel, from the patches it lies in."""
     xp, channels, filters = array_module(x), geometry.group_channels, geometry.group_filters
     matrices = _matrices(geometry, weight)
     pixels = xp.ascontiguousarray(grad_out.transpose(0, 2, 3, 1)).reshape(-1, len(weight))
@@ -241,9 +224,7 @@ def cudnn_forward(x: Array, weight: Array, bias: Array | None, geometry: Geometr
 
     cuDNN tries its algorithms at the first call for a shape and keeps the fastest.
 
-    Raises:
-        RuntimeError: :func:`cudnn_status` says no.
-        MemoryError: the GPU's memory is full.
+    Raises: RuntimeError where :func:`cudnn_status` says no, MemoryError where the memory is full.
     """
     window = {name: getattr(geometry, name) for name in ("stride", "padding", "groups")}
     with _torch() as torch:
@@ -255,12 +236,7 @@ def cudnn_forward(x: Array, weight: Array, bias: Array | None, geometry: Geometr
 def cudnn_backward(
     grad_out: Array, x: Array, weight: Array, geometry: Geometry, need_grad_x: bool
 ) -> tuple[Array | None, Array, Array]:
-    """The gradients by x (None unless needed), weight and bias.
-
-    Raises:
-        RuntimeError: :func:`cudnn_status` says no.
-        MemoryError: the GPU's memory is full.
-    """
+    """The gradients by x (None unless needed), weight and bias."""
     with _torch() as torch:
         grads = torch.ops.aten.convolution_backward(
             *(torch.from_dlpack(array) for array in (grad_out, x, weight)),

@@ -8,24 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
+from fastdl_lib.convolution.geometry import Geometry, output_size, tap_views
 from fastdl_lib.core.arrays import array_module, wide
-
-__all__ = ["backward", "col2im", "forward", "im2col"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
-def _window(kernel: tuple[int, int], stride: int, padding: int) -> tuple[int, int, int, int]:
-    """FH, FW, stride and padding as Python's own whole numbers."""
+def _places(
+    size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int
+) -> tuple[int, ...]:
+    """FH, FW, stride and padding as Python's own whole numbers, OH and OW."""
     try:
         filter_h, filter_w = kernel
     except (TypeError, ValueError):
         raise TypeError(
             f"kernel must be a pair (FH, FW), such as (3, 3); got {kernel!r}."
         ) from None
-    filter_h, stride, padding = check_window(filter_h, stride, padding)
-    return filter_h, check_window(filter_w, stride, padding)[0], stride, padding
+    out_h, out_w = (output_size(s, k, stride, padding) for s, k in zip(size, kernel, strict=True))
+    return *map(int, (filter_h, filter_w, stride, padding)), out_h, out_w
 
 
 def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0) -> Array:
@@ -41,10 +41,6 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
         corner is at (i * stride, j * stride); its entries run over channel, row, column.
         (The book's own ``im2col`` has the patches as rows and allocates float64.)
 
-    Raises:
-        TypeError: kernel is no pair, or one of its numbers, stride or padding is not whole.
-        ValueError: x is not 4-D or has a size 0, or the window does not fit.
-
     >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     >>> im2col(x, (2, 2))[0].astype(int).tolist()  # 4 patches of 4 pixels
     [[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]]
@@ -52,10 +48,8 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
     xp = array_module(x)
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"im2col takes x of shape (N, C, H, W), no size 0; got {x.shape}.")
-    batch, channels, height, width = x.shape
-    filter_h, filter_w, stride, padding = _window(kernel, stride, padding)
-    out_h = output_size(height, filter_h, stride, padding)
-    out_w = output_size(width, filter_w, stride, padding)
+    batch, channels, *size = x.shape
+    filter_h, filter_w, stride, padding, out_h, out_w = _places(size, kernel, stride, padding)
     if padding:
         x = xp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     columns = xp.empty((batch, channels, filter_h, filter_w, out_h, out_w), dtype=x.dtype)
@@ -83,19 +77,15 @@ def col2im(
         (N, C, H, W) of the same dtype. A pixel that lies in m patches holds the sum of m entries,
         of float16 added up in float32.
 
-    Raises:
-        TypeError: kernel is no pair, or one of its numbers, stride or padding is not whole.
-        ValueError: the columns do not belong to that input shape.
-
     >>> ones = np.ones((1, 4, 4), np.float32)
     >>> col2im(ones, (1, 1, 3, 3), (2, 2))[0, 0].astype(int).tolist()
     [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
     """
     xp = array_module(columns)
     batch, channels, height, width = map(int, input_shape)
-    filter_h, filter_w, stride, padding = _window(kernel, stride, padding)
-    out_h = output_size(height, filter_h, stride, padding)
-    out_w = output_size(width, filter_w, stride, padding)
+    filter_h, filter_w, stride, padding, out_h, out_w = _places(
+        (height, width), kernel, stride, padding
+    )
     expected = (batch, channels * filter_h * filter_w, out_h * out_w)
     if columns.shape != expected:
         raise ValueError(
@@ -130,11 +120,8 @@ def forward(x: Array, weight: Array, bias: Array | None, geometry: Geometry) -> 
 def backward(
     grad_out: Array, x: Array, weight: Array, geometry: Geometry, need_grad_x: bool
 ) -> tuple[Array | None, Array, Array]:
-    """The gradients by x (None unless needed), weight and bias.
-
-    The columns are made again here: that costs a copy and saves keeping up to 25 times the input in
-    memory between forward and backward.
-    """
+    """The gradients by x (None unless needed), weight and bias. The columns are made again: that
+    costs a copy and saves keeping up to 25 times the input between forward and backward."""
     xp, sums = array_module(x), wide(x.dtype)
     columns, matrices = _columns_and_matrices(x, weight, geometry)
     grad = xp.ascontiguousarray(grad_out)
@@ -143,10 +130,9 @@ def backward(
     grad_matrices = xp.zeros(matrices.shape, sums)
     for image_grad, image_columns in zip(grad, columns, strict=True):
         # A float16's product would be rounded for every image before it is added.
+        image_grad = image_grad.astype(sums, copy=False)
         image_columns = image_columns.astype(sums, copy=False)
-        grad_matrices += xp.matmul(
-            image_grad.astype(sums, copy=False), image_columns.transpose(0, 2, 1)
-        )
+        grad_matrices += image_grad @ image_columns.transpose(0, 2, 1)
     grad_x = None
     if need_grad_x:
         grad_columns = xp.matmul(matrices.transpose(0, 2, 1), grad)

@@ -7,8 +7,6 @@ import numpy as np
 
 from fastdl_lib.convolution.geometry import Geometry
 
-__all__ = ["forward", "forward_compiled"]
-
 
 def _padded(x: np.ndarray, padding: int) -> np.ndarray:
     return np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))

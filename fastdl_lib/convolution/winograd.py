@@ -24,13 +24,6 @@ from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_chan
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
 
-__all__ = [
-    "backward",
-    "forward",
-    "saves_work",
-    "transform_matrices",
-]
-
 # Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
 # rounding errors, small; halves and doubles are exact in floating point.
 _POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-2", "2", "-1/2")]
@@ -57,8 +50,7 @@ def transform_matrices(outputs: int, taps: int) -> Transforms:
     Read the inputs as a polynomial, evaluate it at t - 1 points and at infinity, multiply point by
     point, interpolate. The divisions of the interpolation are moved into the filter's matrix.
 
-    Raises:
-        TypeError, ValueError: not whole numbers from 1 up, or more than 8 pixels a tile.
+    Raises: ValueError for more than 8 pixels a tile.
 
     >>> transform_matrices(2, 3).output.tolist()
     [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, 1.0]]
@@ -120,17 +112,11 @@ def _macs(outputs: int, out_size: int, taps: int, in_channels: int, out_channels
 
 @functools.cache
 def best_tile(out_size: int, taps: int, in_channels: int, out_channels: int) -> int:
-    """Return the m of F(m, taps) that does with the fewest MACs, transforms counted in.
+    """Return the m of F(m, taps) that does ``out_size`` outputs along an axis with the fewest MACs;
+    ``in_channels`` and ``out_channels`` are those of one group.
 
     A large tile saves multiplications, until its transforms and the part of the last tile that
     hangs over the edge eat the gain.
-
-    Args:
-        out_size: outputs along one axis.
-        in_channels, out_channels: of one group.
-
-    Raises:
-        ValueError: more than 8 taps.
 
     >>> best_tile(13, taps=3, in_channels=256, out_channels=384)  # three tiles of 5 for 13 pixels
     5
@@ -147,10 +133,9 @@ def best_tile(out_size: int, taps: int, in_channels: int, out_channels: int) -> 
 
 
 def saves_work(geometry: Geometry) -> bool:
-    """True where Winograd's way takes fewer MACs than the direct one and pays in practice.
-
-    It does not for few channels, where the transforms outweigh the products, nor for fewer than
-    four images, which do not pay for the transformed filters.
+    """True where Winograd's way takes fewer MACs than the direct one and pays in practice: not for
+    few channels, where the transforms outweigh the products, nor for fewer than four images, which
+    do not pay for the transformed filters.
 
     >>> saves_work(Geometry((16, 256, 13, 13), (384, 256, 3, 3), padding=1))
     True
@@ -311,11 +296,8 @@ def forward(
 
     In float32 it differs from the exact result by a few 1e-6 of the largest value, so that what is
     exactly zero elsewhere may come out a little above or below it. What is not a number reaches
-    the whole of its tiles, and values beyond 1e36 may overflow in the transforms.
-
-    Args:
-        outputs: m, how many outputs a tile has along an axis; by default :func:`best_tile` of
-            each axis.
+    the whole of its tiles, and values beyond 1e36 may overflow in the transforms. ``outputs`` is m,
+    by default :func:`best_tile` of each axis.
     """
     plan = _tiles(geometry, x.dtype, outputs)
     filter_tiles = _filter_tiles(plan, weight)
@@ -343,11 +325,8 @@ def forward(
 def backward(
     grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, geometry: Geometry, need_grad_x: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """The gradients by x (None unless needed), weight and bias.
-
-    The products' gradients are matrix products of the same size; each transform is applied the
-    other way round.
-    """
+    """The gradients by x (None unless needed), weight and bias: the products' gradients are
+    products of the same size, and each transform is applied the other way round."""
     plan = _tiles(geometry, x.dtype)
     filter_tiles = _filter_tiles(plan, weight)
     # Read for grad_x; read and written for the gradient by the filters.

@@ -18,25 +18,6 @@ import numpy as np
 
 from fastdl_lib.core.checks import Status
 
-__all__ = [
-    "array_module",
-    "beside",
-    "check_on_cpu",
-    "freed_memory_kept",
-    "gpu_available",
-    "gpu_kernel",
-    "gpu_status",
-    "keep_freed_memory",
-    "release_gpu_memory",
-    "synchronize",
-    "tf32",
-    "tf32_allowed",
-    "to_cpu",
-    "to_gpu",
-    "use_gpu",
-    "wide",
-]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
@@ -48,12 +29,10 @@ _freed_memory_keepers = 0
 def keep_freed_memory() -> Iterator[None]:
     """Let freed memory wait for the next array, for a block, instead of going back to the system.
 
-    GNU's C library hands large pieces back to the system and fetches them again, page by page. In
-    a training step, whose arrays come and go at every layer, that can take a third of the time.
-    Within the block up to 512 MB stay at the end of the heap, besides whatever lies below an array
-    in use. Blocks may lie within each other and in several threads; after the last one pieces of
-    32 MB and more are handed back again, as the library itself comes to do it. Other systems'
-    libraries have no such call and are left as they are.
+    GNU's C library hands large pieces back and fetches them again, page by page, which can take a
+    third of a training step. Within the block up to 512 MB stay at the end of the heap. Blocks may
+    lie within each other and in several threads; after the last one pieces of 32 MB and more are
+    handed back again, as the library itself comes to do it. Other systems are left as they are.
 
     >>> with keep_freed_memory(), keep_freed_memory():
     ...     inside = freed_memory_kept()
@@ -97,9 +76,8 @@ def _is_cupy(array: Array) -> bool:
 def array_module(*arrays: Array) -> ModuleType:
     """Return the library that ``arrays`` belong to: the module ``numpy`` or ``cupy``.
 
-    Raises:
-        TypeError: an argument is no array, some are on the GPU and some are not, or they were
-            made on a pretend GPU whose block has ended.
+    Raises: TypeError where one is no array, where only some are on the GPU, or where they were made
+    on a pretend GPU whose block has ended.
 
     >>> array_module(np.zeros(3)).__name__
     'numpy'
@@ -130,10 +108,8 @@ def array_module(*arrays: Array) -> ModuleType:
 
 @functools.cache
 def gpu_status() -> Status:
-    """Say whether a GPU computes here, proved by a small kernel and product.
-
-    ``cupy.cuda.is_available()`` alone is no proof: a wheel without its CUDA libraries says yes
-    and fails at the first kernel.
+    """Say whether a GPU computes here, proved by a small kernel and product: a wheel without its
+    CUDA libraries passes ``cupy.cuda.is_available()`` and fails at the first kernel.
     """
     try:
         import cupy
@@ -152,20 +128,14 @@ def gpu_status() -> Status:
         proof = (numbers.reshape(3, 1) @ numbers.reshape(1, 3)).get()[0].tolist()
         name = runtime.getDeviceProperties(0)["name"]
     except Exception as error:  # CuPy raises many types here; the reason is what matters
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return Status(
-            False,
-            f"CuPy's test kernel failed ({type(error).__name__}: {first_line}); "
-            f"install the CUDA libraries with {extra}.",
-        )
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        why = f"CuPy's test kernel failed ({type(error).__name__}: {first_line})"
+        return Status(False, f"{why}; install the CUDA libraries with {extra}.")
     if proof != [1, 2, 3]:
         return Status(False, f"its test kernel answered {proof}.")
     name = name.decode() if isinstance(name, bytes) else str(name)
-    versions = {
-        "cupy": cupy.__version__,
-        "cuda": _cuda_version(made_for),
-        "cuda driver": _cuda_version(driver),
-    }
+    versions = {"cupy": cupy.__version__, "cuda": _cuda_version(made_for)}
+    versions["cuda driver"] = _cuda_version(driver)
     return Status(True, f"{name} through CuPy {cupy.__version__}.", name, versions)
 
 
@@ -197,26 +167,24 @@ def gpu_available() -> bool:
     return gpu_status().available
 
 
+def _cupy(needed_by: str) -> ModuleType:
+    if not gpu_available():
+        raise RuntimeError(f"{needed_by}() needs a GPU. {gpu_status().reason}")
+    return sys.modules["cupy"]
+
+
 def use_gpu(number: int) -> None:
     """Compute on the GPU of that number from now on, in this thread; counted round where there are
-    fewer.
-
-    Raises:
-        RuntimeError: there is no usable GPU.
+    fewer. RuntimeError where there is none.
     """
-    if not gpu_available():
-        raise RuntimeError(f"use_gpu() needs a GPU. {gpu_status().reason}")
-    import cupy
-
-    cupy.cuda.Device(number % cupy.cuda.runtime.getDeviceCount()).use()
+    cuda = _cupy("use_gpu").cuda
+    cuda.Device(number % cuda.runtime.getDeviceCount()).use()
 
 
 def gpu_kernel(name: str, inputs: str, output: str, code: str) -> Callable[..., Array]:
-    """A kernel of our own for CuPy (or what stands in for it): C code that makes one entry of the
-    output, whose number is ``i``.
-
-    It takes the inputs and the array to fill, which it returns. It is compiled at its first call
-    and kept, by CuPy on the disk as well.
+    """A kernel of our own for CuPy (or what stands in for it): C code that makes entry number ``i``
+    of the output. It takes the inputs and the array to fill, which it returns; it is compiled at
+    its first call and kept.
 
     Args:
         inputs: such as ``"raw T x, int32 first"``; raw arrays are indexed by the code itself.
@@ -231,17 +199,9 @@ def _gpu_kernel(xp: ModuleType, name: str, inputs: str, output: str, code: str) 
 
 
 def to_gpu(array: Array) -> Array:
-    """Copy ``array`` to the GPU (same shape and dtype).
-
-    Raises:
-        RuntimeError: there is no usable GPU.
-    """
+    """Copy ``array`` to the GPU (same shape and dtype); RuntimeError where there is none."""
     array_module(array)
-    if not gpu_available():
-        raise RuntimeError(f"to_gpu() needs a GPU. {gpu_status().reason}")
-    import cupy
-
-    return cupy.asarray(array)
+    return _cupy("to_gpu").asarray(array)
 
 
 def to_cpu(array: Array) -> np.ndarray:
@@ -254,11 +214,7 @@ def to_cpu(array: Array) -> np.ndarray:
 
 
 def check_on_cpu(name: str, x: Array) -> None:
-    """Refuse an array on the GPU.
-
-    Raises:
-        TypeError: x is a CuPy array; ``name`` is the function that needs the CPU.
-    """
+    """Refuse, with a TypeError, an array on the GPU; ``name`` is the function that refuses."""
     if array_module(x) is not np:
         raise TypeError(f"{name} runs on the CPU only: move its arrays there with to_cpu().")
 
@@ -291,10 +247,8 @@ def synchronize() -> None:
 
 
 def release_gpu_memory() -> None:
-    """Hand back what CuPy and PyTorch hold of freed GPU memory; nothing to do without a GPU.
-
-    Each keeps freed memory for its next arrays. The other one and other programs cannot use it
-    meanwhile, and after a batch that did not fit it may lie in pieces.
+    """Hand back what CuPy and PyTorch hold of freed GPU memory, each for its next arrays, where the
+    other one cannot use it; nothing to do without a GPU.
     """
     if "cupy" in sys.modules and gpu_available():
         sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
@@ -320,11 +274,10 @@ def tf32(on: bool = True) -> Iterator[None]:
     """Let float32 products on the GPU use TF32 for a block, or (``on=False``) forbid it.
 
     TF32 reads float32 numbers with 10 bits of their fraction instead of 23, multiplies them on the
-    tensor cores and adds up in float32. It needs a GPU of 2020 or later (compute capability 8.0);
-    an older one, and a machine without a GPU, take no notice. Outside such a block float32 means
-    float32, unless CuPy's own environment variable ``CUPY_TF32=1`` says otherwise. A PyTorch that
-    is imported already gets the same setting, for products and cuDNN, and everything is restored
-    afterwards.
+    tensor cores and adds up in float32. A GPU from before 2020 (compute capability below 8.0), and
+    a machine without one, take no notice. Outside such a block float32 means float32, unless CuPy's
+    own environment variable ``CUPY_TF32=1`` says otherwise. A PyTorch that is imported already gets
+    the same setting, for products and cuDNN.
 
     Source: NVIDIA A100 Tensor Core GPU Architecture, whitepaper, 2020.
     """
@@ -337,10 +290,9 @@ def tf32(on: bool = True) -> Iterator[None]:
     torch = sys.modules.get("torch")
     places = [torch.backends.cuda.matmul, torch.backends.cudnn] if torch else []
     allowed = [place.allow_tf32 for place in places]
+    kind = types.COMPUTE_TYPE_TF32 if on else types.COMPUTE_TYPE_DEFAULT
     try:
-        core.set_compute_type(
-            np.float32, types.COMPUTE_TYPE_TF32 if on else types.COMPUTE_TYPE_DEFAULT
-        )
+        core.set_compute_type(np.float32, kind)
         for place in places:
             place.allow_tf32 = on
         yield

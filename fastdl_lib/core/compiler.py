@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Compiled", "c_compiler", "compile_library"]
-
 
 def c_compiler() -> str | None:
     """The C compiler of this machine, None where there is none."""
@@ -31,8 +29,7 @@ def compile_library(code: str, flags: Sequence[str] = ("-O2",), *, name: str = "
     Where the folder of temporary files takes no programs (mounted ``noexec``), the user's cache
     and the folder in use are tried.
 
-    Raises:
-        RuntimeError: there is no compiler, it refuses the code, or no folder takes programs.
+    Raises: RuntimeError where there is no compiler, it refuses the code, or no folder will do.
 
     >>> if c_compiler():
     ...     made = compile_library("int twice(int x) { return 2 * x; }")

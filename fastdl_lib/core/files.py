@@ -10,9 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_fields", "read_json", "whole_file"]
-
-
 _DAY_S = 86_400.0
 
 
@@ -20,13 +17,10 @@ _DAY_S = 86_400.0
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path of the same name; the block writes it, then it takes ``path``'s place.
 
-    If the block raises or the process dies, ``path`` stays as it was and no part is left under its
-    name. Two writers at once do no harm: the later one wins. A symbolic link stays one: the file
-    that it names is written.
+    If the block raises or the process dies, ``path`` stays as it was. Two writers at once do no
+    harm: the later one wins. Where ``path`` is a symbolic link, the file that it names is written.
 
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        PermissionError: the folder cannot be written to.
+    Raises: FileNotFoundError or PermissionError where the folder does not exist or is read-only.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with whole_file(Path(folder) / "note.txt") as part:
@@ -60,9 +54,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 def read_json(path: Path, schema: str) -> dict:
     """Read a JSON file whose ``schema`` field must be ``schema``.
 
-    Raises:
-        FileNotFoundError: there is no such file; the message lists its neighbours.
-        ValueError: the file is damaged, or of another schema.
+    Raises: FileNotFoundError, which lists the neighbours; ValueError where it is damaged or of
+    another schema.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -85,11 +78,7 @@ def read_json(path: Path, schema: str) -> dict:
 
 
 def check_fields(fields: Any, kinds: Mapping[str, type | tuple[type, ...]], what: str) -> None:
-    """Refuse anything but a dictionary with exactly these keys and kinds of values.
-
-    Raises:
-        ValueError: the message names ``what``, and the field.
-    """
+    """Refuse, with a ValueError, anything but a dictionary with exactly these keys and kinds."""
     if not isinstance(fields, dict):
         raise ValueError(f"{what} is a JSON object, got {type(fields).__name__}.")
     missing, unknown = kinds.keys() - fields.keys(), fields.keys() - kinds.keys()

@@ -1,10 +1,9 @@
 """A strict stand-in for CuPy, over NumPy: code tried "as if on a GPU" on any machine.
 
-Its arrays refuse what CuPy's refuse, in CuPy's words: they never become NumPy arrays by
-themselves and never meet one in an operation. What it cannot show is speed. In one point it is
-stricter: CuPy passes ``np.exp(x)`` on to its own ``exp`` where it has a function of that name,
-the stand-in asks for ``xp.exp(x)``, so that nothing rests on which names CuPy happens to have.
-Kernels of our own run as well: their very text goes through the C compiler of this machine.
+Its arrays refuse what CuPy's refuse, in CuPy's words: they never become NumPy arrays by themselves
+and never meet one in an operation. In one point it is stricter: CuPy passes ``np.exp(x)`` on where
+it has a function of that name, the stand-in asks for ``xp.exp(x)``. Kernels of our own run as well:
+their very text goes through this machine's C compiler. What it cannot show is speed.
 
 What works here and not on a GPU is a hole in the tests; those marked ``gpu`` run the real one.
 """
@@ -23,24 +22,19 @@ import numpy as np
 from fastdl_lib.core.arrays import gpu_status
 from fastdl_lib.core.compiler import compile_library
 
-__all__ = ["pretend_gpu"]
-
 # How often arrays crossed the bus, single numbers were fetched, and the GPU was waited for.
 _counts: dict[str, int] = {}
 
 
 @contextlib.contextmanager
 def pretend_gpu() -> Iterator[ModuleType]:
-    """Put the stand-in in the place of CuPy for a block.
+    """Put the stand-in in the place of CuPy for a block, and yield it.
 
     Inside, ``gpu_available()`` is True, ``to_gpu()`` makes arrays of the stand-in, ``import cupy``
     finds it, and everything runs on the CPU. Afterwards all is as before, a real CuPy included;
-    bring results back with ``to_cpu()`` before the block ends.
-
-    Yields:
-        The module in CuPy's place. Its ``counts`` say how often arrays were copied ``to_gpu`` and
-        ``to_cpu``, how often single ``numbers`` were fetched (``float(x)``), and how often the
-        GPU was waited for (``synchronize``).
+    bring results back with ``to_cpu()`` before the block ends. The module's ``counts`` say how
+    often arrays were copied ``to_gpu`` and ``to_cpu``, single ``numbers`` fetched (``float(x)``),
+    and the GPU waited for (``synchronize``).
 
     >>> from fastdl_lib.core.arrays import array_module, to_cpu, to_gpu
     >>> with pretend_gpu() as cupy:
@@ -134,14 +128,10 @@ class ndarray:  # CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method == "__call__" and any(isinstance(value, np.generic) for value in inputs):
             return _wrapped(ufunc)(*inputs, **options)  # a number of NumPy's is no array
-        for value in (*inputs, *options.get("out", ())):
-            _raw(value)  # refuses
-        raise TypeError(_PASSED_ON.format(name=ufunc.__name__))
+        _refuse(ufunc, (*inputs, *options.get("out", ())))
 
     def __array_function__(self, function, types, arguments, options):
-        for value in arguments:
-            _raw(value)  # refuses
-        raise TypeError(_PASSED_ON.format(name=function.__name__))
+        _refuse(function, arguments)
 
     def __dlpack__(self, **options):
         return self._array.__dlpack__(**options)
@@ -172,10 +162,16 @@ class ndarray:  # CuPy's name
         return len(self._array)
 
 
-_PASSED_ON = (
-    "Unsupported type: np.{name}() got an array on the GPU. CuPy passes some of NumPy's functions "
-    "on and this stand-in none: use xp.{name}() with xp = array_module(x)."
-)
+def _refuse(function, arguments):
+    """NumPy's function was called with an array of ours."""
+    for value in arguments:
+        _raw(value)  # refuses NumPy's arrays
+    raise TypeError(
+        f"Unsupported type: np.{function.__name__}() got an array on the GPU. CuPy passes some of "
+        f"NumPy's functions on and this stand-in none: use xp.{function.__name__}() with xp = "
+        "array_module(x)."
+    )
+
 
 ndarray.__module__ = "cupy"
 for _name in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"):

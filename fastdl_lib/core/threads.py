@@ -21,19 +21,6 @@ from threadpoolctl import ThreadpoolController
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.checks import check_whole_number
 
-__all__ = [
-    "blas_libraries",
-    "blas_threads",
-    "blas_threads_now",
-    "blocks",
-    "container_limit",
-    "in_flat_blocks",
-    "in_parallel",
-    "sum_in_order",
-    "threads_in_words",
-    "usable_cores",
-]
-
 CACHE_BYTES = 2**20
 """How much is worked on at a time, so that it stays in a core's own (L2) cache."""
 FLAT_BLOCK = 2**16
@@ -42,8 +29,7 @@ FLAT_BLOCK = 2**16
 
 @functools.cache
 def blas_libraries() -> ThreadpoolController:
-    """The BLAS libraries of this process, looked up once, which takes a millisecond; Apple's
-    Accelerate does not show."""
+    """The process's BLAS libraries, looked up once: that takes a millisecond."""
     return ThreadpoolController().select(user_api="blas")
 
 
@@ -70,29 +56,23 @@ _settings: list[list[tuple[Any, int]]] = []  # of the blocks being run: what was
 
 @contextlib.contextmanager
 def blas_threads(count: int) -> Iterator[None]:
-    """Run a block with ``count`` BLAS threads, and restore the number afterwards.
+    """Run a block with ``count`` BLAS threads, and restore the number afterwards: where blocks of
+    several threads overlap, after the last of them. Apple's Accelerate manages its own threads and
+    takes no notice: their number stays unknown.
 
-    Where blocks of several threads overlap, the number of before is back after the last of them.
-
-    Raises:
-        TypeError, ValueError: ``count`` is not a whole number of at least 1, or more than the BLAS
-            was built for.
-        RuntimeError: this thread cannot set the number. threadpoolctl leaves that to the first
-            thread that did.
-
-    Apple's Accelerate manages its own threads and takes no notice: their number stays unknown.
+    Raises: ValueError for more than the BLAS was built for. RuntimeError where this thread cannot
+    set the number: threadpoolctl leaves that to the first thread that did.
 
     >>> with blas_threads(1):
     ...     blas_threads_now() <= 1
     True
     """
-    check_whole_number("the number of BLAS threads", count, 1)
+    count = check_whole_number("the number of BLAS threads", count, 1)
+    libraries = blas_libraries().lib_controllers
     with _setting:
-        before = [
-            (library, library.get_num_threads()) for library in blas_libraries().lib_controllers
-        ]
-        _set_blas_threads([(library, int(count)) for library, _ in before])
-        fault = next(filter(None, (_fault(int(count), *one) for one in before)), None)
+        before = [(library, library.get_num_threads()) for library in libraries]
+        _set_blas_threads([(library, count) for library in libraries])
+        fault = next(filter(None, (_fault(count, *one) for one in before)), None)
         if fault:
             _set_blas_threads(before)
             raise fault
@@ -138,10 +118,8 @@ def container_limit(file: str) -> list[str]:
 def usable_cores() -> int:
     """Cores that this process may use: affinity and a container's quota can lie under what the
     machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = container_limit("cpu.max")
     if not quota:  # the first version of control groups has a file for each of the two numbers
         first = (container_limit(f"cpu/cpu.cfs_{part}_us") for part in ("quota", "period"))
@@ -179,23 +157,19 @@ def in_parallel(
     row_bytes: int = 0,
     on: Any = None,
 ) -> None:
-    """Call ``work`` on slices that together cover ``range(count)``, shared out among threads.
+    """Call ``work`` on slices that together cover ``range(count)``, shared out among threads; it
+    stores its result itself. What it raises is raised.
 
     As many threads take part as the BLAS may use at this moment; while they work, each has a BLAS
     of one thread. Where this thread cannot set that (:func:`blas_threads`), or is at such work
-    already, it does all of it. ``work`` stores its result itself, into an array made before.
+    already, it does all of it.
 
     Args:
-        work: takes a slice of what is counted: images, rows, features.
-        count: how many there are.
         block: hand out no slice longer than this, so that what belongs to it stays in the cache.
         least: do not give a thread fewer than this.
         row_bytes: instead of these two, the bytes of one: as many as fit the cache make a block.
         on: an array that ``work`` computes with. One on the GPU is worked on at once, since each
             slice would be a launch more.
-
-    Raises:
-        Whatever ``work`` raises.
 
     >>> seen = []
     >>> in_parallel(lambda part: seen.extend(range(part.start, part.stop)), 5)
@@ -262,9 +236,8 @@ def sum_in_order(sums: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def in_flat_blocks(change: Callable[..., None], arrays: Sequence[Any]) -> None:
     """Call ``change`` on views of the same FLAT_BLOCK values of every array, shared out among
-    threads, so that temporaries stay in cache. None among the arrays stays None.
-
-    Arrays that do not lie in memory alike and without gaps come whole, as do those of a GPU.
+    threads, so that temporaries stay in cache. None among the arrays stays None. Arrays that do not
+    lie in memory alike and without gaps come whole, as do those of a GPU.
 
     >>> x = np.arange(4.0)
     >>> in_flat_blocks(lambda values, out: np.negative(values, out=out), [x, x])
