@@ -8,7 +8,6 @@ names; what it remembers but does not learn by gradients lives in ``buffers``. W
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from fastdl_lib.convolution.algorithms import ALGORITHMS, choose
 from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
 from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.arrays import array_module, to_cpu, wide
-from fastdl_lib.core.checks import check_choice, check_whole_number
+from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
 
 __all__ = [
@@ -289,7 +288,7 @@ class Conv2d(Layer):
 
     @property
     def algorithm(self) -> str:
-        """How it computes: a key of ALGORITHMS, or "auto". Setting it lays the weights out in memory
+        """A key of ALGORITHMS, or "auto". Setting it lays the weights out in memory
         as the algorithm reads them; their shape and values stay."""
         return self._algorithm
 
@@ -610,10 +609,7 @@ class Dropout(Layer):
 
     def __init__(self, rate: float, *, seed: int = 0) -> None:
         super().__init__()
-        if not isinstance(rate, Real) or isinstance(rate, bool):
-            raise TypeError(f"rate must be a number, such as 0.5; got {rate!r}.")
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate must lie in [0, 1), such as 0.5; got {rate}.")
+        check_number("rate", rate, low=0, high=1)
         # NumPy's own float64 would widen a float32 batch.
         self.rate, self.seed = float(rate), seed
         self._shared: tuple[slice, int] | None = None
