@@ -1,0 +1,194 @@
+"""Optimisers against their formulas, however weights lie in memory, and the schedule's ends."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import (
+    IMAGES,
+    LABELS,
+    OPTIMIZERS,
+    assert_same_weights,
+    random_gradients,
+    set_gradients,
+    toy,
+)
+
+from fastdl_lib.core import arrays, threads
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.nn.layers import Flatten, Linear
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
+
+
+def sgd_in_float64(weight, gradients, rate, momentum, weight_decay):
+    velocity = np.zeros_like(weight)
+    for gradient in gradients:
+        velocity = momentum * velocity + gradient + weight_decay * weight
+        weight = weight - rate * velocity
+    return weight
+
+
+def adam_in_float64(weight, gradients, rate, beta1, beta2, epsilon):
+    mean, square = np.zeros_like(weight), np.zeros_like(weight)
+    for t, gradient in enumerate(gradients, start=1):
+        mean = beta1 * mean + (1 - beta1) * gradient
+        square = beta2 * square + (1 - beta2) * gradient**2
+        mean_hat, square_hat = mean / (1 - beta1**t), square / (1 - beta2**t)
+        weight = weight - rate * mean_hat / (np.sqrt(square_hat) + epsilon)
+    return weight
+
+
+FORMULAS = [
+    (SGD, (0.1, 0.0, 0.0), sgd_in_float64),
+    (SGD, (0.1, 0.9, 0.0), sgd_in_float64),
+    (SGD, (0.1, 0.0, 0.05), sgd_in_float64),
+    (SGD, (0.03, 0.8, 0.05), sgd_in_float64),
+    (Adam, (1e-3, 0.9, 0.999, 1e-8), adam_in_float64),
+    (Adam, (0.2, 0.5, 0.7, 0.1), adam_in_float64),
+]
+
+
+@pytest.mark.parametrize("block", [7, threads.FLAT_BLOCK])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kind", "constants", "formula"), FORMULAS)
+def test_an_optimizer_follows_its_formula(kind, constants, formula, dtype, block, monkeypatch):
+    monkeypatch.setattr(threads, "FLAT_BLOCK", block)
+    # NumPy's own numbers would widen float32 weights.
+    network, optimizer = toy().astype(dtype), kind(*map(np.float64, constants))
+    optimizer.learning_rate = np.float64(optimizer.learning_rate)
+    held = network.parameters
+    before = {name: array.astype(np.float64) for name, array in held.items()}
+    steps = random_gradients(network)
+    for gradients in steps:
+        set_gradients(network, gradients)
+        optimizer.step(network)
+    for name, array in network.parameters.items():
+        assert array is held[name] and array.dtype == dtype, "changed in place"
+        expected = formula(before[name], [g[name] for g in steps], *constants)
+        tolerance = 1e-5 if dtype == np.float32 else 1e-13
+        np.testing.assert_allclose(array, expected, rtol=tolerance, atol=tolerance, err_msg=name)
+    assert {array.dtype for array in optimizer.state.values()} <= {np.dtype(dtype)}
+    assert optimizer.steps == len(steps)
+
+
+def turned(array):
+    return np.ascontiguousarray(array.T).T
+
+
+LAYOUTS = {
+    "weights turned": (turned, lambda a: a),
+    "gradients turned": (lambda a: a, turned),
+    "both turned": (turned, turned),
+    "weights with gaps": (lambda a: np.repeat(a, 2, axis=-1)[..., ::2], lambda a: a),
+    "weights backwards": (lambda a: a[..., ::-1].copy()[..., ::-1], lambda a: a),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_how_a_weight_lies_in_memory_changes_nothing(kind, layout, monkeypatch):
+    monkeypatch.setattr(threads, "FLAT_BLOCK", 50)
+    plain, other, one, two = toy(), toy(), OPTIMIZERS[kind](), OPTIMIZERS[kind]()
+    relay_weight, relay_gradient = LAYOUTS[layout]
+    for layer in other.layers.values():
+        layer.parameters = {name: relay_weight(array) for name, array in layer.parameters.items()}
+    held = other.parameters
+    for gradients in random_gradients(plain):
+        set_gradients(plain, gradients)
+        set_gradients(other, gradients, lambda a, like: relay_gradient(a.astype(like.dtype)))
+        one.step(plain)
+        two.step(other)
+    assert_same_weights(plain, other)
+    assert all(array is held[name] for name, array in other.parameters.items())
+
+
+@pytest.mark.parametrize("layout", ["both turned", "weights turned"])
+def test_a_turned_weight_comes_in_blocks_where_its_gradient_is_turned_too(layout, monkeypatch):
+    monkeypatch.setattr(threads, "FLAT_BLOCK", 5)
+    lays = [relay(np.arange(24.0).reshape(2, 3, 4)) for relay in LAYOUTS[layout]]
+    blocks = []
+    with blas_threads(1):
+        threads.in_flat_blocks(lambda *block: blocks.append(block), lays)
+    if layout == "both turned":
+        assert [len(block[0]) for block in blocks] == [5, 5, 5, 5, 4]
+        assert sorted(np.concatenate([block[1] for block in blocks])) == list(range(24))
+        for weights, gradients in blocks:
+            assert (weights == gradients).all() and np.shares_memory(weights, lays[0])
+    else:
+        assert len(blocks) == 1 and blocks[0][0] is lays[0]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_works_on_the_gpu(kind, fake_gpu):
+    cpu, gpu = toy(), toy().to_gpu()
+    held, one, two = gpu.parameters, OPTIMIZERS[kind](), OPTIMIZERS[kind]()
+    for gradients in random_gradients(cpu):
+        set_gradients(cpu, gradients)
+        set_gradients(gpu, gradients, lambda a, like: arrays.to_gpu(a.astype(like.dtype)))
+        crossings = dict(fake_gpu.counts)
+        one.step(cpu)
+        two.step(gpu)
+        assert fake_gpu.counts == crossings, "nothing crosses the bus"
+    for name, array in gpu.parameters.items():
+        assert array is held[name] and (array.get() == cpu.parameters[name]).all(), name
+    assert {type(array) for array in two.state.values()} == {fake_gpu.ndarray}
+
+
+def test_weight_decay_of_float16_weights_is_computed_in_float32():
+    weights = {"w": np.full(3, 2e-4, np.float16)}
+    optimizer = SGD(1e-3, momentum=0.9, weight_decay=1e-4)
+    optimizer.update(weights, {"w": np.zeros(3, np.float16)})
+    np.testing.assert_allclose(optimizer.state["velocity.w"], 2e-8, rtol=1e-3)  # 0 in float16
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: SGD(0), ValueError, "learning_rate must be above 0 and finite, got 0"),
+        (lambda: SGD(math.nan), ValueError, "learning_rate must be above 0 and finite, got nan"),
+        (lambda: Adam(math.inf), ValueError, "learning_rate must be above 0 and finite, got inf"),
+        (lambda: SGD("fast"), TypeError, "learning_rate must be a number, got 'fast'"),
+        (lambda: SGD(True), TypeError, "learning_rate must be a number, got True"),
+        (lambda: SGD(1, momentum=1), ValueError, "momentum must be at least 0 and below 1"),
+        (lambda: SGD(1, weight_decay=-1), ValueError, "weight_decay must be at least 0"),
+        (lambda: Adam(beta1=-0.1), ValueError, "beta1 must be at least 0 and below 1"),
+        (lambda: Adam(beta2=1.0), ValueError, "beta2 must be at least 0 and below 1"),
+        (lambda: Adam(epsilon=0), ValueError, "epsilon must be above 0"),
+        (lambda: warmup_cosine(1), ValueError, "warmup must be at least 0 and below 1"),
+        (lambda: warmup_cosine(None), TypeError, "warmup must be a number"),
+    ],
+)
+def test_constants_out_of_range_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_step_that_is_refused_changes_nothing():
+    network, optimizer = toy(), SGD(0.1, momentum=0.9)
+    with pytest.raises(RuntimeError, match=r"SGD\.step\(\) needs the gradients of toy: call netw"):
+        optimizer.step(network)
+    network.loss_and_gradients(IMAGES[:2], LABELS[:2])
+    optimizer.step(network)
+    layers = [("flatten", Flatten()), ("fc", Linear(64, 3, rng=np.random.default_rng(0)))]
+    other = Network("other", layers, (1, 8, 8))
+    other.loss_and_gradients(IMAGES[:2], LABELS[:2])
+    with pytest.raises(ValueError, match=r"on another network: its velocity\.fc\.weight is"):
+        optimizer.step(other)
+    network.astype(float)
+    network.loss_and_gradients(IMAGES[:2].astype(float), LABELS[:2])
+    # All but the last weight are as the optimiser knows them.
+    for key in list(optimizer.state)[:-1]:
+        optimizer.state[key] = optimizer.state[key].astype(float)
+    before = {name: array.copy() for name, array in network.parameters.items()}
+    with pytest.raises(ValueError, match=r"velocity\.fc\.bias is float32 .*, the weight float6"):
+        optimizer.step(network)
+    assert optimizer.steps == 1
+    assert all((array == before[name]).all() for name, array in network.parameters.items())
+
+
+def test_warm_up_and_cosine_at_their_ends():
+    schedule = warmup_cosine(0.25)
+    for done, factor in {0: 0, 0.125: 0.5, 0.25: 1, 0.625: 0.5, 1: 0}.items():
+        assert schedule(done) == pytest.approx(factor)
+    assert warmup_cosine(0)(0) == 1
