@@ -5,8 +5,8 @@ memory bus: each layer reads its input and its weights once and writes its outpu
 an algorithm adds, such as im2col's patches, are not in them; that is one reason why a measured
 time is longer than the roofline's.
 
-How many bytes a value takes is for the caller to say: 4 in float32, 2 in float16, 1 in int8. The
-weights and the activations take the same; the scales of a format such as int8 are not counted.
+How many bytes a value takes, weights and activations alike, is for the caller to say: 4 in
+float32, 2 in float16, 0.125 for one bit. The scales of a format such as int8 are not counted.
 """
 
 import dataclasses
@@ -16,16 +16,6 @@ from typing import Any
 
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table
-
-__all__ = [
-    "KINDS",
-    "Ceilings",
-    "LayerCost",
-    "cost_table",
-    "layer_costs",
-    "memory_bytes",
-    "training_days",
-]
 
 Network = Any  # a fastdl_lib.nn.network.Network, which stands above this package
 
@@ -82,41 +72,31 @@ class LayerCost:
 def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4) -> list[LayerCost]:
     """Count every layer's parameters, MACs and bytes for one forward pass of ``batch`` images.
 
-    The layers say what they cost. Flatten moves nothing, and Dropout does nothing outside
-    training: both count 0. MACs are products with weights, as papers count them.
-
-    Args:
-        bytes_per_value: of what is stored, weights and activations: 4 for float32, 0.125 for one
-            bit. Each layer's bytes are rounded up to whole ones.
+    The layers say what they cost; each one's bytes are rounded up to whole ones. Flatten moves
+    nothing, and Dropout does nothing outside training: both count 0. MACs are products with
+    weights, as papers count them.
 
     Raises:
-        TypeError, ValueError: ``batch`` is not a whole number from 1 up, ``bytes_per_value`` is no
-            number above 0.
         TypeError: a layer cannot say what it costs.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
     123552
-    >>> [layer_costs(deep_convnet(), bytes_per_value=size)[0].bytes for size in (4, 2)]
-    [53952, 26976]
     """
     check_whole_number("batch", batch, 1)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
-    costs = []
-    input_shape = network.input_shape
-    for name, layer in network.layers.items():
-        costs.append(
-            LayerCost(
-                name,
-                layer.kind,
-                network.shapes[name],
-                layer.parameter_count,
-                batch * layer.macs(input_shape),
-                layer.bytes_moved(input_shape, batch, bytes_per_value),
-            )
+    inputs = [network.input_shape, *network.shapes.values()]
+    return [
+        LayerCost(
+            name,
+            layer.kind,
+            network.shapes[name],
+            layer.parameter_count,
+            batch * layer.macs(input_shape),
+            layer.bytes_moved(input_shape, batch, bytes_per_value),
         )
-        input_shape = network.shapes[name]
-    return costs
+        for (name, layer), input_shape in zip(network.layers.items(), inputs, strict=False)
+    ]
 
 
 def cost_table(
@@ -136,47 +116,40 @@ def cost_table(
     724406816
     """
     costs = layer_costs(network, batch, bytes_per_value=bytes_per_value)
-    total = {
-        key: sum(getattr(cost, key) for cost in costs) for key in ("parameters", "macs", "bytes")
-    }
-
-    def row(name: str, output: Any, counts: dict[str, int], **more: float | None) -> dict[str, Any]:
-        return {
-            "layer": name,
-            "output": output,
-            "parameters": counts["parameters"],
-            "parameters_pct": 100 * counts["parameters"] / max(1, total["parameters"]),
-            "macs": counts["macs"],
-            "macs_pct": 100 * counts["macs"] / max(1, total["macs"]),
-            "megabytes": counts["bytes"] / 1e6,
-            **more,
-        }
-
-    times_ms = [cost.roofline_ms(ceilings) if ceilings else None for cost in costs]
+    parameters, macs, moved = (
+        sum(getattr(cost, key) for cost in costs) for key in ("parameters", "macs", "bytes")
+    )
     rows = [
-        row(cost.name, cost.output_shape, vars(cost), intensity=cost.intensity, roofline_ms=ms)
-        for cost, ms in zip(costs, times_ms, strict=True)
-        if cost.bytes or cost.macs or cost.parameters
+        {
+            "layer": cost.name,
+            "output": cost.output_shape,
+            "parameters": cost.parameters,
+            "parameters_pct": 100 * cost.parameters / max(1, parameters),
+            "macs": cost.macs,
+            "macs_pct": 100 * cost.macs / max(1, macs),
+            "megabytes": cost.bytes / 1e6,
+            "intensity": cost.intensity,
+            "roofline_ms": cost.roofline_ms(ceilings) if ceilings else None,
+        }
+        for cost in (*costs, LayerCost("all", "", (), parameters, macs, moved))
+        if cost.bytes or cost.macs or cost.parameters or cost.name == "all"
     ]
-    all_ms = sum(times_ms) if ceilings else None
-    rows.append(row("all", "", total, intensity=None, roofline_ms=all_ms))
-    counted = Provenance.COMPUTED
-    columns = [
-        Column("layer"),
-        Column("output"),
-        Column("parameters", provenance=counted),
-        Column("parameters_pct", "of all parameters", "%", counted),
-        Column("macs", "MACs", provenance=counted),
-        Column("macs_pct", "of all MACs", "%", counted),
-        Column("megabytes", "moved at least", "MB", counted),
-        Column("intensity", "intensity", "FLOP/byte", counted),
-    ]
-    if ceilings:
-        columns.append(Column("roofline_ms", "roofline time", "ms", counted))
+    all_ms = sum(row["roofline_ms"] for row in rows[:-1]) if ceilings else None
+    rows[-1] |= {"output": "", "intensity": None, "roofline_ms": all_ms}
+    headings = (
+        ("parameters", "", ""),
+        ("parameters_pct", "of all parameters", "%"),
+        ("macs", "MACs", ""),
+        ("macs_pct", "of all MACs", "%"),
+        ("megabytes", "moved at least", "MB"),
+        ("intensity", "intensity", "FLOP/byte"),
+        *([("roofline_ms", "roofline time", "ms")] if ceilings else []),
+    )
+    columns = (Column(*heading, Provenance.COMPUTED) for heading in headings)
     images = "1 image" if batch == 1 else f"{batch} images"
     stored = "" if bytes_per_value == 4 else f", {bytes_per_value:g} bytes a value"
     caption = f"{network.name}, forward pass of {images}{stored} (computed)"
-    return Table(tuple(columns), tuple(rows), caption)
+    return Table((Column("layer"), Column("output"), *columns), tuple(rows), caption)
 
 
 def memory_bytes(
@@ -188,32 +161,21 @@ def memory_bytes(
     In a training step: the weights, their gradients and the optimiser's memory (momentum), a second
     gradient of the largest weight, which is computed while the old one is still there, and the
     output of every layer, as if each kept its own. What an algorithm lays out besides, such as
-    patches, is not counted.
-
-    Args:
-        bytes_per_value: of all that is stored, 4 for float32. Mixed precision keeps float32 copies
-            besides, which this does not count.
-
-    Raises:
-        TypeError, ValueError: ``batch`` is not a whole number from 0 up, ``bytes_per_value`` is no
-            number above 0.
+    patches, is not counted, nor are the float32 copies that mixed precision keeps.
 
     >>> from fastdl_lib.nn.zoo import alexnet
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
     (243860896, 890933740)
-    >>> memory_bytes(alexnet(), 0, bytes_per_value=2)
-    121930448
     """
     check_whole_number("batch", batch, 0)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
     sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
-    buffers = sum(array.size for array in network.buffers.values())
-    if not training:
-        values = network.parameter_count + batch * max(map(sum, itertools.pairwise(sizes)))
-    else:
+    values = sum(array.size for array in network.buffers.values())
+    if training:
         largest = max((array.size for array in network.parameters.values()), default=0)
-        values = 3 * network.parameter_count + largest + batch * sum(sizes)
-    values += buffers
+        values += 3 * network.parameter_count + largest + batch * sum(sizes)
+    else:
+        values += network.parameter_count + batch * max(map(sum, itertools.pairwise(sizes)))
     return math.ceil(values * bytes_per_value)
 
 
@@ -222,20 +184,13 @@ def training_days(
 ) -> Measurement:
     """The days a training takes at the speed ``images_per_s``, *computed*; its spread survives.
 
-    Args:
-        images_per_s: training images a second, forward and backward; of whatever provenance,
-            which the result's ``source`` and its condition ``speed_is`` name.
-        epochs: passes over the images; 90 as for AlexNet (Krizhevsky et al. 2012).
-        images: in one pass; ILSVRC-2012's training set by default.
+    By default 90 epochs, as for AlexNet (Krizhevsky et al. 2012), of ILSVRC-2012's training images.
+    The result's ``source`` and its condition ``speed_is`` name the speed's provenance.
 
     Raises:
-        TypeError, ValueError: a speed, a number of passes or of images that is no number above 0.
-        ValueError: a unit other than ``"images/s"``.
+        TypeError, ValueError: a speed not in images/s, or a number that is not above 0.
 
-    >>> titan = Measurement(
-    ...     "Caffe on a Titan", "images/s", (195,), Provenance.PUBLISHED, source="Caffe"
-    ... )
-    >>> print(training_days(titan))
+    >>> print(training_days(Measurement.published("Caffe on a Titan", "images/s", 195, "Caffe")))
     6.84 days (computed)
     """
     if images_per_s.unit != "images/s":

@@ -17,17 +17,6 @@ from fastdl_lib.core.files import check_fields
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
-__all__ = [
-    "Column",
-    "Measurement",
-    "Provenance",
-    "Table",
-    "Verdict",
-    "claim_table",
-    "device_in_words",
-    "format_number",
-]
-
 
 class Provenance(enum.StrEnum):
     """Where a number comes from. Every table, caption and legend shows it."""
@@ -99,11 +88,7 @@ class Measurement:
         machine: MachineCard | None = None,
         **conditions: Any,
     ) -> "Measurement":
-        """What was measured here: one sample or more, and by default a card of this moment.
-
-        >>> print(Measurement.measured("test accuracy", "%", 98.53, images=10_000))
-        98.5 % (measured here)
-        """
+        """What was measured here: one sample or more, and by default a card of this moment."""
         card = machine or machine_card()
         return cls(name, unit, samples, Provenance.MEASURED, card, conditions=conditions)
 
@@ -147,19 +132,13 @@ class Measurement:
             alike = all(p.provenance is kind for p in others)
         if kind is Provenance.PUBLISHED or not alike:
             kind, machine = Provenance.COMPUTED, None
-        return cls(
-            name,
-            unit,
-            tuple(np.ravel(value)),
-            kind,
-            machine,
-            "from " + "; ".join(dict.fromkeys(f"{p.name}, {p.label}" for p in parents)),
-            {
-                key: there
-                for key, there in first.conditions.items()
-                if all(key in p.conditions and p.conditions[key] == there for p in others)
-            },
-        )
+        source = "from " + "; ".join(dict.fromkeys(f"{p.name}, {p.label}" for p in parents))
+        conditions = {
+            key: there
+            for key, there in first.conditions.items()
+            if all(key in p.conditions and p.conditions[key] == there for p in others)
+        }
+        return cls(name, unit, tuple(np.ravel(value)), kind, machine, source, conditions)
 
     def over(self, other: "Measurement", unit: str = "times", name: str = "") -> "Measurement":
         """Each sample of this one divided by the other's median, labelled as :meth:`derived`.
@@ -230,36 +209,22 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, fields: dict, machine: MachineCard | None) -> "Measurement":
-        """Build a measurement from :meth:`to_dict`'s output.
+        """Build a measurement from :meth:`to_dict`'s output, or raise ValueError.
 
         What was measured on the machine that wrote it is *recorded* for whoever reads it.
-
-        Raises:
-            ValueError: a field is missing, unknown or of the wrong kind.
         """
-        kinds = {
-            "name": str,
-            "unit": str,
-            "samples": list,
-            "provenance": str,
-            "source": str,
-            "conditions": dict,
-        }
-        check_fields(fields, kinds, "a measurement")
-        name = fields["name"]
-        if not all(
-            isinstance(s, (int, float)) and not isinstance(s, bool) for s in fields["samples"]
-        ):
+        texts = dict.fromkeys(("name", "unit", "provenance", "source"), str)
+        check_fields(fields, {**texts, "samples": list, "conditions": dict}, "a measurement")
+        name, provenance = fields["name"], fields["provenance"].upper()
+        if not all(type(sample) in (int, float) for sample in fields["samples"]):
             raise ValueError(f"measurement {name!r}: samples must be numbers.")
-        known = [p.name.lower() for p in Provenance]
-        if fields["provenance"] not in known:
+        if provenance not in Provenance.__members__ or provenance.lower() != fields["provenance"]:
+            known = [kind.lower() for kind in Provenance.__members__]
             raise ValueError(
                 f"measurement {name!r}: provenance {fields['provenance']!r} is none of {known}."
             )
-        provenance = Provenance[fields["provenance"].upper()]
-        if provenance is Provenance.MEASURED:
-            provenance = Provenance.RECORDED
-        return cls(**{**fields, "provenance": provenance, "machine": machine})
+        kind = Provenance["RECORDED" if provenance == "MEASURED" else provenance]
+        return cls(**{**fields, "provenance": kind, "machine": machine})
 
 
 def device_in_words(conditions: Mapping[str, Any]) -> str:
@@ -267,8 +232,8 @@ def device_in_words(conditions: Mapping[str, Any]) -> str:
 
     Empty where they say neither.
 
-    >>> device_in_words({"device": "gpu"}), device_in_words({"device": "cpu", "threads": 2})
-    ('on the GPU', '2 threads')
+    >>> device_in_words({"device": "cpu", "threads": 2})
+    '2 threads'
     """
     if conditions.get("device") == "gpu":
         return "on the GPU"
@@ -302,16 +267,13 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Heading, unit and provenance, as shown."""
-        title = self.heading or self.key
-        if self.unit:
-            title += f", {self.unit}"
-        return title
+        """Heading and unit, as shown."""
+        return (self.heading or self.key) + (f", {self.unit}" if self.unit else "")
 
     @property
     def note(self) -> str:
         """The provenance in words, shown below the title."""
-        return str(self.provenance) if self.provenance else ""
+        return str(self.provenance or "")
 
     def show(self, value: Any) -> str:
         """A cell's value as text; percentages have one decimal, other numbers three digits."""
@@ -343,46 +305,38 @@ class Table:
     caption: str
 
     def __str__(self) -> str:
-        header = [column.title for column in self.columns]
         notes = [column.note for column in self.columns]
-        body = [[c.show(row[c.key]) for c in self.columns] for row in self.rows]
-        lines = [header, notes, *body] if any(notes) else [header, *body]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        lines = [[c.title for c in self.columns], *([notes] if any(notes) else []), *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         numeric = self._numeric()
-        return "\n".join(
-            [self.caption]
-            + [
-                "  ".join(
-                    cell.rjust(width) if right else cell.ljust(width)
-                    for cell, width, right in zip(line, widths, numeric, strict=True)
-                ).rstrip()
-                for line in lines
-            ]
-        )
+        text = [self.caption]
+        for line in lines:
+            cells = zip(line, widths, numeric, strict=True)
+            aligned = (cell.rjust(w) if right else cell.ljust(w) for cell, w, right in cells)
+            text.append("  ".join(aligned).rstrip())
+        return "\n".join(text)
 
     __repr__ = __str__  # what a notebook shows where it cannot show HTML
 
     def _repr_html_(self) -> str:
-        aligns = ["right" if right else "left" for right in self._numeric()]
+        styles = [f" style='text-align:{'right' if r else 'left'}'>" for r in self._numeric()]
         head = "".join(
-            f"<th style='text-align:{align}'>{html.escape(column.title)}"
+            f"<th{style}{html.escape(column.title)}"
             + (f"<br><i style='font-weight:normal'>{column.note}</i>" if column.note else "")
             + "</th>"
-            for column, align in zip(self.columns, aligns, strict=True)
+            for column, style in zip(self.columns, styles, strict=True)
         )
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td style='text-align:{align}'>{html.escape(c.show(row[c.key]))}</td>"
-                for c, align in zip(self.columns, aligns, strict=True)
-            )
-            + "</tr>"
-            for row in self.rows
-        )
+        body = ""
+        for line in self._cells():
+            cells = zip(styles, line, strict=True)
+            body += f"<tr>{''.join(f'<td{style}{html.escape(c)}</td>' for style, c in cells)}</tr>"
         return (
             f"<table><caption style='text-align:left'>{html.escape(self.caption)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
+
+    def _cells(self) -> list[list[str]]:
+        return [[c.show(row[c.key]) for c in self.columns] for row in self.rows]
 
     def _numeric(self) -> list[bool]:
         return [
@@ -404,16 +358,8 @@ def claim_table(*rows: tuple[str, str, str, str]) -> Table:
 
     Raises:
         ValueError: a verdict is not one of :class:`Verdict`.
-
-    >>> len(claim_table(("a", "b", "confirmed", "c")).rows)
-    1
     """
     keys = ("claim", "your run says", "verdict", "evidence")
-    return Table(
-        columns=tuple(Column(key) for key in keys),
-        rows=tuple(
-            dict(zip(keys, (claim, says, str(Verdict(verdict)), evidence), strict=True))
-            for claim, says, verdict, evidence in rows
-        ),
-        caption="The chapter's claims and their verdicts",
-    )
+    dicts = (dict(zip(keys, row, strict=True)) for row in rows)
+    checked = tuple(row | {"verdict": str(Verdict(row["verdict"]))} for row in dicts)
+    return Table(tuple(map(Column, keys)), checked, "The chapter's claims and their verdicts")
