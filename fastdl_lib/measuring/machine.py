@@ -24,8 +24,6 @@ from fastdl_lib.core.threads import (
     usable_cores,
 )
 
-__all__ = ["MachineCard", "machine_card"]
-
 _LIBRARIES = ("numpy", "matplotlib", "jupyterlab", "fastdl")
 
 
@@ -59,7 +57,7 @@ class MachineCard:
             f"{gpu}, NumPy {self.versions.get('numpy', '?')}, {self.date}"
         )
 
-    def rows(self) -> list[tuple[str, str]]:
+    def _rows(self) -> list[tuple[str, str]]:
         """The card as (heading, value) pairs, in reading order."""
         return [
             ("CPU", self.cpu),
@@ -74,7 +72,7 @@ class MachineCard:
         ]
 
     def __str__(self) -> str:
-        return "\n".join(f"{heading:14} {value}" for heading, value in self.rows())
+        return "\n".join(f"{heading:14} {value}" for heading, value in self._rows())
 
     __repr__ = __str__  # what a notebook shows where it cannot show HTML
 
@@ -82,7 +80,7 @@ class MachineCard:
         body = "".join(
             f"<tr><th style='text-align:left'>{heading}</th>"
             f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for heading, value in self.rows()
+            for heading, value in self._rows()
         )
         return (
             "<table><caption style='text-align:left'><b>Machine card</b> (measured here)"
@@ -95,11 +93,7 @@ class MachineCard:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "MachineCard":
-        """Build a card from :meth:`to_dict`'s output.
-
-        Raises:
-            ValueError: a field is missing, unknown, or of another type.
-        """
+        """Build a card from :meth:`to_dict`'s output, or raise ValueError."""
         expected = {
             field.name: (int, float) if field.type is float else field.type
             for field in dataclasses.fields(cls)
@@ -125,18 +119,14 @@ def _cpu_model() -> str:
         key = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
         with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, key) as handle:
             name = str(winreg.QueryValueEx(handle, "ProcessorNameString")[0])
-    name = re.sub(r"\((R|TM|tm)\)", "", name)
-    name = re.sub(r"\s+", " ", name).strip()
+    name = " ".join(re.sub(r"\((R|TM|tm)\)", "", name).split())
     return name or f"{platform.machine()} processor"
 
 
 @functools.cache
 def _memory_gib() -> float:
-    total = psutil.virtual_memory().total
-    limit = container_limit("memory.max")
-    if limit:
-        total = min(total, int(limit[0]))
-    return round(total / 2**30, 1)
+    limit = [int(size) for size in container_limit("memory.max")]
+    return round(min([psutil.virtual_memory().total, *limit]) / 2**30, 1)
 
 
 @functools.cache
@@ -165,9 +155,6 @@ def machine_card() -> MachineCard:
 
     What cannot change while the process runs is looked up once; cores, threads, GPU and date are
     those of the moment.
-
-    >>> machine_card().cores >= 1
-    True
     """
     gpu = gpu_status()
     system, versions = _system_and_versions()

@@ -8,8 +8,6 @@ from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.core.files import check_fields, read_json
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
 
-__all__ = ["PublishedTable", "published"]
-
 SCHEMA = "fastdl-published/1"
 
 
@@ -32,25 +30,21 @@ class PublishedTable:
         """The rows whose columns equal ``where``, in order.
 
         Raises:
-            KeyError: a column does not exist.
-            ValueError: no row matches.
+            KeyError, ValueError: a column does not exist; no row matches.
         """
         known = [column.key for column in self.columns] + ["tag"]
         for key in where:
             if key not in known:
                 raise KeyError(f"{self.name} has no column {key!r}; it has {known}.")
-        rows = [row for row in self.rows if all(row[k] == v for k, v in where.items())]
+        rows = [row for row in self.rows if where.items() <= row.items()]
         if not rows:
             raise ValueError(f"{self.name} has no row with {where}.")
         return rows
 
     def table(self, **where: Any) -> Table:
         """The selected rows as a :class:`Table` labelled *published*."""
-        return Table(
-            columns=(*self.columns, Column("tag")),
-            rows=tuple(self.select(**where)),
-            caption=f"{self.title} (published: {self.source}, {self.item})",
-        )
+        caption = f"{self.title} (published: {self.source}, {self.item})"
+        return Table((*self.columns, Column("tag")), tuple(self.select(**where)), caption)
 
 
 def published(name: str) -> PublishedTable:
@@ -66,31 +60,22 @@ def published(name: str) -> PublishedTable:
     path = data_folder() / "published" / f"{name}.json"
     fields = read_json(path, SCHEMA)
     try:
-        return _published_from(fields)
+        columns = _checked_columns(fields)
     except ValueError as error:
         raise ValueError(f"{path.name} is not a valid published table: {error}") from None
+    del fields["schema"]
+    lists = {"caveats": tuple(fields["caveats"]), "rows": tuple(fields["rows"])}
+    return PublishedTable(**fields | lists | {"columns": columns})
 
 
-def _published_from(fields: dict) -> PublishedTable:
-    kinds = {
-        "schema": str,
-        "name": str,
-        "title": str,
-        "source": str,
-        "url": str,
-        "item": str,
-        "how_read": str,
-        "caveats": list,
-        "tags": dict,
-        "columns": list,
-        "rows": list,
-    }
-    check_fields(fields, kinds, "a published table")
+def _checked_columns(fields: dict) -> tuple[Column, ...]:
+    texts = dict.fromkeys(("schema", "name", "title", "source", "url", "item", "how_read"), str)
+    lists = dict.fromkeys(("caveats", "columns", "rows"), list)
+    check_fields(fields, {**texts, **lists, "tags": dict}, "a published table")
+    kinds = {"name": str, "unit": (str, type(None)), "description": str}
     columns = []
     for column in fields["columns"]:
-        check_fields(
-            column, {"name": str, "unit": (str, type(None)), "description": str}, "a column"
-        )
+        check_fields(column, kinds, "a column")
         provenance = Provenance.PUBLISHED if column["unit"] else None
         columns.append(Column(column["name"], unit=column["unit"] or "", provenance=provenance))
     keys = {column.key for column in columns} | {"tag"}
@@ -99,12 +84,4 @@ def _published_from(fields: dict) -> PublishedTable:
             raise ValueError(f"row {number} must have exactly the columns {sorted(keys)}.")
         if row["tag"] not in list(fields["tags"]):
             raise ValueError(f"row {number} has the tag {row['tag']!r}, which 'tags' lacks.")
-    rest = {
-        key: fields[key] for key in ("name", "title", "source", "url", "item", "how_read", "tags")
-    }
-    return PublishedTable(
-        **rest,
-        caveats=tuple(fields["caveats"]),
-        columns=tuple(columns),
-        rows=tuple(fields["rows"]),
-    )
+    return tuple(columns)

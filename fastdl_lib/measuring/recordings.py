@@ -11,8 +11,6 @@ from fastdl_lib.core.files import check_fields, read_json, whole_file
 from fastdl_lib.measuring.evidence import Measurement
 from fastdl_lib.measuring.machine import MachineCard
 
-__all__ = ["Recording", "machine_recordings", "read_recording", "write_recording"]
-
 SCHEMA = "fastdl-recording/1"
 
 
@@ -41,26 +39,22 @@ class Recording:
         >>> len(recording.select(layer="conv1", batch=16))
         5
         """
-        found = self.measurements
-        for place, (key, wanted) in enumerate(conditions.items()):
+        found, given = self.measurements, {}
+        for key, wanted in conditions.items():
             left = tuple(m for m in found if key in m.conditions and m.conditions[key] == wanted)
             if not left:
-                given = dict(list(conditions.items())[:place])
                 there = {repr(m.conditions[key]): None for m in found if key in m.conditions}
                 raise ValueError(
                     f"no measurement of {self.machine.summary} has {key}={wanted!r}"
                     f"{f' where {given}' if given else ''}; "
                     + (f"there is {key} {', '.join(there)}." if there else f"none says its {key}.")
                 )
-            found = left
+            found, given[key] = left, wanted
         return found
 
     def has(self, **conditions: Any) -> bool:
         """Whether :meth:`select` finds a measurement with these conditions."""
-        return any(
-            all(key in m.conditions and m.conditions[key] == conditions[key] for key in conditions)
-            for m in self.measurements
-        )
+        return any(conditions.items() <= m.conditions.items() for m in self.measurements)
 
 
 def write_recording(path: str | os.PathLike, recording: Recording) -> None:
@@ -68,7 +62,6 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
 
     Raises:
         ValueError, TypeError: a measurement holds what JSON does not keep, such as a tuple.
-        FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
     """
     head = {
         "schema": SCHEMA,
@@ -93,19 +86,12 @@ def read_recording(path: str | os.PathLike) -> Recording:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another schema version, or misses a field.
-
-    >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
-    >>> recording.measurements[0].provenance.value
-    'recorded'
     """
     path = Path(path)
     fields = read_json(path, SCHEMA)
+    kinds = {"schema": str, "machine": dict, "command": str, "measurements": list}
     try:
-        check_fields(
-            fields,
-            {"schema": str, "machine": dict, "command": str, "measurements": list},
-            "a recording",
-        )
+        check_fields(fields, kinds, "a recording")
         machine = MachineCard.from_dict(fields["machine"])
         measurements = tuple(Measurement.from_dict(m, machine) for m in fields["measurements"])
     except (ValueError, OverflowError) as error:
@@ -119,12 +105,6 @@ def machine_recordings() -> dict[str, Recording]:
     """Every machine's whole run in ``data/recordings/``, by the file's name without its ending.
 
     ``python -m fastdl_lib.course.record`` makes them.
-
-    Raises:
-        ValueError: a file is damaged; see :func:`read_recording`.
-
-    >>> all(name.startswith("machine_") for name in machine_recordings())
-    True
     """
     folder = data_folder() / "recordings"
     return {path.stem: read_recording(path) for path in sorted(folder.glob("machine_*.json"))}
