@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,25 +32,12 @@ from fastdl_lib.measuring.costs import KINDS, Ceilings, Network
 from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table, device_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
-__all__ = [
-    "LayerProfile",
-    "benchmark",
-    "copy_gb_per_s",
-    "measure_ceilings",
-    "product_gflops",
-    "profile_layers",
-    "time_scale",
-]
-
 
 def time_scale() -> float:
     """What FASTDL_TIME_SCALE multiplies every time budget by; 1 where it is not set.
 
     Raises:
         ValueError: it is not a positive number.
-
-    >>> time_scale() > 0
-    True
     """
     text = os.environ.get("FASTDL_TIME_SCALE", "1")
     try:
@@ -85,16 +73,17 @@ def _check_device(device: str) -> None:
         raise RuntimeError(f"device='gpu' needs a GPU. {gpu_status().reason}")
 
 
-def _with_threads(threads: int | None) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if threads is None else blas_threads(threads)
-
-
-def _where(device: str) -> dict[str, Any]:
-    """The conditions that say where something ran; a GPU has no threads of the BLAS."""
-    if device != "cpu":
-        return {"device": device}
-    kept = {"freed_memory": "kept"} if freed_memory_kept() else {}
-    return {"device": device, "threads": blas_threads_now(), **kept}
+@contextlib.contextmanager
+def _running_on(device: str, threads: int | None, **more: Any) -> Iterator[dict[str, Any]]:
+    """Set the BLAS threads for a block, which gets the conditions that say where it runs; a GPU has
+    no threads of the BLAS."""
+    with contextlib.nullcontext() if threads is None else blas_threads(threads):
+        where = {"device": device}
+        if device == "cpu":
+            where["threads"] = blas_threads_now()
+            if freed_memory_kept():
+                where["freed_memory"] = "kept"
+        yield {**where, **more}
 
 
 def benchmark(
@@ -125,8 +114,6 @@ def benchmark(
         machine: a card to attach; by default a new one.
 
     Raises:
-        TypeError, ValueError: ``function`` cannot be called; a budget or a count that is no
-            positive number; another device.
         RuntimeError: the device is "gpu" and there is none.
 
     >>> m = benchmark(sum, range(100), budget_s=0.001)
@@ -141,8 +128,7 @@ def benchmark(
     check_whole_number("warmup", warmup, 0)
     _check_device(device)
     rounds = _rounds(budget_s, min_repeats, max_repeats)
-    with _with_threads(threads):
-        conditions = {**_where(device), "warmup": warmup}
+    with _running_on(device, threads, warmup=warmup) as conditions:
         for _ in range(warmup):
             function(*arguments)
         samples_ms: list[float] = []
@@ -169,9 +155,6 @@ def measure_ceilings(
     whichever is faster; the copy one of 128 MB (512 MB) into as much again, past most caches. NumPy
     copies with one thread, as it does every elementwise operation, whatever ``threads`` says.
 
-    Raises:
-        ValueError, RuntimeError: a device of another name, or no GPU.
-
     >>> ceilings = measure_ceilings(budget_s=0.01)
     >>> ceilings.gemm_gflops.unit, ceilings.copy_gb_per_s.unit
     ('GFLOP/s', 'GB/s')
@@ -192,16 +175,11 @@ def product_gflops(
 ) -> Measurement:
     """Measure the product of two matrices of ``size`` x ``size`` that lie on the device, GFLOP/s.
 
-    Args:
-        dtype: "float64", "float32", "float16", or "tf32": float32 numbers that a GPU's tensor
-            cores round to 10 bits for the products.
-        options: what :func:`benchmark` takes, such as ``budget_s`` and ``threads``.
+    ``dtype`` is "float64", "float32", "float16", or on a GPU "tf32": float32 numbers that its
+    tensor cores round to 10 bits. ``options`` are what :func:`benchmark` takes.
 
     Raises:
-        ValueError, RuntimeError: another dtype, "tf32" on the CPU, or no GPU.
-
-    >>> product_gflops(64, budget_s=0.001).unit
-    'GFLOP/s'
+        ValueError: another dtype.
     """
     if dtype not in ("float64", "float32", "float16", *(["tf32"] if device == "gpu" else [])):
         raise ValueError(f"the {device} multiplies no matrices of {dtype!r}.")
@@ -225,9 +203,6 @@ def copy_gb_per_s(*, device: str = "cpu", **options: Any) -> Measurement:
     """Measure a large copy within the device's memory, bytes read and written, GB/s.
 
     ``options`` are what :func:`benchmark` takes, such as ``budget_s``.
-
-    >>> copy_gb_per_s(budget_s=0.001).unit
-    'GB/s'
     """
     _check_device(device)
     megabytes = _COPY_MEGABYTES[device]
@@ -275,10 +250,10 @@ class LayerProfile:
 
     def layer_ms(self) -> dict[str, float]:
         """Median time of each layer, forward and (if measured) backward together."""
-        times = {name: measurement.median for name, measurement in self.forward.items()}
-        for name, measurement in self.backward.items():
-            times[name] += measurement.median
-        return times
+        return {
+            name: m.median + (self.backward[name].median if name in self.backward else 0.0)
+            for name, m in self.forward.items()
+        }
 
     @property
     def total_ms(self) -> float:
@@ -304,10 +279,8 @@ class LayerProfile:
 
     @property
     def total(self) -> Measurement:
-        """All layers together, ms, pass by pass, so with its spread.
-
-        Its median and the sum of medians in :attr:`total_ms` differ by some tenths.
-        """
+        """All layers together, ms, pass by pass: its median and :attr:`total_ms`, the sum of
+        medians, differ by some tenths."""
         samples = tuple(self._passes_ms(*self.kinds.values()))
         return dataclasses.replace(self.first, name=self.network, samples=samples)
 
@@ -317,27 +290,24 @@ class LayerProfile:
         return self.total.convert(lambda ms: 1e3 * self.batch / ms, "images/s")
 
     def kind_share(self, kind: str) -> Measurement:
-        """One kind's percentage of the total, pass by pass, so with its spread.
-
-        Its median and the sum of medians in :meth:`kind_shares` differ by some tenths.
-        """
+        """One kind's percentage of the total, pass by pass, which :meth:`kind_shares` has without
+        its spread."""
         pairs = zip(self._passes_ms(kind), self.total.samples, strict=True)
         samples = tuple(100 * part / whole for part, whole in pairs)
         return dataclasses.replace(self.first, name=f"share of {kind}", unit="%", samples=samples)
 
     def table(self) -> Table:
         """The profile as a table: milliseconds with quartiles, and shares."""
-        shares, provenance = self.layer_shares(), self.provenance
         ways = {"forward": self.forward, **({"backward": self.backward} if self.backward else {})}
-        rows = [
+        rows = tuple(
             {"layer": name, **{way: ms[name] for way, ms in ways.items()}, "share": share}
-            for name, share in shares.items()
-        ]
-        columns = [
+            for name, share in self.layer_shares().items()
+        )
+        columns = (
             Column("layer"),
-            *(Column(way, unit="ms", provenance=provenance) for way in ways),
-        ]
-        columns.append(Column("share", unit="%", provenance=provenance))
+            *(Column(way, unit="ms", provenance=self.provenance) for way in ways),
+            Column("share", unit="%", provenance=self.provenance),
+        )
         what = "training step" if self.backward else "forward pass"
         on_gpu = self.first.conditions.get("device") == "gpu"
         where = ("" if on_gpu else "BLAS on ") + device_in_words(self.first.conditions)
@@ -346,7 +316,7 @@ class LayerProfile:
             f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "
             f"{speed:,.1f} images/s ({self.first.label}, {where}, median and quartiles)"
         )
-        return Table(tuple(columns), tuple(rows), caption)
+        return Table(columns, rows, caption)
 
 
 @keep_freed_memory()
@@ -370,9 +340,6 @@ def profile_layers(
             ``min_repeats`` passes at least, ``max_repeats`` at most.
         threads: BLAS threads to run with; by default as many as are set now.
 
-    Raises:
-        TypeError, ValueError: x does not fit the network, a budget or count is no positive number.
-
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> x = np.zeros((2, 1, 28, 28), np.float32)
     >>> profile = profile_layers(deep_convnet(), x, budget_s=0.01)
@@ -381,58 +348,49 @@ def profile_layers(
     """
     network.check_input(x, labels)
     rounds = _rounds(budget_s, min_repeats, max_repeats)
-    forward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
-    backward_ms: dict[str, list[float]] = {name: [] for name in network.layers}
-    with _with_threads(threads):
-        device = "cpu" if array_module(x) is np else "gpu"
-        conditions = {**_where(device), "warmup": 1, "batch": len(x)}
+    device = "cpu" if array_module(x) is np else "gpu"
+    with _running_on(device, threads, warmup=1, batch=len(x)) as conditions:
         _one_pass(network, x, labels)
-        for _ in rounds():
-            forward, backward = _one_pass(network, x, labels)
-            for name in network.layers:
-                forward_ms[name].append(forward[name])
-                backward_ms[name].append(backward.get(name, 0.0))
+        passes = [_one_pass(network, x, labels) for _ in rounds()]
     card = machine_card()
 
-    def measured(samples: dict[str, list[float]], direction: str) -> dict[str, Measurement]:
+    def measured(direction: str) -> dict[str, Measurement]:
         return {
             name: Measurement.measured(
-                f"{name} {direction}", "ms", *values, machine=card, **conditions
+                f"{name} {direction}",
+                "ms",
+                *(times_ms[direction].get(name, 0.0) for times_ms in passes),
+                machine=card,
+                **conditions,
             )
-            for name, values in samples.items()
+            for name in network.layers
         }
 
     return LayerProfile(
         network=network.name,
         batch=len(x),
         kinds={name: layer.kind for name, layer in network.layers.items()},
-        forward=measured(forward_ms, "forward"),
-        backward={} if labels is None else measured(backward_ms, "backward"),
+        forward=measured("forward"),
+        backward={} if labels is None else measured("backward"),
     )
 
 
-def _one_pass(network: Network, x: Any, labels: Any) -> tuple[dict[str, float], dict[str, float]]:
+def _one_pass(network: Network, x: Any, labels: Any) -> dict[str, dict[str, float]]:
     """Run the network once and return each layer's milliseconds, forward and backward."""
-    forward: dict[str, float] = {}
-    backward: dict[str, float] = {}
+    times_ms: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
     synchronize()
     clock = time.perf_counter()
 
-    def lap() -> float:
+    def lap(direction: str, name: str) -> None:
         nonlocal clock
         synchronize()
         before, clock = clock, time.perf_counter()
-        return 1e3 * (clock - before)
+        layers = times_ms[direction]
+        layers[name] = layers.get(name, 0.0) + 1e3 * (clock - before)
 
-    def lap_of(times: dict[str, float]) -> Callable[[str], None]:
-        def after(name: str) -> None:
-            times[name] = times.get(name, 0.0) + lap()
-
-        return after
-
+    forward, backward = partial(lap, "forward"), partial(lap, "backward")
     if labels is None:
-        network.forward(x, after=lap_of(forward))
+        network.forward(x, after=forward)
     else:
-        hooks = {"after_forward": lap_of(forward), "after_backward": lap_of(backward)}
-        network.training_pass(x, labels, **hooks)
-    return forward, backward
+        network.training_pass(x, labels, after_forward=forward, after_backward=backward)
+    return times_ms
