@@ -34,16 +34,14 @@ LARGEST_TILE = len(_POINTS) + 1
 
 
 class Transforms(NamedTuple):
-    """The three matrices of F(m, r), with t = m + r - 1, as float64; read-only."""
+    """The matrices of F(m, r), t = m + r - 1: B^T (t, t), G (t, r) and A^T (m, t), read-only."""
 
     input: np.ndarray
-    """B^T, (t, t)."""
     filter: np.ndarray
-    """G, (t, r)."""
     output: np.ndarray
-    """A^T, (m, t)."""
 
 
+@functools.lru_cache(typed=True)  # 2.0 is refused where 2 was before
 def transform_matrices(outputs: int, taps: int) -> Transforms:
     """Make the matrices of F(outputs, taps) by Toom and Cook's method.
 
@@ -63,12 +61,6 @@ def transform_matrices(outputs: int, taps: int) -> Transforms:
             f"F({outputs}, {taps}) needs tiles of {tile} pixels; beyond {LARGEST_TILE} float32 "
             f"loses too many digits. Use at most {LARGEST_TILE + 1 - taps} outputs, or im2col."
         )
-    return _transform_matrices(outputs, taps)
-
-
-@functools.cache
-def _transform_matrices(outputs: int, taps: int) -> Transforms:
-    tile = outputs + taps - 1
     points = _POINTS[: tile - 1]
     rows, scales = [], []
     for point in points:
@@ -154,49 +146,35 @@ class _Tiles(NamedTuple):
     """A convolution cut into tiles; pairs are (vertical, horizontal)."""
 
     geometry: Geometry
-    transforms: tuple[Transforms, Transforms]
+    transforms: list[Transforms]
     """In the dtype of x."""
-    outputs: tuple[int, int]
+    outputs: list[int]
     """m: outputs a tile."""
-    tile: tuple[int, int]
+    tile: list[int]
     """t: pixels a tile, of s x s image pixels each where the stride is s."""
-    grid: tuple[int, int]
+    grid: list[int]
     """How many tiles cover the output."""
 
 
 def _tiles(geometry: Geometry, dtype: np.dtype, outputs: int | None = None) -> _Tiles:
-    taps = [-(-size // geometry.stride) for size in geometry.kernel]
-    channels, out_size = geometry.group_channels * geometry.stride**2, geometry.out_shape[2:]
-    chosen = [
-        outputs or best_tile(size, r, channels, geometry.group_filters)
-        for size, r in zip(out_size, taps, strict=True)
-    ]
-    pairs = list(zip(chosen, taps, strict=True))
-    return _Tiles(
-        geometry,
-        tuple(_transforms_in(dtype, m, r) for m, r in pairs),
-        tuple(chosen),
-        tuple(m + r - 1 for m, r in pairs),
-        tuple(-(-size // m) for size, m in zip(out_size, chosen, strict=True)),
-    )
+    channels = geometry.group_channels * geometry.stride**2
+    plan = _Tiles(geometry, [], [], [], [])
+    for size, kernel in zip(geometry.out_shape[2:], geometry.kernel, strict=True):
+        taps = -(-kernel // geometry.stride)
+        m = outputs or best_tile(size, taps, channels, geometry.group_filters)
+        plan.transforms.append(Transforms(*(a.astype(dtype) for a in transform_matrices(m, taps))))
+        plan.outputs.append(m)
+        plan.tile.append(m + taps - 1)
+        plan.grid.append(-(-size // m))
+    return plan
 
 
-@functools.cache
-def _transforms_in(dtype: np.dtype, outputs: int, taps: int) -> Transforms:
-    return Transforms(*(matrix.astype(dtype) for matrix in transform_matrices(outputs, taps)))
-
-
-def _transform(
-    matrices: tuple[np.ndarray, np.ndarray], values: np.ndarray, out: np.ndarray | None = None
-) -> np.ndarray:
+def _transform(matrices: list[np.ndarray], values: np.ndarray) -> np.ndarray:
     """Apply one matrix to axis 0 and one to axis 1 of ``values`` (a, b, ...)."""
     vertical, horizontal = matrices
     rows, columns, *rest = values.shape
-    half = vertical @ values.reshape(rows, -1)
-    half = half.reshape(len(vertical), columns, -1)
-    if out is not None:
-        out = out.reshape(len(vertical), len(horizontal), -1)
-    return np.matmul(horizontal, half, out=out).reshape(len(vertical), len(horizontal), *rest)
+    half = (vertical @ values.reshape(rows, -1)).reshape(len(vertical), columns, -1)
+    return (horizontal @ half).reshape(len(vertical), len(horizontal), *rest)
 
 
 def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.ndarray:

@@ -12,8 +12,6 @@ from fastdl_lib.measuring.speeds import forward_ms
 from fastdl_lib.measuring.timing import benchmark, profile_layers
 from fastdl_lib.nn.zoo import deep_convnet
 
-# --- which library ------------------------------------------------------------------------------
-
 
 def test_array_module_says_whose_the_arrays_are(fake_gpu):
     assert arrays.array_module(np.zeros(1), np.ones((2, 2))) is np
@@ -28,9 +26,6 @@ def test_array_module_says_whose_the_arrays_are(fake_gpu):
 def test_array_module_refuses_what_is_no_array(wrong):
     with pytest.raises(TypeError, match=r"expected a NumPy or CuPy array.*np.asarray"):
         arrays.array_module(np.zeros(2), wrong)
-
-
-# --- whether there is a GPU ---------------------------------------------------------------------
 
 
 def test_status_without_cupy(monkeypatch):
@@ -60,7 +55,6 @@ def test_status_without_cupy(monkeypatch):
             "driver, or pip uninstall cupy-cuda13x and pip install -e '.[cuda12]'.",
         ),
         (13000, True, ""),
-        (14000, True, ""),
     ],
 )
 def test_status_says_what_is_wrong_with_the_driver(
@@ -89,9 +83,6 @@ def test_status_with_a_failing_kernel_or_a_wrong_answer(fake_gpu, monkeypatch):
     assert "answered [1.0, 1.0, 1.0]" in arrays.gpu_status().reason
 
 
-# --- across the bus -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
 def test_there_and_back(fake_gpu, dtype):
     array = np.arange(6).reshape(2, 3).astype(dtype)
@@ -100,17 +91,9 @@ def test_there_and_back(fake_gpu, dtype):
     array[0, 0] = 1  # a copy: what happens here does not reach it
     back = arrays.to_cpu(there)
     assert back.dtype == dtype and back[0, 0] == 0
-    assert arrays.to_gpu(there) is there
-
-
-def test_to_cpu_keeps_a_numpy_array():
-    array = np.ones(3)
-    assert arrays.to_cpu(array) is array
+    assert arrays.to_gpu(there) is there and arrays.to_cpu(array) is array
     with pytest.raises(TypeError, match=r"expected a NumPy or CuPy array"):
         arrays.to_cpu([1, 2])
-
-
-# --- memory that waits ------------------------------------------------------------------------
 
 
 def test_importing_the_package_changes_nothing_in_the_process():
@@ -152,9 +135,6 @@ def test_a_measurement_says_that_freed_memory_is_kept():
     assert kept.items() <= profile.first.conditions.items()
     assert "freed_memory" not in benchmark(sum, [1], budget_s=1e-3).conditions
     assert kept.items() <= forward_ms(network, x, budget_s=1e-3).conditions.items()
-
-
-# --- whole networks -----------------------------------------------------------------------------
 
 
 def test_saving_from_and_loading_to_the_gpu(fake_gpu, tmp_path):

@@ -42,9 +42,8 @@ def test_blas_threads_refuses_what_is_no_count(count, error):
 @pytest.mark.parametrize("before", [1, 2])
 def test_more_threads_than_the_blas_was_built_for_are_its_fault_not_the_threads(before):
     with blas_threads(np.int8(before)):
-        wrong = pytest.raises(ValueError, match=r"at most \d+ threads, got 10000\.")
-        with wrong, blas_threads(10_000):
-            pytest.fail("the block must not run")
+        with pytest.raises(ValueError, match=r"at most \d+ threads, got 10000\."):
+            blas_threads(10_000).__enter__()
         assert blas_threads_now() == before
 
 
@@ -60,20 +59,20 @@ def test_blocks_that_overlap_leave_the_number_of_before():
         assert blas_threads_now() == 2
 
 
-def test_usable_cores_honours_a_quota_of_either_kind(monkeypatch, tmp_path):
-    cores = usable_cores()
-    assert 1 <= cores <= os.cpu_count()
-    limits = {}
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": ["250000", "100000"]}, 2),
+        ({"cpu.max": ["5000", "100000"]}, 1),
+        ({"cpu/cpu.cfs_quota_us": ["300000"], "cpu/cpu.cfs_period_us": ["100000"]}, 3),
+    ],
+)
+def test_usable_cores_honours_affinity_and_a_quota_of_either_kind(monkeypatch, limits, expected):
+    assert 1 <= usable_cores() <= os.cpu_count()
     monkeypatch.setattr(threads, "container_limit", lambda file: limits.get(file, []))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert usable_cores() == 8
-    limits["cpu.max"] = ["250000", "100000"]
-    assert usable_cores() == 2
-    limits["cpu.max"] = ["5000", "100000"]
-    assert usable_cores() == 1
-    del limits["cpu.max"]
-    limits.update({"cpu/cpu.cfs_quota_us": ["300000"], "cpu/cpu.cfs_period_us": ["100000"]})
-    assert usable_cores() == 3
+    assert usable_cores() == expected
 
 
 # --- a batch over threads -----------------------------------------------------------------------
@@ -162,19 +161,18 @@ def test_a_thread_that_cannot_set_the_blas_says_so_and_does_all_the_work_itself(
     parts = []
 
     def elsewhere():
-        if_set = None
         try:
             with blas_threads(1):
-                if_set = blas_threads_now()
+                said = "could"
         except RuntimeError as error:
-            if_set = str(error)
+            said = str(error)
         in_parallel(parts.append, 4)
-        return if_set
+        return said
 
     with blas_threads(2), ThreadPoolExecutor(1) as executor:
         said = executor.submit(elsewhere).result()
         assert blas_threads_now() == 2
-    if said == 1:  # a threadpoolctl that lets every thread set the number
+    if said == "could":  # a threadpoolctl that lets every thread set the number
         assert sorted((part.start, part.stop) for part in parts) == [(0, 2), (2, 4)]
     else:
         assert "Only the thread that first set their number" in said
