@@ -50,8 +50,6 @@ from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import MixedPrecision
 
-__all__ = ["MINUTES", "PARTS", "ROWS", "Plan", "Row", "Sizes", "measure_machine"]
-
 PARTS = {
     "ceiling": "large products by dtype, GFLOP/s, and a large copy, GB/s",
     "dtypes": "products, a large x + y, and DeepConvNet by dtype: GFLOP/s, Gvalues/s, ms",
@@ -234,10 +232,8 @@ class _Run:
         """Keep a measurement under this name, its samples rounded, and say it."""
         samples = tuple(float(f"{sample:.{DIGITS}g}") for sample in measurement.samples)
         conditions = {**conditions, **measurement.conditions}
-        kept = dataclasses.replace(
-            measurement, name=name, samples=samples, machine=self.card, conditions=conditions
-        )
-        self.measurements.append(kept)
+        kept = dataclasses.replace(measurement, name=name, samples=samples, conditions=conditions)
+        self.measurements.append(dataclasses.replace(kept, machine=self.card))
         if show:
             self.show(f"{name}: {kept.value()} {kept.unit}")
 
@@ -271,27 +267,19 @@ class _Run:
 def measure_machine(plan: Plan = Plan(), say: Callable[[str], None] = print) -> Recording:
     """Measure this machine, its GPU included where there is one.
 
-    Args:
-        plan: what and how much; ``FASTDL_TIME_SCALE`` multiplies its time budgets.
-        say: called with a line of text for each number, and for each that was left out.
-
-    Raises:
-        ValueError: a part that does not exist.
+    ``FASTDL_TIME_SCALE`` multiplies the plan's time budgets; ``say`` is called with a line of text
+    for each number, and for each that was left out.
     """
     for part in plan.parts:
         check_choice("a part", part, PARTS)
     run = _Run(plan, say)
     run.show(run.card.summary)
     devices = ["cpu", "gpu"] if gpu_available() else ["cpu"]
-    for part, measure in _MEASURES.items():
+    for measure, parts in _MEASURES.items():
+        wanted = [row for row in ROWS if row.part in parts and row.part in plan.parts]
         for device in devices:
-            if part in plan.parts and any(
-                row.part == part and device in row.devices for row in ROWS
-            ):
+            if any(device in row.devices for row in wanted):
                 measure(run, device)
-    if {"pass", "layers"} & set(plan.parts):
-        for device in devices:
-            _passes(run, device)
     options = "" if plan.parts == tuple(PARTS) else f" --parts {' '.join(plan.parts)}"
     return Recording(
         dataclasses.replace(run.card, versions=run.card.versions | _more_versions()),
@@ -317,15 +305,16 @@ def _there(array: np.ndarray, device: str) -> Any:
     return to_gpu(array) if device == "gpu" else array
 
 
+def _rate(work: Callable[[], Any], count: int, unit: str, **options: Any) -> Measurement:
+    """How many thousand millions a second, where each call of ``work`` comes to ``count``."""
+    return benchmark(work, **options).convert(lambda ms: count / ms * 1e-6, unit)
+
+
 def _product(run: _Run, device: str, part: str, dtype: str, size: int, budget_s: float) -> None:
     slow = device == "cpu" and dtype == "float16"  # and on one thread, whatever the BLAS may use
-    threads = [1] if slow else run.threads
-    name, product = (
-        f"{part}: {dtype} product, {size} x {size}",
-        partial(product_gflops, size, dtype),
-    )
+    threads, measure = [1] if slow else run.threads, partial(product_gflops, size, dtype)
     where = {"part": part, "what": "product", "dtype": dtype, "size": size}
-    run(name, product, budget_s, device, threads, **where)
+    run(f"{part}: {dtype} product, {size} x {size}", measure, budget_s, device, threads, **where)
 
 
 def _ceilings(run: _Run, device: str) -> None:
@@ -340,23 +329,21 @@ def _dtypes(run: _Run, device: str) -> None:
 
     A GPU trains in float16 with float32 master weights.
     """
-    sizes = run.plan.sizes[device]
+    sizes, batch = run.plan.sizes[device], run.plan.sizes[device].dtype_batch
     for dtype, size in sizes.dtype_product.items():
         _product(run, device, "dtypes", dtype, size, 0.4)
     for dtype in sizes.dtype_product:
         add, values = partial(_gvalues_per_s, sizes.dtype_values, dtype), sizes.dtype_values
-        conditions = {"what": "add", "dtype": dtype, "size": values}
-        run(f"{dtype} x + y, {values} values", add, 0.6, device, [1], part="dtypes", **conditions)
-    for dtype, ways in sizes.dtype_network.items():
-        for way in ways:
-            name = f"dtypes: {dtype} DeepConvNet {way}, batch {sizes.dtype_batch}"
-            with run.memory_may_not_do(name):
-                network = _placed(deep_convnet(), device, dtype)
-                work = _Work(network, sizes.dtype_batch, device, dtype).of(way)
-                conditions = {"dtype": dtype, "network": network.name, "batch": sizes.dtype_batch}
-                timed, threads = partial(benchmark, work), run.threads[-1:]
-                run(name, timed, 1.0, device, threads, part="dtypes", what=way, **conditions)
-            release_gpu_memory()
+        where = {"part": "dtypes", "what": "add", "dtype": dtype, "size": values}
+        run(f"{dtype} x + y, {values} values", add, 0.6, device, [1], **where)
+    for dtype, way in ((dtype, way) for dtype, ways in sizes.dtype_network.items() for way in ways):
+        name = f"dtypes: {dtype} DeepConvNet {way}, batch {batch}"
+        with run.memory_may_not_do(name):
+            network = _placed(deep_convnet(), device, dtype)
+            timed = partial(benchmark, _Work(network, batch, device, dtype).of(way))
+            where = {"what": way, "dtype": dtype, "network": network.name, "batch": batch}
+            run(name, timed, 1.0, device, run.threads[-1:], part="dtypes", **where)
+        release_gpu_memory()
 
 
 def _gvalues_per_s(count: int, dtype: str, *, device: str, **options: Any) -> Measurement:
@@ -364,22 +351,19 @@ def _gvalues_per_s(count: int, dtype: str, *, device: str, **options: Any) -> Me
     x = _there(np.ones(count, dtype), device)
     xp = array_module(x)
     y, out = xp.ones_like(x), xp.empty_like(x)
-    added = benchmark(lambda: xp.add(x, y, out=out), device=device, **options)
-    return added.convert(lambda ms: count / ms * 1e-6, "Gvalues/s")
+    return _rate(lambda: xp.add(x, y, out=out), count, "Gvalues/s", device=device, **options)
 
 
 def _binary_products(run: _Run, device: str) -> None:
     """Does one bit pay? The same product in float32 and as bits, with and without packing."""
     for rows, outputs, length in run.plan.sizes[device].binary:
-        rng = np.random.default_rng(0)
-        x, w = (
-            _there(rng.choice(np.float32([-1, 1]), (count, length)), device)
-            for count in (rows, outputs)
-        )
+        rng, ones = np.random.default_rng(0), np.float32([-1, 1])
+        x, w = (_there(rng.choice(ones, (n, length)), device) for n in (rows, outputs))
         shape = {"rows": rows, "outputs": outputs, "length": length}
         for way, product in _binary_ways(x, w).items():
+            # In the operations of the float product, whoever does them.
+            timed = partial(_rate, product, 2 * rows * outputs * length, "GFLOP/s")
             name = f"+1 and -1, {way}: {rows} x {outputs} x {length}"
-            timed = partial(_product_speed, product, 2 * rows * outputs * length)
             run(name, timed, 0.2, device, part="binary", way=way, **shape)
     release_gpu_memory()
 
@@ -396,11 +380,6 @@ def _binary_ways(x: Any, w: Any) -> dict[str, Callable[[], Any]]:
         "bits": lambda: xnor_product(words_x, words_w, length),
         "bits, packing counted": lambda: xnor_product(pack(x), words_w, length),
     }
-
-
-def _product_speed(product: Callable[[], Any], operations: int, **options: Any) -> Measurement:
-    """In the operations of the float product, whoever does them."""
-    return benchmark(product, **options).convert(lambda ms: operations / ms * 1e-6, "GFLOP/s")
 
 
 def _square(size: int, device: str) -> Callable[[], Any]:
@@ -421,15 +400,11 @@ def _sweep(run: _Run, device: str) -> None:
 
 def _transfers(run: _Run, device: str) -> None:
     for size in run.plan.transfer_bytes:
-        for direction in ("to_gpu", "to_cpu"):
-            measure = partial(_gb_per_s, np.ones(size // 4, np.float32), direction)
-            where = {"part": "transfer", "direction": direction, "bytes": size}
-            run(f"{direction}, {size} bytes", measure, 0.5, device, **where)
-
-
-def _gb_per_s(array: np.ndarray, direction: str, **options: Any) -> Measurement:
-    move, array = (to_gpu, array) if direction == "to_gpu" else (to_cpu, to_gpu(array))
-    return benchmark(move, array, **options).convert(lambda ms: array.nbytes / ms * 1e-6, "GB/s")
+        array = np.ones(size // 4, np.float32)
+        for move, given in ((to_gpu, array), (to_cpu, to_gpu(array))):
+            where = {"part": "transfer", "direction": move.__name__, "bytes": size}
+            timed = partial(_rate, partial(move, given), size, "GB/s")
+            run(f"{move.__name__}, {size} bytes", timed, 0.5, device, **where)
 
 
 def _wrong_timings(run: _Run, device: str) -> None:
@@ -482,9 +457,8 @@ def _chain(run: _Run, device: str) -> None:
         for _ in range(steps):
             y = 3.7 * y * (1 - y)
 
-    run(
-        f"chain of {steps} steps", partial(benchmark, chain), 0.5, device, part="chain", steps=steps
-    )
+    timed, where = partial(benchmark, chain), {"part": "chain", "steps": steps}
+    run(f"chain of {steps} steps", timed, 0.5, device, **where)
 
 
 # --- networks -----------------------------------------------------------------------------------
@@ -580,23 +554,13 @@ def _mnist_training(run: _Run, device: str) -> None:
     _placed(network, device)
     images, labels = (_there(array[:count], device) for array in mnist("train"))
     test = [_there(array[: run.plan.test_images], device) for array in mnist("test")]
-    history = fit(
-        network,
-        images,
-        labels,
-        epochs=epochs,
-        batch=batch,
-        optimizer=Adam(3e-3),
-        schedule=warmup_cosine(0.1),
-        progress=False,
-    )
+    how = {"optimizer": Adam(3e-3), "schedule": warmup_cosine(0.1), "progress": False}
+    history = fit(network, images, labels, epochs=epochs, batch=batch, **how)
     said = {"network": network.name, "batch": batch, "images": count, "epochs": epochs}
     where = {"device": device, **({"threads": blas_threads_now()} if device == "cpu" else {})}
     speed = [count / epoch.seconds for epoch in history.epochs]
-    for what, unit, samples in (
-        ("speed", "images/s", speed),
-        ("accuracy", "%", [100 * evaluate(network, *test).accuracy]),
-    ):
+    accuracy = [100 * evaluate(network, *test).accuracy]
+    for what, unit, samples in (("speed", "images/s", speed), ("accuracy", "%", accuracy)):
         found = Measurement.measured(what, unit, *samples, machine=run.card, **where)
         run.keep(f"{name}: {what}", found, part="training", what=what, **said)
 
@@ -627,9 +591,8 @@ def _passes(run: _Run, device: str) -> None:
 def _layers(
     run: _Run, device: str, name: str, work: _Work, way: str, said: Mapping[str, Any]
 ) -> None:
-    if (said["batch"], way) not in run.plan.sizes[device].layers:
-        return
-    if run.time_is_up(f"{name}, by layers"):
+    wanted = (said["batch"], way) in run.plan.sizes[device].layers
+    if not wanted or run.time_is_up(f"{name}, by layers"):
         return
     training = way == "training"
     labels = work.labels if training else None
@@ -643,14 +606,15 @@ def _layers(
             run.keep(f"{layer} {direction}, {name}", found, show=False, **where, **of)
 
 
-_MEASURES: Mapping[str, Callable[[_Run, str], None]] = {
-    "ceiling": _ceilings,
-    "dtypes": _dtypes,
-    "binary": _binary_products,
-    "sweep": _sweep,
-    "transfer": _transfers,
-    "wrong": _wrong_timings,
-    "chain": _chain,
-    "race": _race,
-    "training": _mnist_training,
+_MEASURES: Mapping[Callable[[_Run, str], None], tuple[str, ...]] = {
+    _ceilings: ("ceiling",),
+    _dtypes: ("dtypes",),
+    _binary_products: ("binary",),
+    _sweep: ("sweep",),
+    _transfers: ("transfer",),
+    _wrong_timings: ("wrong",),
+    _chain: ("chain",),
+    _race: ("race",),
+    _mnist_training: ("training",),
+    _passes: ("pass", "layers"),
 }

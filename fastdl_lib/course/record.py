@@ -31,18 +31,14 @@ from fastdl_lib.measuring.timing import time_scale
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.zoo import alexnet
 
-__all__ = ["check_place", "check_recording", "recording_name", "save"]
-
 BUSY_PERCENT = 20  # of one core, that other programs use before the run
 
 # --- where a recording goes ---------------------------------------------------------------------
 
 
 def check_place(path: Path, machine: MachineCard | None = None) -> None:
-    """Refuse, before anything is measured, a place where no recording can or must be written.
-
-    Args:
-        machine: refuse also to take the place of another machine's recording.
+    """Refuse, before anything is measured, a place where no recording can or must be written: also
+    that of another recording's machine, where ``machine`` is given.
 
     Raises:
         ValueError: the name is no .json file's, or what is there is not the same kind of recording.
@@ -57,23 +53,17 @@ def check_place(path: Path, machine: MachineCard | None = None) -> None:
     if not path.exists():
         return
     there = read_recording(path).machine
-    if machine and any(getattr(there, key) != getattr(machine, key) for key in _SAME):
+    if machine and any(getattr(there, k) != getattr(machine, k) for k in ("cpu", "cores", "gpu")):
         raise ValueError(
             f"{path.name} is the recording of another machine ({there.summary}); "
             "give yours another name with --out."
         )
 
 
-_SAME = ("cpu", "cores", "gpu")
-
-
 def save(recording: Recording, path: Path) -> Recording:
     """Write the whole file or nothing, say so, and return what is read back from it.
 
     What was measured is *recorded* there. Call :func:`check_place` before the work.
-
-    Raises:
-        As :func:`check_place`, and ValueError where JSON does not keep what a measurement holds.
     """
     check_place(path)
     write_recording(path, recording)
@@ -82,11 +72,7 @@ def save(recording: Recording, path: Path) -> Recording:
 
 
 def recording_name(card: MachineCard) -> str:
-    """The file's name without its ending: by the GPU, or the CPU where there is none, and the day.
-
-    >>> recording_name(machine_card()).startswith("machine_")
-    True
-    """
+    """The file's name without its ending: by the GPU, or the CPU where there is none, and day."""
     device = card.gpu if _has_gpu(card) else card.cpu
     return f"machine_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}_{card.date}"
 
@@ -121,9 +107,7 @@ _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
 def check_recording(recording: Recording, network: Network | None = None) -> list[str]:
     """Say what in a machine's recording cannot be: one sentence a fault, none when it is accepted.
 
-    Args:
-        recording: as ``python -m fastdl_lib.course.record`` makes it.
-        network: what was measured; by default the course's AlexNet.
+    ``network`` is what was measured; by default the course's AlexNet.
 
     >>> from fastdl_lib.measuring.recordings import machine_recordings
     >>> [fault for run in machine_recordings().values() for fault in check_recording(run)]
@@ -131,8 +115,7 @@ def check_recording(recording: Recording, network: Network | None = None) -> lis
     """
     network, found = network or alexnet(), recording.measurements
     faults = [*_card_faults(recording), *_missing(recording)]
-    for measurement in found:
-        faults += _own_faults(measurement)
+    faults += (fault for measurement in found for fault in _own_faults(measurement))
     seen = Counter(json.dumps(m.conditions, sort_keys=True) for m in found)
     twice = [key for key, count in seen.items() if count > 1]
     if twice:
@@ -183,10 +166,11 @@ def _missing(recording: Recording) -> Iterator[str]:
     """Every row of the table is there for each device, but for parts that came later."""
     devices = ("cpu", "gpu") if _has_gpu(recording.machine) else ("cpu",)
     for row in ROWS:
-        if row.part in LATER and not recording.has(part=row.part):
-            continue
-        for device in (device for device in devices if device in row.devices):
-            if not recording.has(**row.fixed, device=device):
+        for device in devices:
+            needed = device in row.devices and (
+                row.part not in LATER or recording.has(part=row.part)
+            )
+            if needed and not recording.has(**row.fixed, device=device):
                 yield f"nothing was measured of {row.fixed} on the {device}."
 
 
@@ -197,10 +181,8 @@ def _own_faults(measurement: Measurement) -> Iterator[str]:
     if row is None:
         yield f"{name!r} is of no part of {list(PARTS)}, or of nothing that its part holds."
         return
-    kinds = {"device": str, **row.says}
-    if conditions.get("device") == "cpu":
-        kinds["threads"] = int
-    for key, kind in kinds.items():
+    threads = {"threads": int} if conditions.get("device") == "cpu" else {}
+    for key, kind in {"device": str, **row.says, **threads}.items():
         value = conditions.get(key)
         if value is None:
             yield f"{name!r} does not say its {key}."
@@ -267,9 +249,8 @@ def _peak_faults(recording: Recording, network: Network) -> Iterator[str]:
     costs = {cost.name: cost.macs for cost in layer_costs(network)}
     for m in recording.measurements:
         there = m.conditions
-        if there["part"] == "race" and there["macs"] > there["batch"] * costs.get(
-            there["layer"], 0
-        ):
+        most = there.get("batch", 1) * costs.get(there.get("layer"), 0)
+        if there["part"] == "race" and there["macs"] > most:
             yield f"{m.name!r} counts {there['macs']:,} MACs, more than the layer has."
         gflops = _gflops(m, costs)
         peak = peaks.get((there["device"], there.get("dtype", "float32")))
@@ -307,8 +288,20 @@ def _gflops(m: Measurement, costs: Mapping[str, int]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record this machine, or check a recording, as the command line says; return exit status."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdl_lib.course.record",
+        description="Measure this machine and write what came out as a recording.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="parts:\n" + "\n".join(f"  {part:9} {what}" for part, what in PARTS.items()),
+    )
+    add = parser.add_argument
+    add("--out", type=Path, help="the file (default: data/recordings/machine_<name>_<date>.json)")
+    add("--minutes", type=float, default=MINUTES, help="in all (default: %(default)g)")
+    add("--parts", nargs="+", choices=PARTS, metavar="PART", help="these alone; needs --out")
+    add("--check", type=Path, metavar="FILE", help="measure nothing, judge this recording")
     options = parser.parse_args(arguments)
+    if not 0 < options.minutes < math.inf:
+        parser.error(f"--minutes must be above 0, got {options.minutes:g}.")
     if options.parts and not options.out:
         parser.error("--parts makes no whole recording: say with --out where it shall go.")
     try:
@@ -338,35 +331,12 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _report(name: str, faults: list[str]) -> int:
+    verdict = "accepted."
     for fault in faults:
         print(f"  {fault}")
-    if faults:
-        print(f"{name} is not accepted. Record again, on a machine that does nothing else.")
-    else:
-        print(f"{name} is accepted.")
-    return 1 if faults else 0
-
-
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return minutes
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdl_lib.course.record",
-        description="Measure this machine and write what came out as a recording.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="parts:\n" + "\n".join(f"  {part:9} {what}" for part, what in PARTS.items()),
-    )
-    add = parser.add_argument
-    add("--out", type=Path, help="the file (default: data/recordings/machine_<name>_<date>.json)")
-    add("--minutes", type=_minutes, default=MINUTES, help="in all (default: %(default)g)")
-    add("--parts", nargs="+", choices=PARTS, metavar="PART", help="these alone; needs --out")
-    add("--check", type=Path, metavar="FILE", help="measure nothing, judge this recording")
-    return parser
+        verdict = "not accepted. Record again, on a machine that does nothing else."
+    print(f"{name} is {verdict}")
+    return bool(faults)
 
 
 if __name__ == "__main__":
