@@ -56,10 +56,8 @@ def test_the_pretend_gpu_leaves_everything_as_it_was():
 def test_the_stand_in_counts_what_is_fetched(fake_gpu):
     x = to_gpu(np.arange(3.0))
     fake_gpu.counts.update(dict.fromkeys(fake_gpu.counts, 0))
-    assert (float(x[1]), int(x[2]), bool(x[0]), x[0].item(), x.tolist()) == (
-        *(1.0, 2, False, 0.0),
-        [0.0, 1.0, 2.0],
-    )
+    fetched = float(x[1]), int(x[2]), bool(x[0]), x[0].item(), x.tolist()
+    assert fetched == (1.0, 2, False, 0.0, [0.0, 1.0, 2.0])
     assert fake_gpu.counts["numbers"] == 5
     assert str(x) == "[0. 1. 2.]" and fake_gpu.counts["to_cpu"] == 1
 
@@ -78,14 +76,14 @@ def test_a_kernel_refuses_what_cupy_refuses(fake_gpu):
     kernel = fake_gpu.ElementwiseKernel("raw T x, int32 k", "T y", "y = k * x[i]", "scaled")
     x = to_gpu(np.arange(6, dtype=np.float32).reshape(2, 3))
     assert kernel(x, 3, fake_gpu.empty_like(x)).tolist() == [[0, 3, 6], [9, 12, 15]]
-    with pytest.raises(TypeError, match="Wrong number of arguments for 'scaled'"):
-        kernel(x, fake_gpu.empty_like(x))
-    with pytest.raises(TypeError, match="Type is mismatched"):
-        kernel(x, 3, fake_gpu.empty((2, 3), np.float64))
-    with pytest.raises(TypeError, match="Type is mismatched"):
-        kernel(np.ones((2, 3), np.float32), 3, x)
-    with pytest.raises(TypeError, match="contiguous"):
-        kernel(x.T, 3, x)
+    for given, words in (
+        ((x, fake_gpu.empty_like(x)), "Wrong number of arguments for 'scaled'"),
+        ((x, 3, fake_gpu.empty((2, 3), np.float64)), "Type is mismatched"),
+        ((np.ones((2, 3), np.float32), 3, x), "Type is mismatched"),
+        ((x.T, 3, x), "contiguous"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            kernel(*given)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "float64"])
@@ -105,15 +103,10 @@ def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
 
 
 def test_the_gpu_modules_need_neither_cupy_nor_torch():
-    told = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; sys.modules['cupy'] = sys.modules['torch'] = None\n"
-            "import fastdl_lib.convolution.gpu, fastdl_lib.nn.layers, fastdl_lib.core.pretend_gpu\n"
-            "print(fastdl_lib.convolution.gpu.cudnn_status().available)",
-        ],
-        capture_output=True,
-        text=True,
+    code = (
+        "import sys; sys.modules['cupy'] = sys.modules['torch'] = None\n"
+        "import fastdl_lib.convolution.gpu, fastdl_lib.nn.layers, fastdl_lib.core.pretend_gpu\n"
+        "print(fastdl_lib.convolution.gpu.cudnn_status().available)"
     )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.stdout == "False\n", told.stderr
