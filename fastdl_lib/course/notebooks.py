@@ -130,24 +130,18 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         for key in ("execution", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
-        if cell.cell_type == "code":
-            cell.outputs = _clean_outputs(cell.outputs)
-    return notebook
-
-
-def _clean_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        if WIDGET_VIEW in output.get("data", {}):
-            del output.data[WIDGET_VIEW]
-            if not output.data:
+    for cell in _code_cells(notebook):
+        kept: list[NotebookNode] = []
+        for output in cell.outputs:
+            if output.get("data", {}).pop(WIDGET_VIEW, None) and not output.data:
                 continue
-        # Two pieces of one stream become one; nothing but a stream has a name.
-        if kept and output.get("name") and kept[-1].get("name") == output.name:
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    return kept
+            # Two pieces of one stream become one; nothing but a stream has a name.
+            if kept and output.get("name") and kept[-1].get("name") == output.name:
+                kept[-1].text += output.text
+            else:
+                kept.append(output)
+        cell.outputs = kept
+    return notebook
 
 
 def clean(path: Path) -> bool:
@@ -181,14 +175,13 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     code_cells = _code_cells(notebook)
     for cell in code_cells:
         cell.outputs, cell.execution_count = [], None
-    reached = 0
+    reached: list[NotebookNode] = []
 
     def on_cell_start(cell: NotebookNode, cell_index: int) -> None:
-        nonlocal reached
         if cell.cell_type == "code":
-            reached += 1
+            reached.append(cell)
             if progress:
-                _show_progress(f"{path.name}: cell {reached} of {len(code_cells)}")
+                _show_progress(f"{path.name}: cell {len(reached)} of {len(code_cells)}")
 
     started = time.monotonic()
     try:
@@ -196,21 +189,19 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     except Exception as error:
         place = "before its first cell"
         if reached:
-            place = f"in code cell {reached} ({_first_line(code_cells[reached - 1].source)})"
+            place = f"in code cell {len(reached)} ({_first_line(reached[-1].source)})"
         reason = _reason(error, cell_timeout_s)
-        raise CourseError(
-            f"{path.name}: stopped {place}: {reason}. The file is unchanged."
-        ) from error
+        message = f"{path.name}: stopped {place}: {reason}. The file is unchanged."
+        raise CourseError(message) from error
     finally:
         if progress:
             _show_progress("")
     write_notebook(path, notebook)
-    seconds = time.monotonic() - started
     picture = readme_picture(notebook)
     if picture is not None and path.parent == ROOT / FOLDER:
         with whole_file(ROOT / README_PICTURES[path.stem]) as part:
             part.write_bytes(picture)
-    return seconds
+    return time.monotonic() - started
 
 
 def readme_picture(notebook: NotebookNode) -> bytes | None:
@@ -223,29 +214,21 @@ def readme_picture(notebook: NotebookNode) -> bytes | None:
 
 
 def _run(notebook: NotebookNode, folder: Path, cell_timeout_s: int, on_cell_start) -> None:
-    import ipykernel.kernelspec
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
     from traitlets import default
 
-    class ThisPython(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name):
-            return KernelSpec(
-                resource_dir=ipykernel.kernelspec.RESOURCES,
-                **ipykernel.kernelspec.get_kernel_dict(),
-            )
-
-    class ThisPythonManager(AsyncKernelManager):
+    class ThisPython(AsyncKernelManager):
         @default("kernel_spec_manager")
-        def _thisplain_python(self):
-            return ThisPython(parent=self)
+        def _no_installed_kernels(self):
+            return KernelSpecManager(parent=self, kernel_dirs=[])
 
     client = NotebookClient(
         notebook,
         timeout=cell_timeout_s,
         kernel_name="python3",
-        kernel_manager_class=ThisPythonManager,
+        kernel_manager_class=ThisPython,
         # The kernel warns of unencrypted transport, which here never leaves the machine.
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
@@ -266,17 +249,12 @@ def _reason(error: Exception, cell_timeout_s: int) -> str:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     if isinstance(error, CellExecutionError):
-        return f"{error.ename}: {shorten(error.evalue)}"
+        return f"{error.ename}: {error.evalue[:400]}"
     if isinstance(error, CellTimeoutError):
         return f"it did not finish within {cell_timeout_s} s (--cell-timeout gives it more)"
     if isinstance(error, DeadKernelError):
         return "the kernel died (out of memory, or the code ended the process)"
-    return f"{type(error).__name__}: {shorten(str(error))}"
-
-
-def shorten(text: str) -> str:
-    """The first 400 characters of a message."""
-    return text if len(text) <= 400 else text[:400] + " ..."
+    return f"{type(error).__name__}: {str(error)[:400]}"
 
 
 def _show_progress(text: str) -> None:
@@ -301,7 +279,16 @@ def format_faults(path: Path) -> list[str]:
     path = Path(path).resolve()
     notebook = read_notebook(path)
     code_cells = _code_cells(notebook)
-    faults = list(_file_faults(path, notebook))
+    faults = []
+    try:
+        nbformat.validate(notebook)
+    except nbformat.ValidationError as error:
+        faults.append(f"not a valid notebook: {str(error).partition(chr(10))[0]}")
+    if "widgets" in notebook.metadata:
+        faults.append("widget state in the notebook's metadata")
+    if not is_clean(path):
+        command = f"python -m fastdl_lib.course.notebooks clean {shown(path)}"
+        faults.append(f"not clean: run `{command}`")
     # Said once, not of each cell.
     never_run = all(cell.execution_count is None for cell in code_cells)
     if code_cells and never_run:
@@ -333,17 +320,6 @@ def code_lines(source: str) -> int:
     return sum(1 for line in lines if line and not line.startswith("#"))
 
 
-def _file_faults(path: Path, notebook: NotebookNode) -> Iterator[str]:
-    try:
-        nbformat.validate(notebook)
-    except nbformat.ValidationError as error:
-        yield f"not a valid notebook: {str(error).partition(chr(10))[0]}"
-    if "widgets" in notebook.metadata:
-        yield "widget state in the notebook's metadata"
-    if not is_clean(path):
-        yield f"not clean: run `python -m fastdl_lib.course.notebooks clean {shown(path)}`"
-
-
 def _run_faults(cell: NotebookNode, count: int | None, path: Path) -> Iterator[str]:
     """Yield what is wrong with a cell that ought to have been run as `[count]`, and its outputs."""
     if cell.execution_count != count:
@@ -365,12 +341,12 @@ def _source_faults(cell: NotebookNode) -> Iterator[str]:
         yield f"{lines} code lines; at most {most}: move plumbing into fastdl_lib"
     if typed := _TYPED_PROVENANCE.search(cell.source):
         yield f"types a label by hand, {typed[0]!r}: print the Measurement, which says it"
-    tree = _parsed(cell.source)
-    if tree is None:
+    nodes = _nodes(cell.source)
+    if nodes is None:
         yield "is not Python"
         return
     told = (ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    is_silent = not any(isinstance(node, told) for node in ast.walk(tree))
+    is_silent = not any(isinstance(node, told) for node in nodes)
     was_run = cell.execution_count is not None and not grading(cell).get("solution")
     if was_run and is_silent and not cell.outputs:
         yield "shows nothing and asserts nothing"
@@ -385,11 +361,8 @@ def _figure_faults(cells: list[NotebookNode]) -> Iterator[str]:
         # The place where nbconvert looks for it.
         if not str(picture.metadata.get("image/png", {}).get("alt", "")).strip():
             yield 'figure without alternative text: set metadata["image/png"]["alt"]'
-    if pictures and not any(_has_assertion(cell) for cell in cells):
-        yield (
-            "no assertion beside the figure; put one in this code cell or in one "
-            f"of the next {ASSERT_WITHIN}"
-        )
+    if pictures and not any(_asserts(node) for cell in cells for node in _nodes(cell.source) or ()):
+        yield f"no assertion beside the figure, in this code cell or the next {ASSERT_WITHIN}"
 
 
 def _machine_traces(cell: NotebookNode, path: Path) -> set[str]:
@@ -399,10 +372,8 @@ def _machine_traces(cell: NotebookNode, path: Path) -> set[str]:
     checkout = path.parents[1]
     if len(checkout.parts) > 1 and re.search(rf"{re.escape(str(checkout))}(?![\w-])", everything):
         traces.add(str(checkout))
-    for name in _machine_names():
-        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", output_text):
-            traces.add(name)
-    return traces
+    words = (rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in _machine_names())
+    return traces.union(*(re.findall(word, output_text) for word in words))
 
 
 def _machine_names() -> set[str]:
@@ -437,23 +408,18 @@ def plain_python(source: str) -> str:
     return TransformerManager().transform_cell(source)
 
 
-def _parsed(source: str) -> ast.Module | None:
+def _nodes(source: str) -> list[ast.AST] | None:
+    """What a cell is made of; None when it is not Python."""
     try:
-        return ast.parse(plain_python(source))
+        return list(ast.walk(ast.parse(plain_python(source))))
     except SyntaxError:
         return None
 
 
-def _has_assertion(cell: NotebookNode) -> bool:
-    tree = _parsed(cell.source)
-    for node in ast.walk(tree) if tree else ():
-        if isinstance(node, ast.Assert):
-            return True
-        if isinstance(node, ast.Call):
-            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if called.startswith("assert_"):
-                return True
-    return False
+def _asserts(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return getattr(node.func, "attr", getattr(node.func, "id", "")).startswith("assert_")
+    return isinstance(node, ast.Assert)
 
 
 def _has_trailing_semicolon(source: str) -> bool:
@@ -506,32 +472,21 @@ def _link_faults(path: Path, prose: str) -> Iterator[str]:
 
 # --- command line --------------------------------------------------------------------------------
 
-_VERBS = {
-    "execute": "run notebooks from top to bottom, clean them and write them back",
-    "clean": "bring notebooks to their normal form: no widget state, no times, no versions",
-    "check": "say what is wrong with the format of notebooks; nothing is run or changed",
-}
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m fastdl_lib.course.notebooks", description="Execute, clean, check notebooks."
+        prog="python -m fastdl_lib.course.notebooks",
+        description="""execute: run notebooks from top to bottom, clean them and write them back;
+        clean: drop widget state, times and versions; check: say what is wrong with the format of
+        notebooks, nothing is run or changed.""",
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, meaning in _VERBS.items():
-        command = verbs.add_parser(verb, help=meaning, description=meaning.capitalize() + ".")
-        command.add_argument(
-            "notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all chapters"
-        )
-        if verb == "execute":
-            command.add_argument(
-                "--cell-timeout",
-                type=int,
-                default=120,
-                metavar="SECONDS",
-                help="stop a notebook when one cell takes longer (default: %(default)s)",
-            )
+    parser.add_argument("verb", choices=("execute", "clean", "check"))
+    paths = {"nargs": "*", "type": Path, "metavar": "NOTEBOOK", "help": "default: all chapters"}
+    parser.add_argument("notebooks", **paths)
+    limit = {"type": int, "default": 120, "metavar": "SECONDS"}
+    meaning = "execute stops when one cell takes longer (default: %(default)s)"
+    parser.add_argument("--cell-timeout", **limit, help=meaning)
     options = parser.parse_args(arguments)
     return max(_on_one(options, path) for path in options.notebooks or notebook_paths())
 

@@ -11,17 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastdl_lib.course.notebooks import (
-    FOLDER,
-    ROOT,
-    CourseError,
-    is_clean,
-    notebook_paths,
-    read_notebook,
-    shorten,
-    shown,
-    write_notebook,
-)
+from fastdl_lib.course import notebooks as course
+from fastdl_lib.course.notebooks import FOLDER, ROOT, CourseError
 
 
 def release(root: Path = ROOT) -> list[Path]:
@@ -31,21 +22,22 @@ def release(root: Path = ROOT) -> list[Path]:
     exercises in `gradebook.db`, from which submissions are graded. Raises CourseError when a
     chapter is not clean or nbgrader refuses one.
     """
-    root = Path(root).resolve()
-    chapters = notebook_paths(root)
-    # nbgrader would copy the widget state, with what the solutions show, to the students.
-    unclean = [path.name for path in chapters if not is_clean(path)]
-    if unclean:
-        raise CourseError(
-            f"not clean: {', '.join(unclean)}. "
-            "Run `python -m fastdl_lib.course.notebooks clean` first."
-        )
     from nbgrader.utils import capture_log
 
+    root = Path(root).resolve()
+    chapters = course.notebook_paths(root)
+    # nbgrader would copy the widget state, with what the solutions show, to the students.
+    unclean = [path.name for path in chapters if not course.is_clean(path)]
+    if unclean:
+        command = "python -m fastdl_lib.course.notebooks clean"
+        raise CourseError(f"not clean: {', '.join(unclean)}. Run `{command}` first.")
     with programs_on_path():
-        result = capture_log(_generator(root, chapters))
+        result = capture_log(_generator(root, {path.name for path in chapters}))
     if not result["success"]:
-        raise CourseError(f"nbgrader made no release: {_reason(result)}")
+        # nbgrader logs the cause and then raises a summary that points to the log.
+        causes = [line for line in result.get("log", "").splitlines() if "Error" in line]
+        reason = " ".join(causes) or result["error"].strip().splitlines()[-1]
+        raise CourseError(f"nbgrader made no release: {reason[:400]}")
     paths = sorted((root / "release" / FOLDER).glob("*.ipynb"))
     for path in paths:
         _unfold_cells(path)
@@ -59,7 +51,7 @@ def nbgrader_config(root: Path = ROOT):
     return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
 
 
-def _generator(root: Path, chapters: list[Path]):
+def _generator(root: Path, names: set[str]):
     """nbgrader's converter, set to these chapters and nothing else that lies beside them."""
     from nbgrader.converters import GenerateAssignment
     from nbgrader.coursedir import CourseDirectory
@@ -67,7 +59,6 @@ def _generator(root: Path, chapters: list[Path]):
     class OfChapters(GenerateAssignment):
         def init_notebooks(self):
             super().init_notebooks()
-            names = {path.name for path in chapters}
             for found in self.assignments.values():
                 found[:] = [path for path in found if Path(path).name in names]
 
@@ -93,28 +84,22 @@ def programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _reason(result: dict) -> str:
-    # nbgrader logs the cause and then raises a summary that points to the log.
-    causes = [line for line in result.get("log", "").splitlines() if "Error" in line]
-    return shorten(" ".join(causes) or result["error"].strip().splitlines()[-1])
-
-
 def _unfold_cells(path: Path) -> None:
     """Show the cells that are folded in the instructor's copy."""
-    notebook = read_notebook(path)
+    notebook = course.read_notebook(path)
     for cell in notebook.cells:
         view = cell.metadata.get("jupyter", {})
         view.pop("source_hidden", None)
         if not view:
             cell.metadata.pop("jupyter", None)
-    write_notebook(path, notebook)
+    course.write_notebook(path, notebook)
 
 
 def main() -> int:
     """Run the command line; return its exit code."""
     try:
         for path in release():
-            print(shown(path))
+            print(course.shown(path))
     except CourseError as error:
         print(error, file=sys.stderr)
         return 1
