@@ -487,7 +487,7 @@ def main(arguments: list[str] | None = None) -> int:
     limit = {"type": int, "default": 120, "metavar": "SECONDS"}
     meaning = "execute stops when one cell takes longer (default: %(default)s)"
     parser.add_argument("--cell-timeout", **limit, help=meaning)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     return max(_on_one(options, path) for path in options.notebooks or notebook_paths())
 
 
