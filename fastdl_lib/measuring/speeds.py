@@ -18,6 +18,7 @@ from fastdl_lib.measuring.published import published
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import benchmark
 
+TOLERANCE = 1e-3
 Layer = Any  # a fastdl_lib.nn.layers.Layer
 
 
@@ -53,7 +54,6 @@ def forward_ms(
     algorithm: str = "auto",
     device: str = "cpu",
     expected: np.ndarray | None = None,
-    tolerance: float = 1e-3,
     **options: Any,
 ) -> Measurement:
     """Check what a layer or network makes of ``x``, then time it, in milliseconds.
@@ -62,8 +62,7 @@ def forward_ms(
         x: (N, C, H, W) on the CPU; moved to the device before the clock starts.
         algorithm: how the convolutions are computed, see ``ALGORITHMS``.
         device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
-        expected: the right answer for the first images of ``x``.
-        tolerance: the largest error, as a part of the largest value of ``expected``.
+        expected: the right answer for the first images of ``x``, to 0.1 % of its largest value.
         options: what :func:`fastdl_lib.measuring.timing.benchmark` takes, such as ``threads``.
 
     Raises:
@@ -78,10 +77,10 @@ def forward_ms(
         if expected is not None:
             answer = to_cpu(model.forward(there[: len(expected)]))
             error = float(np.abs(answer - expected).max() / np.abs(expected).max())
-            if not error <= tolerance:
+            if not error <= TOLERANCE:
                 raise ArithmeticError(
                     f"{algorithm!r} on the {device} is off by {error:.0e} of the largest value, "
-                    f"allowed is {tolerance:.0e}; a wrong answer is not timed."
+                    f"allowed is {TOLERANCE:.0e}; a wrong answer is not timed."
                 )
         return benchmark(model.forward, there, device=device, **options)
 

@@ -22,25 +22,22 @@ def rows_of(name, key=None):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_format(path):
-    table = json.loads(path.read_text(encoding="utf-8"))
-    assert table.keys() == {*TEXTS, "caveats", "tags", "columns", "rows"}
-    assert all(isinstance(table[key], str) and table[key].strip() for key in TEXTS)
-    assert (table["schema"], table["name"]) == ("fastdl-published/1", path.stem)
-    assert table["url"].startswith(("http://", "https://"))
-    assert all(isinstance(caveat, str) and caveat for caveat in table["caveats"])
-    columns = [column["name"] for column in table["columns"]]
-    assert len({*columns, "tag"}) == len(columns) + 1
-    for column in table["columns"]:
-        assert column.keys() == {"name", "unit", "description"} and column["description"]
-    assert all(row.keys() == {*columns, "tag"} for row in table["rows"])
-    assert {row["tag"] for row in table["rows"]} == set(table["tags"]), "or a tag nothing uses"
-    seen = {json.dumps(row, sort_keys=True) for row in table["rows"]}
-    assert len(seen) == len(table["rows"]) > 0, "a row stands twice"
-    for column in columns:
-        values = [row[column] for row in table["rows"] if row[column] is not None]
+    """What reading a table does not ask of it."""
+    table, fields = published(path.stem), json.loads(path.read_text(encoding="utf-8"))
+    assert table.name == path.stem and table.url.startswith(("http://", "https://"))
+    assert all(fields[key].strip() for key in TEXTS)
+    assert all(isinstance(caveat, str) and caveat for caveat in table.caveats)
+    assert all(column["description"] for column in fields["columns"])
+    names = [column.key for column in table.columns]
+    assert len({*names, "tag"}) == len(names) + 1
+    assert {row["tag"] for row in table.rows} == set(table.tags), "a tag nothing uses"
+    seen = {json.dumps(row, sort_keys=True) for row in table.rows}
+    assert len(seen) == len(table.rows) > 0, "a row stands twice"
+    for name in names:
+        values = [row[name] for row in table.rows if row[name] is not None]
         kinds = {float if type(value) is int else type(value) for value in values}
-        assert len(kinds) == 1, column
-        assert kinds != {float} or all(math.isfinite(value) for value in values), column
+        assert len(kinds) == 1, name
+        assert kinds != {float} or all(math.isfinite(value) for value in values), name
 
 
 @pytest.mark.parametrize(
