@@ -189,20 +189,28 @@ def test_the_gpu_is_waited_for_around_each_sample(fake_gpu, clock, card, monkeyp
     assert m.conditions == {"device": "gpu", "warmup": 3} and str(m).endswith("on the GPU)")
 
 
-def test_tf32_is_allowed_during_its_product_alone(fake_gpu, monkeypatch):
-    seen = []
-    matmul = fake_gpu.matmul
+@pytest.mark.parametrize(
+    ("device", "dtype", "real"),
+    [
+        *(("cpu", dtype, dtype) for dtype in ("float64", "float32", "float16")),
+        *(("gpu", dtype, "float32") for dtype in ("tf32", "float32")),
+    ],
+)
+def test_a_product_is_of_the_dtype_it_says_and_tf32_allowed_during_its_own_alone(
+    fake_gpu, monkeypatch, device, dtype, real
+):
+    seen = set()
+    xp = fake_gpu if device == "gpu" else np
+    matmul = xp.matmul
 
     def watched(a, b, out):
-        seen.append((a.dtype, tf32_allowed()))
+        seen.add((a.dtype, b.dtype, out.dtype, tf32_allowed()))
         return matmul(a, b, out=out)
 
-    monkeypatch.setattr(fake_gpu, "matmul", watched)
-    for dtype in ("tf32", "float32"):
-        assert product_gflops(16, dtype, device="gpu", **QUICK).conditions == ON_GPU
-        assert set(seen) == {(np.dtype("float32"), dtype == "tf32")}
-        seen.clear()
-    assert not tf32_allowed()
+    monkeypatch.setattr(xp, "matmul", watched)
+    m = product_gflops(16, dtype, device=device, **QUICK)
+    assert seen == {(np.dtype(real),) * 3 + (dtype == "tf32",)} and not tf32_allowed()
+    assert (m.name, m.conditions["device"]) == (f"{dtype} product, 16 x 16", device)
 
 
 def test_ceilings_of_a_gpu(fake_gpu, monkeypatch):
@@ -241,21 +249,6 @@ def test_ceilings_divide_the_work_by_the_time(monkeypatch, card):
     assert copy.median == pytest.approx(2 * 2 * 2**20 / 0.5 / 1e9)
     # NumPy copies with one thread, however many the products take.
     assert (product.conditions["threads"], copy.conditions["threads"]) == (2, 1)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_a_product_is_of_the_dtype_it_says(monkeypatch, dtype):
-    seen = []
-    matmul = np.matmul
-
-    def watched(a, b, out):
-        seen.append({a.dtype, b.dtype, out.dtype})
-        return matmul(a, b, out=out)
-
-    monkeypatch.setattr(np, "matmul", watched)
-    m = product_gflops(16, dtype, **QUICK)
-    assert seen[0] == {np.dtype(dtype)} and m.name == f"{dtype} product, 16 x 16"
-    assert m.conditions["device"] == "cpu"
 
 
 # --- layer profiles -----------------------------------------------------------------------------
