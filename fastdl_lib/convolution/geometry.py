@@ -92,17 +92,8 @@ class Geometry:
         object.__setattr__(self, "out_shape", (x[0], weight[0], *sizes))
 
     @classmethod
-    def of(
-        cls,
-        x: Array,
-        weight: Array,
-        bias: Array | None = None,
-        *,
-        stride: int = 1,
-        padding: int = 0,
-        groups: int = 1,
-    ) -> "Geometry":
-        """Check everything that a convolution is given.
+    def of(cls, x: Array, weight: Array, bias: Array | None = None, **window: int) -> "Geometry":
+        """Check everything that a convolution is given; ``window`` is stride, padding and groups.
 
         Raises: as the class, and TypeError for arrays of two libraries or dtypes, or not of floats.
         """
@@ -117,7 +108,7 @@ class Geometry:
                     f"x is {x.dtype} but {name} is {array.dtype}; mixing them would silently "
                     f"compute in float64. Use {name}.astype(x.dtype)."
                 )
-        geometry = cls(x.shape, weight.shape, stride, padding, groups)
+        geometry = cls(x.shape, weight.shape, **window)
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must have the shape ({len(weight)},), got {bias.shape}.")
         return geometry

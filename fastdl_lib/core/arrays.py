@@ -220,20 +220,12 @@ def check_on_cpu(name: str, x: Array) -> None:
 
 
 def wide(dtype: np.dtype) -> np.dtype:
-    """The dtype to add up in: float32 for float16, the same for other floats.
-
-    >>> wide(np.dtype("float16")), wide(np.dtype("float64"))
-    (dtype('float32'), dtype('float64'))
-    """
+    """The dtype to add up in: float32 for float16, the same for other floats."""
     return np.promote_types(dtype, np.float32)
 
 
 def beside(array: np.ndarray, other: Array) -> Array:
-    """Bring a NumPy array to where ``other`` is: to the GPU, or nowhere.
-
-    >>> beside(np.ones(3), np.zeros(2)).shape
-    (3,)
-    """
+    """Bring a NumPy array to where ``other`` is: to the GPU, or nowhere."""
     return array if array_module(other) is np else to_gpu(array)
 
 

@@ -121,18 +121,22 @@ def photos(count: int = 2) -> np.ndarray:
     return both[np.arange(count) % len(both)]
 
 
+def _check(what: str, content: bytes, expected: str, fix: str) -> None:
+    got = hashlib.sha256(content).hexdigest()
+    if got != expected:
+        raise ValueError(
+            f"{what} is damaged or another file: expected bytes of SHA-256 {expected}, got "
+            f"{len(content):,} bytes of {got}; {fix}"
+        )
+
+
 def _read_photo(name: str) -> np.ndarray:
     """One photo, float32 (3, 227, 227)."""
     path = data_folder() / "photos" / name
-    fix = f"git checkout -- data/photos/{name}"
+    fix = f"bring it back: git checkout -- data/photos/{name}"
     if not path.is_file():
-        raise FileNotFoundError(f"the photo photos/{name} is missing; bring it back: {fix}")
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != _PHOTO_SHA256[name]:
-        raise ValueError(
-            f"the photo photos/{name} is damaged: expected SHA-256 {_PHOTO_SHA256[name]}, got "
-            f"{got}; bring it back: {fix}"
-        )
+        raise FileNotFoundError(f"the photo photos/{name} is missing; {fix}")
+    _check(f"the photo photos/{name}", path.read_bytes(), _PHOTO_SHA256[name], fix)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255
@@ -156,12 +160,7 @@ def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
                 f"mnist/{name} is damaged: expected a whole gzip file, got "
                 f"{path.stat().st_size:,} bytes that do not decompress ({error}); {fix}"
             ) from error
-    got = hashlib.sha256(raw).hexdigest()
-    if got != _SHA256[name][1]:
-        raise ValueError(
-            f"mnist/{name} is not the official file: expected decompressed bytes of SHA-256 "
-            f"{_SHA256[name][1]}, got {len(raw):,} bytes of {got}; {fix}"
-        )
+    _check(f"mnist/{name}", raw, _SHA256[name][1], fix)
     # The idx format's header, before the values: 0, 0, 8 (uint8), the number of axes, and 4 bytes
     # for the size of each. The SHA-256 has proved it.
     return np.frombuffer(raw, np.uint8)[-math.prod(shape) :].reshape(shape)

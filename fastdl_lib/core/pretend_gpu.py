@@ -206,15 +206,6 @@ def _waited() -> None:
     _counts["synchronize"] += 1
 
 
-def _packbits(bits: ndarray, *, bitorder: str) -> ndarray:
-    """CuPy's knows no axis."""
-    return ndarray(np.packbits(_raw(bits), bitorder=bitorder))
-
-
-def _unpackbits(packed: ndarray, *, bitorder: str) -> ndarray:
-    return ndarray(np.unpackbits(_raw(packed), bitorder=bitorder))
-
-
 class _Generator:
     def __init__(self, seed):
         self._generator = np.random.default_rng(seed)
@@ -253,29 +244,23 @@ class _ElementwiseKernel:
         *given, out = arguments
         if len(given) != len(self._inputs):
             raise TypeError(f"Wrong number of arguments for '{self.name}'")
-        c_inputs, values = [], []
+        inputs, values = [], []
         for (*kind, name), value in zip(self._inputs, given, strict=True):
             if kind[0] == "raw":
                 wanted = out.dtype if kind[1] == "T" else np.dtype(kind[1])
                 if not isinstance(value, ndarray) or value.dtype != wanted:
                     raise TypeError(f"Type is mismatched. {name}: {value!r}, not {wanted}")
                 if not value.flags.c_contiguous:
-                    raise TypeError(
-                        f"The stand-in runs kernels on contiguous arrays; {name} is not."
-                    )
-                c_inputs.append(f"const {wanted.name} *{name}")
+                    raise TypeError(f"The stand-in takes contiguous arrays only; {name} is not.")
+                inputs.append(f"const {wanted.name} *{name}")
                 values.append(ctypes.c_void_p(value._array.ctypes.data))
             else:
-                c_inputs.append(f"{kind[0]} {name}")
+                inputs.append(f"{kind[0]} {name}")
                 values.append(np.ctypeslib.as_ctypes_type(np.dtype(kind[0]))(value))
-        code = _C_LOOP.format(
-            dtype=out.dtype.name,
-            out=self._out,
-            inputs=", ".join(c_inputs),
-            operation=self._operation,
-        )
+        names = {"dtype": out.dtype.name, "out": self._out, "inputs": ", ".join(inputs)}
         made = np.empty(out.shape, out.dtype)
-        _compiled(code)(*values, ctypes.c_void_p(made.ctypes.data), ctypes.c_ssize_t(made.size))
+        run = _compiled(_C_LOOP.format(**names, operation=self._operation))
+        run(*values, ctypes.c_void_p(made.ctypes.data), ctypes.c_ssize_t(made.size))
         out._array[...] = made
         return out
 
@@ -310,8 +295,9 @@ vars(_stand_in).update(
     counts=_counts,
     ndarray=ndarray,
     matmul=_wrapped(_matmul),
-    packbits=_packbits,
-    unpackbits=_unpackbits,
+    # CuPy's know no axis.
+    packbits=lambda bits, *, bitorder: _wrapped(np.packbits)(bits, bitorder=bitorder),
+    unpackbits=lambda packed, *, bitorder: _wrapped(np.unpackbits)(packed, bitorder=bitorder),
     asarray=_asarray,
     array=lambda array, dtype=None: _asarray(array, dtype).copy(),
     asnumpy=lambda array: array.get() if isinstance(array, ndarray) else np.asarray(array),

@@ -1,6 +1,7 @@
 """The image loaders: what they return, and what they say when a file is not what it should be."""
 
 import errno
+import functools
 import gzip
 import http.server
 import re
@@ -163,29 +164,28 @@ def test_a_damaged_or_missing_photo_is_named_with_its_fix(folder, spoil, error, 
 
 
 @pytest.fixture
-def mirrors(monkeypatch):
+def mirrors(monkeypatch, tmp_path_factory):
     """A web server whose folders are mirrors; ``mirrors(*folders)`` sets the list to try."""
     official = (SHIPPED / "mnist" / SMALL).read_bytes()
     answers = {"good": official, "other": gzip.compress(b"other"), "truncated": official[:1000]}
-    asked = []
+    site, asked = tmp_path_factory.mktemp("site"), []
+    for kind, content in answers.items():
+        (site / kind).mkdir()
+        (site / kind / SMALL).write_bytes(content)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            kind, _, name = self.path.lstrip("/").partition("/")
-            asked.append(kind)
-            if kind not in answers or name != SMALL:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            promised = official if kind == "truncated" else answers[kind]
-            self.send_header("Content-Length", str(len(promised)))
-            self.end_headers()
-            self.wfile.write(answers[kind])
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def send_header(self, name, value):
+            promised = name == "Content-Length" and self.path.startswith("/truncated")
+            super().send_header(name, str(len(official)) if promised else value)
 
-        def log_message(self, *args):
+        def log_request(self, *_):
+            asked.append(self.path.split("/")[1])
+
+        def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    handler = functools.partial(Handler, directory=site)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
