@@ -18,14 +18,10 @@ from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.files import whole_file
-from fastdl_lib.measuring.machine import MachineCard, machine_card
+from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import Evaluation, History, evaluate, fit, hold_out
 from fastdl_lib.nn.zoo import DROPOUT, deep_convnet
-
-__all__: list[str] = []
-
-Array = Any  # numpy.ndarray
 
 WEIGHTS_SCHEMA = "fastdl-weights/1"
 
@@ -33,31 +29,16 @@ WEIGHTS_SCHEMA = "fastdl-weights/1"
 NETWORKS = {
     "deep-convnet": lambda options: deep_convnet(options.seed),
     "mlp": lambda options: binary_mlp(options.seed, options.hidden, binary=options.binary),
-    "binary-deep-convnet": lambda options: binary_deep_convnet(
-        options.seed, options.width, binary=options.binary
-    ),
+    "binary-deep-convnet": lambda o: binary_deep_convnet(o.seed, o.width, binary=o.binary),
 }
 
 # The weights in data/weights.
 RECIPE = {
-    "epochs": 12,
-    "batch": 100,
-    "optimizer": "adam",
-    "learning_rate": 3e-3,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "warmup": 0.1,
-    "shift": 2,
-    "dropout": "none",
-}
+    "epochs": 12, "batch": 100, "optimizer": "adam", "learning_rate": 3e-3, "momentum": 0.9,
+    "weight_decay": 0.0, "warmup": 0.1, "shift": 2, "dropout": "none",
+}  # fmt: skip
 # The binary networks, and their float twins beside them.
-BINARY_RECIPE = {
-    "epochs": 60,
-    "batch": 256,
-    "learning_rate": 5e-3,
-    "warmup": 0.05,
-    "shift": 1,
-}
+BINARY_RECIPE = {"epochs": 60, "batch": 256, "learning_rate": 5e-3, "warmup": 0.05, "shift": 1}
 # About 99 % in the shortest time.
 FAST_RECIPE = {"epochs": 1, "learning_rate": 8e-3, "warmup": 0.3, "shift": 0}
 
@@ -72,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.network != "deep-convnet":
         parser.set_defaults(**BINARY_RECIPE)
-        options = parser.parse_args(arguments)
     if options.fast:
         parser.set_defaults(**FAST_RECIPE)
-        options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)  # anew: what was not given has other defaults now
     try:
         _train(options, arguments)
     except KeyboardInterrupt:  # fit has said what is kept
@@ -96,8 +76,8 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     images, labels = (array[: options.images] for array in mnist("train"))
     validation = None
     if options.validate:
-        count = len(images) // HELD_OUT_SHARE
-        (images, labels), validation = hold_out(images, labels, count)
+        held = len(images) // HELD_OUT_SHARE
+        (images, labels), validation = hold_out(images, labels, held)
     network = trained = NETWORKS[options.network](options)
     left_out = DROPOUT[options.dropout]
     if left_out and options.network == "deep-convnet":
@@ -106,19 +86,11 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
         optimizer = SGD(options.learning_rate, options.momentum, options.weight_decay)
     else:
         optimizer = Adam(options.learning_rate)
+    given = {name: getattr(options, name) for name in ("epochs", "batch", "seed", "shift")}
     history = fit(
-        trained,
-        images,
-        labels,
-        epochs=options.epochs,
-        batch=options.batch,
-        optimizer=optimizer,
-        schedule=warmup_cosine(options.warmup),
-        seed=options.seed,
-        shift=options.shift,
-        validation=validation,
-        checkpoint=options.checkpoint,
-    )
+        trained, images, labels, **given, optimizer=optimizer, validation=validation,
+        schedule=warmup_cosine(options.warmup), checkpoint=options.checkpoint,
+    )  # fmt: skip
     # Who compares recipes must not see the test set.
     test = None if options.validate else evaluate(network, *mnist("test"))
     print(f"Trained on {len(images):,} images in {history.seconds:,.1f} s (measured here)")
@@ -126,7 +98,11 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
         print(f"Test: {test}")
     if options.out is not None:
         network.save_weights(options.out, packed=options.packed)
-        made = _how_made(options, arguments, card, history, len(images), validation, test)
+        made = _how_made(options, arguments, history, test) | {
+            "training_images": len(images),
+            "validation_images": 0 if validation is None else len(validation[0]),
+            "machine": card.to_dict(),
+        }
         with whole_file(options.out.with_suffix(".json")) as part:
             part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(f"Wrote {options.out.name} and {options.out.stem}.json")
@@ -144,13 +120,7 @@ def _check_place(out: Path) -> None:
 
 
 def _how_made(
-    options: argparse.Namespace,
-    arguments: list[str],
-    card: MachineCard,
-    history: History,
-    images: int,
-    validation: tuple[Array, Array] | None,
-    test: Evaluation | None,
+    options: argparse.Namespace, arguments: list[str], history: History, test: Evaluation | None
 ) -> dict[str, Any]:
     """What stands beside the weights, for JSON: no path of this machine."""
     words = ["python", "-m", "fastdl_lib.course.train", *map(_without_folders, arguments)]
@@ -168,14 +138,11 @@ def _how_made(
         "network": history.network,
         "command": shlex.join(words),
         "recipe": {name: value for name, value in vars(options).items() if name not in aside},
-        "training_images": images,
         "training_s": round(history.seconds, 1),
-        "validation_images": 0 if validation is None else len(validation[0]),
         "validation_accuracy": history.epochs[-1].validation_accuracy,
         "test_images": 0 if test is None else test.images,
         "test_accuracy": None if test is None else test.accuracy,
         "epochs": [dataclasses.asdict(epoch) for epoch in history.epochs],
-        "machine": card.to_dict(),
         "licence": "MIT, as the code of this project; trained on MNIST (see data/README.md)",
     }
 
@@ -200,12 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     default = " (default: %(default)s)"
-    add(
-        "--network",
-        choices=NETWORKS,
-        default="deep-convnet",
-        help="which one; the others than deep-convnet have the defaults " + f"{BINARY_RECIPE}",
-    )
+    which = f"which one; the others than deep-convnet have the defaults {BINARY_RECIPE}"
+    add("--network", choices=NETWORKS, default="deep-convnet", help=which)
     add("--binary", choices=BINARY_PARTS, default="all", help="what is one bit" + default)
     add("--hidden", type=int, default=2048, help="values in mlp's hidden layers" + default)
     add("--width", type=int, default=1, help="multiplies binary-deep-convnet's filters" + default)
@@ -222,12 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--dropout", choices=DROPOUT, help="at work in training; the book has both" + default)
     add("--seed", type=int, default=0, help="decides first weights and all chance" + default)
     add("--images", type=int, help="train on the first so many images only (default: all)")
-    add(
-        "--validate",
-        action="store_true",
-        help="hold out a twelfth of the training images and count on it after every epoch; the "
-        "test set is not touched",
-    )
+    validate = "hold out a twelfth of the training images and count on it; no test set is touched"
+    add("--validate", action="store_true", help=validate)
     add("--out", type=_npz, help="write the weights here, and beside them how they were made")
     add("--checkpoint", type=_npz, help="store the run here after every epoch, and go on from it")
     parser.set_defaults(**RECIPE)

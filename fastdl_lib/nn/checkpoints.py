@@ -14,8 +14,6 @@ from fastdl_lib.core.files import whole_file
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
 
-__all__ = ["Checkpoint", "digest"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 CHECKPOINT_SCHEMA = "fastdl-checkpoint/1"
@@ -25,20 +23,13 @@ class Checkpoint:
     """A run in one ``.npz`` file: weights, the optimiser's memory, the epochs so far, settings."""
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        settings: dict[str, Any],
-        network: Network,
-        optimizer: Optimizer,
+        self, path: str | os.PathLike, settings: dict, network: Network, optimizer: Optimizer
     ) -> None:
         self.path = Path(path)
         if self.path.suffix != ".npz":
             raise ValueError(f"a checkpoint is stored as .npz, got the name {self.path.name!r}.")
         self.settings, self.network, self.optimizer = settings, network, optimizer
-        self.start = self._weights_digest()
-
-    def _weights_digest(self) -> str:
-        return digest(self._weights().values())
+        self.start = digest(self._weights().values())
 
     def _weights(self) -> dict[str, Array]:
         return self.network.parameters | self.network.buffers
@@ -107,9 +98,8 @@ class Checkpoint:
         # A network that was interrupted holds the stored weights, not those it began with.
         held = digest(arrays[f"weight.{name}"] for name in self._weights())
         if self.start not in (record["start"], held):
-            raise ValueError(
-                f"{another}it began with other weights (another seed of the network?). {remedy}"
-            )
+            began = "it began with other weights (another seed of the network?)"
+            raise ValueError(f"{another}{began}. {remedy}")
 
     def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[dict]:
         weights = self._weights()

@@ -1,9 +1,8 @@
 """The layers of AlexNet and of the book's DeepConvNet, forward and backward.
 
 A layer keeps the dtype and the library (NumPy or CuPy) of what it is given. Its weights live in
-``parameters``, their gradients, after :meth:`Layer.backward`, in ``gradients`` under the same
-names; what it remembers but does not learn by gradients lives in ``buffers``. With
-``training=True`` the forward pass keeps what the backward pass needs.
+``parameters``, their gradients in ``gradients`` under the same names; what it remembers but does
+not learn by gradients lives in ``buffers``.
 """
 
 import math
@@ -18,18 +17,6 @@ from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.arrays import array_module, to_cpu, wide
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
-
-__all__ = [
-    "Conv2d",
-    "Dropout",
-    "Flatten",
-    "Layer",
-    "Linear",
-    "MaxPool2d",
-    "ReLU",
-    "check_batch",
-    "check_float",
-]
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -85,16 +72,12 @@ class Layer:
         return sum(array.size for array in self.parameters.values())
 
     def macs(self, input_shape: Shape) -> int:
-        """Multiplications by weights that one image takes, each with its addition.
-
-        Raises:
-            TypeError: the layer has weights, and its class does not say.
-        """
+        """Multiplications by weights that one image takes, each with its addition; a layer that
+        has weights must say (else TypeError)."""
         if self.parameters or self.buffers:
-            name = type(self).__name__
             raise TypeError(
-                f"{name} has weights but does not say what it costs: define "
-                f"macs(self, input_shape) in {name}, which returns the MACs of one image."
+                f"{type(self).__name__} has weights but does not say what it costs: define "
+                "macs(self, input_shape) in it, which returns the MACs of one image."
             )
         return 0
 
@@ -106,7 +89,7 @@ class Layer:
 
     def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
         """What it sums up of its weights and a batch, without the bias, where ``product(a, b)``
-        multiplies matrices; a layer that makes its sums so may say it, as Linear does."""
+        multiplies matrices; a layer may leave it out."""
         raise NotImplementedError
 
     # --- where its arrays lie, and how they are stored ---
@@ -138,8 +121,8 @@ class Layer:
         """Begin the layer's random draws anew from ``seed``; most layers draw nothing."""
 
     def share(self, here: slice | None, images: int) -> None:
-        """Draw for a batch of ``images``, of which those ``here`` come, as one process would for
-        all of them; None: all come."""
+        """Draw for a batch of ``images`` as one process would, where those ``here`` come (None: all
+        do)."""
 
     def after_step(self) -> None:
         """What a layer does to its weights, in place, once an optimiser has changed them."""
@@ -155,26 +138,20 @@ class Layer:
                 f"{type(self).__name__}.backward() needs a forward(x, training=True) before it."
             )
         out_shape, out_dtype, values = self._kept
+        takes = f"{type(self).__name__}.backward() takes a gradient of the output's"
         if grad_out.shape != out_shape:
-            raise ValueError(
-                f"{type(self).__name__}.backward() takes a gradient of the output's shape "
-                f"{out_shape}, got {grad_out.shape}."
-            )
+            raise ValueError(f"{takes} shape {out_shape}, got {grad_out.shape}.")
         if grad_out.dtype != out_dtype:
             raise TypeError(
-                f"{type(self).__name__}.backward() takes a gradient of the output's dtype "
-                f"{out_dtype}, got {grad_out.dtype}; use grad.astype(np.{out_dtype})."
+                f"{takes} dtype {out_dtype}, got {grad_out.dtype}; use grad.astype(np.{out_dtype})."
             )
         self._kept = None
         return values
 
 
 def check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
-    """Refuse what is no array, another number of axes (None: any number), or empty.
-
-    Raises:
-        TypeError, ValueError: that; ``what`` names the shape to give.
-    """
+    """Refuse what is no array (TypeError), has another number of axes (None: any) or is empty
+    (ValueError); ``what`` names the shape to give."""
     array_module(x)
     if axes not in (None, x.ndim) or 0 in x.shape:
         raise ValueError(
@@ -183,11 +160,7 @@ def check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
 
 
 def check_float(layer: Layer, x: Array) -> None:
-    """Refuse another dtype than a float's.
-
-    Raises:
-        TypeError: that.
-    """
+    """Refuse another dtype than a float's (TypeError)."""
     array_module(x)
     if x.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(
@@ -211,25 +184,32 @@ def _like(x: Array, shape: Shape) -> Array:
     return array_module(x).empty_like(x, shape=shape)
 
 
-class Conv2d(Layer):
-    """Convolution with square filters.
+class _Weighted(Layer):
+    """A layer that saves work where nobody asks for the gradient by its input."""
+
+    def backward(self, grad_out: Array) -> Array:
+        return self._backward(grad_out, need_grad_x=True)
+
+    def backward_weights(self, grad_out: Array) -> None:
+        self._backward(grad_out, need_grad_x=False)
+
+    def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
+        raise NotImplementedError
+
+
+class Conv2d(_Weighted):
+    """Convolution with square filters. Input (N, C, H, W), output (N, K, OH, OW).
 
     Args:
         in_channels, out_channels: C and K.
-        kernel: height and width of a filter.
-        stride, padding: in pixels, the same on both axes.
+        kernel: height and width of a filter; stride and padding in pixels, too.
         groups: the channels are cut into this many parts that do not see each other.
         algorithm: a key of :data:`~fastdl_lib.convolution.algorithms.ALGORITHMS`, or ``"auto"``:
             Winograd's where it saves work, blocked elsewhere and for float16, "gpu" on the GPU. It
             may be set later.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
-    Input (N, C, H, W), output (N, K, OH, OW).
-
-    Raises:
-        TypeError: rng is no generator, a window or groups not whole; as Geometry.of.
-        ValueError: sizes below 1, groups that do not divide the channels, an algorithm that does
-            not exist; as Geometry.of.
+    Raises TypeError, ValueError: as Geometry.of; rng is no generator; no such algorithm.
 
     >>> layer = Conv2d(3, 96, 11, stride=4, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 3, 227, 227), np.float32)).shape
@@ -256,10 +236,8 @@ class Conv2d(Layer):
         groups = check_whole_number("groups", groups, 1)
         kernel, stride, padding = check_window(kernel, stride, padding)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups={groups} must divide in_channels={in_channels} "
-                f"and out_channels={out_channels}."
-            )
+            channels = f"in_channels={in_channels} and out_channels={out_channels}"
+            raise ValueError(f"groups={groups} must divide {channels}.")
         self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
         self.stride, self.padding, self.groups = stride, padding, groups
         group_channels = in_channels // groups
@@ -272,11 +250,8 @@ class Conv2d(Layer):
         channels, height, width = input_shape
         if channels != self.in_channels:
             raise ValueError(f"this Conv2d takes {self.in_channels} channels, got {channels}.")
-        return (
-            self.out_channels,
-            output_size(height, self.kernel, self.stride, self.padding),
-            output_size(width, self.kernel, self.stride, self.padding),
-        )
+        window = (self.kernel, self.stride, self.padding)
+        return self.out_channels, output_size(height, *window), output_size(width, *window)
 
     def macs(self, input_shape: Shape) -> int:
         filter_size = self.in_channels // self.groups * self.kernel**2
@@ -336,12 +311,6 @@ class Conv2d(Layer):
                 out[part, group] = made.transpose(1, 0, 2)
         return out.reshape(len(x), filters, out_h, out_w)
 
-    def backward(self, grad_out: Array) -> Array:
-        return self._backward(grad_out, need_grad_x=True)
-
-    def backward_weights(self, grad_out: Array) -> None:
-        self._backward(grad_out, need_grad_x=False)
-
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         x, row, geometry = self._recall(grad_out)
         grad_x, grad_weight, grad_bias = row.backward(
@@ -357,10 +326,6 @@ class MaxPool2d(Layer):
     Input (N, C, H, W), any float dtype, output (N, C, OH, OW). Windows that do not fit whole
     are dropped. Where several values tie, the first in row order gets the gradient.
 
-    Raises:
-        TypeError: kernel or stride is not a whole number, or x of another dtype.
-        ValueError: kernel or stride below 1; x is not 4-D, empty or smaller than the window.
-
     >>> MaxPool2d(3, stride=2).forward(np.zeros((2, 96, 55, 55), np.float32)).shape
     (2, 96, 27, 27)
     """
@@ -374,11 +339,8 @@ class MaxPool2d(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         channels, height, width = input_shape
-        return (
-            channels,
-            output_size(height, self.kernel, self.stride),
-            output_size(width, self.kernel, self.stride),
-        )
+        window = (self.kernel, self.stride)
+        return channels, output_size(height, *window), output_size(width, *window)
 
     def _largest(self, x: Array, axis: int, out: Array | None = None) -> Array:
         """The largest of each window along one axis: 3 + 3 comparisons do the work of 3 x 3."""
@@ -414,12 +376,8 @@ class MaxPool2d(Layer):
         def work(images: slice) -> None:
             grad_x[images] = 0
             free = xp.ones_like(out[images], dtype=bool)
-            both = zip(
-                tap_views(x[images], kernel, self.stride),
-                tap_views(grad_x[images], kernel, self.stride),
-                strict=True,
-            )
-            for (_, _, tap), (_, _, grad_tap) in both:
+            taps, grad_taps = (tap_views(a[images], kernel, self.stride) for a in (x, grad_x))
+            for (_, _, tap), (_, _, grad_tap) in zip(taps, grad_taps, strict=True):
                 first_largest = tap == out[images]
                 first_largest &= free
                 free ^= first_largest
@@ -434,10 +392,6 @@ class MaxPool2d(Layer):
 
 class ReLU(Layer):
     """Negative values become 0. Any shape, any float dtype.
-
-    Raises:
-        TypeError: x of another dtype.
-        ValueError: x is empty.
 
     >>> ReLU().forward(np.array([[-1.0, 2.0]], np.float32)).tolist()
     [[0.0, 2.0]]
@@ -494,13 +448,9 @@ class Flatten(Layer):
         return grad_out.reshape(input_shape)
 
 
-class Linear(Layer):
-    """A fully connected layer: ``x @ weight.T + bias``. Input (N, in), output (N, out).
-
-    Raises:
-        TypeError: rng is no generator such as ``np.random.default_rng(0)``, or x has another dtype
-            than the weights.
-        ValueError: a number of features below 1; x of another shape.
+class Linear(_Weighted):
+    """A fully connected layer: ``x @ weight.T + bias``. Input (N, in), output (N, out), of the
+    weights' dtype; ``rng``: such as ``np.random.default_rng(0)``.
 
     >>> layer = Linear(9216, 4096, rng=np.random.default_rng(0))
     >>> layer.forward(np.zeros((2, 9216), np.float32)).shape
@@ -521,9 +471,9 @@ class Linear(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if input_shape != (self.in_features,):
+            name = type(self).__name__
             raise ValueError(
-                f"this {type(self).__name__} takes ({self.in_features},) features, "
-                f"got {input_shape}."
+                f"this {name} takes ({self.in_features},) features, got {input_shape}."
             )
         return (self.out_features,)
 
@@ -560,12 +510,6 @@ class Linear(Layer):
         in_parallel(work, self.out_features, least=64, on=x)
         return out
 
-    def backward(self, grad_out: Array) -> Array:
-        return self._backward(grad_out, need_grad_x=True)
-
-    def backward_weights(self, grad_out: Array) -> None:
-        self._backward(grad_out, need_grad_x=False)
-
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         (x,) = self._recall(grad_out)
         weight = self.parameters["weight"]
@@ -597,11 +541,7 @@ class Dropout(Layer):
     """In training, zero each value with probability ``rate`` and scale the rest by 1/(1 - rate).
 
     Outside training it does nothing. (The book scales at test time instead; the expected values
-    of the two differ by the constant factor only.) Any shape, any float dtype.
-
-    Raises:
-        TypeError: rate is not a number, or x of another dtype.
-        ValueError: rate outside [0, 1), or x is empty.
+    of the two differ by the constant factor only.) Any shape, any float dtype; rate in [0, 1).
 
     >>> Dropout(0.5).forward(np.ones((2, 3), np.float32)).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -626,16 +566,7 @@ class Dropout(Layer):
         self._shared = None if here is None else (here, images)
 
     def reseed(self, seed: int) -> None:
-        """Begin the random draws anew from ``seed``, whatever was drawn before.
-
-        >>> layer, x = Dropout(0.5, seed=1), np.ones((1, 100), np.float32)
-        >>> first = layer.forward(x, training=True)
-        >>> layer.reseed(1)
-        >>> bool((layer.forward(x, training=True) == first).all())
-        True
-        """
-        self.seed = seed
-        self._generators = {}
+        self.seed, self._generators = seed, {}
 
     def forward(self, x: Array, training: bool = False) -> Array:
         check_float(self, x)

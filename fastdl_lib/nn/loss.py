@@ -4,21 +4,12 @@ from typing import Any
 
 from fastdl_lib.core.arrays import array_module, wide
 
-__all__ = [
-    "check_labels",
-    "loss_and_right",
-    "softmax_cross_entropy",
-]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 def check_labels(labels: Array, images: int, classes: int) -> None:
-    """Refuse labels that are not one whole number from 0 to classes - 1 for each image.
-
-    Raises:
-        ValueError, TypeError: that.
-    """
+    """Refuse labels that are not one whole number from 0 to classes - 1 for each image
+    (ValueError, TypeError)."""
     array_module(labels)
     if labels.shape != (images,):
         raise ValueError(
@@ -45,7 +36,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, scale: float = 1.0) -> t
 
     Args:
         logits: (N, classes), float; float16 is computed in float32.
-        labels: (N,), whole numbers from 0 to classes - 1, beside them; see :func:`check_labels`.
+        labels: (N,), whole numbers from 0 to classes - 1, beside them.
         scale: multiplies the gradient before it is rounded to the logits' dtype, so that a small
             one does not vanish in float16.
 

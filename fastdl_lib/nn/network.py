@@ -12,8 +12,6 @@ from fastdl_lib.core.files import whole_file
 from fastdl_lib.nn.layers import Layer
 from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy
 
-__all__ = ["Network"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
@@ -25,8 +23,7 @@ class Network:
         layers: (name, layer) pairs, first to last.
         input_shape: the shape of one image, (C, H, W).
 
-    Raises:
-        ValueError: two layers share a name, or a layer does not fit the one before it.
+    Raises ValueError: two layers share a name, or a layer does not fit the one before it.
     """
 
     def __init__(
@@ -52,9 +49,6 @@ class Network:
 
         All other layers, weights included, are shared with this one, so a variant costs no memory.
 
-        Raises:
-            ValueError: there is no layer of that name, or the new one does not fit.
-
         >>> from fastdl_lib.nn.zoo import deep_convnet
         >>> deep_convnet().variant("without dropout", drop1=None, drop2=None).shapes["fc2"]
         (10,)
@@ -67,12 +61,7 @@ class Network:
         return Network(name, kept, self.input_shape)
 
     def input_shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of one input of the layer ``name``, without the batch axis.
-
-        >>> from fastdl_lib.nn.zoo import alexnet
-        >>> alexnet().input_shape_of("fc6")
-        (9216,)
-        """
+        """The shape of one input of the layer ``name``, without the batch axis."""
         names = list(self.layers)
         if name not in names:
             raise KeyError(f"{self.name} has no layer {name!r}; it has {names}.")
@@ -104,20 +93,14 @@ class Network:
         return sum(layer.parameter_count for layer in self.layers.values())
 
     def check_input(self, x: Array, labels: Array | None = None) -> None:
-        """Refuse a batch that does not fit this network, and labels that do not fit the batch.
-
-        Raises:
-            ValueError: a wrong shape, an empty batch, or a label that is no class.
-            TypeError: another dtype or library than the weights'; labels that are not whole.
-        """
+        """Refuse a batch that does not fit this network, and labels that do not fit the batch
+        (ValueError, or TypeError for another dtype or library)."""
         array_module(x)
         if x.ndim != 4 or x.shape[1:] != self.input_shape or x.shape[0] < 1:
             wanted = ", ".join(str(size) for size in self.input_shape)
             hint = " For one image use x[None]." if x.shape == self.input_shape else ""
-            raise ValueError(
-                f"{self.name} takes a batch of shape (N, {wanted}) with N >= 1, got {x.shape}."
-                + hint
-            )
+            takes = f"{self.name} takes a batch of shape (N, {wanted}) with N >= 1"
+            raise ValueError(f"{takes}, got {x.shape}.{hint}")
         weight = next(iter(self.parameters.values()), x)
         array_module(x, weight)
         if x.dtype != weight.dtype:
@@ -135,9 +118,6 @@ class Network:
         """Run all layers. ``x``: (N, C, H, W); result: (N, classes), same dtype (logits).
 
         ``after`` is called with each layer's name when the layer has run.
-
-        Raises:
-            ValueError, TypeError: see :meth:`check_input`.
         """
         self.check_input(x)
         for name, layer in self.layers.items():
@@ -165,27 +145,15 @@ class Network:
             if after is not None:
                 after(name)
 
-    def loss_and_gradients(
-        self,
-        x: Array,
-        labels: Array,
-        *,
-        scale: float = 1.0,
-        after_forward: Callable[[str], None] | None = None,
-        after_backward: Callable[[str], None] | None = None,
-    ) -> float:
+    def loss_and_gradients(self, x: Array, labels: Array, *, scale: float = 1.0) -> float:
         """One training pass, forward and backward: return the loss, leave ``gradients`` filled.
 
         Args:
-            x, labels: a batch, (N, C, H, W) and (N,).
+            x, labels: a batch, (N, C, H, W) and (N,); see :meth:`check_input`.
             scale: multiplies all gradients, such as a loss scale; the loss stays as it is.
-            after_forward, after_backward: called with each layer's name when it has run that way.
 
         Returns:
             The mean loss, nats an image.
-
-        Raises:
-            ValueError, TypeError: see :meth:`check_input`, and labels that do not fit.
 
         >>> from fastdl_lib.nn.zoo import deep_convnet
         >>> network, x = deep_convnet(), np.zeros((2, 1, 28, 28), np.float32)
@@ -194,8 +162,7 @@ class Network:
         (10, 50)
         """
         self.check_input(x, labels)
-        hooks = {"after_forward": after_forward, "after_backward": after_backward}
-        return self.training_pass(x, labels, scale=scale, **hooks)[0]
+        return self.training_pass(x, labels, scale=scale)[0]
 
     def training_pass(
         self,
@@ -207,8 +174,8 @@ class Network:
         after_backward: Callable[[str], None] | None = None,
     ) -> tuple[float, int]:
         """As :meth:`loss_and_gradients`, for labels that were checked before; returns also how many
-        images were right. The last layer's ``after_forward`` comes again when the loss is there.
-        """
+        images were right. ``after_...`` are called with each layer's name when it has run that way,
+        the last layer's ``after_forward`` again when the loss is there."""
         logits = self.forward(x, training=True, after=after_forward)
         loss, grad = softmax_cross_entropy(logits, labels, scale)
         if after_forward is not None:
@@ -217,11 +184,7 @@ class Network:
         return loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
 
     def astype(self, dtype: Any) -> "Network":
-        """Convert all weights in place and return the network.
-
-        Raises:
-            TypeError: ``dtype`` is not float16, float32 or float64.
-        """
+        """Convert all weights to float16, float32 or float64, in place; return the network."""
         if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
             raise TypeError(f"weights are float16, float32 or float64, got {np.dtype(dtype)}.")
         return self._map_arrays(
@@ -229,11 +192,7 @@ class Network:
         )
 
     def to_gpu(self) -> "Network":
-        """Move all weights to the GPU in place and return the network.
-
-        Raises:
-            RuntimeError: there is no usable GPU.
-        """
+        """Move all weights to the GPU in place and return the network (RuntimeError: no GPU)."""
         return self._map_arrays(to_gpu)
 
     def to_cpu(self) -> "Network":
@@ -250,10 +209,6 @@ class Network:
 
         ``packed`` stores binary weights as one bit each; of the latent ones only the signs are kept
         (and their mean size, where it is the layer's scale).
-
-        Raises:
-            ValueError: the name does not end in .npz.
-            FileNotFoundError, PermissionError: the folder is missing or cannot be written to.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -265,10 +220,8 @@ class Network:
     def load_weights(self, path: str | os.PathLike) -> "Network":
         """Read weights that :meth:`save_weights` wrote, and return the network.
 
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, belongs to another network, or holds numbers that this
-                one's dtype does not; nothing is changed.
+        Raises ValueError, and changes nothing, where the file is damaged, belongs to another
+        network, or holds numbers that this one's dtype does not.
         """
         path = Path(path)
         if not path.is_file():

@@ -10,8 +10,6 @@ from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import in_parallel, sum_in_order
 from fastdl_lib.nn.layers import Layer, check_batch, check_float
 
-__all__ = ["BatchNorm", "LocalResponseNorm"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
 
@@ -39,12 +37,8 @@ class LocalResponseNorm(Layer):
 
     The constants are those of the paper: Krizhevsky, Sutskever, Hinton, "ImageNet classification
     with deep convolutional neural networks", NIPS 2012, section 3.3. Caffe divides alpha by size
-    and has k = 1. Input and output (N, C, H, W); float16 is
-    computed in float32, where the squares do not overflow.
-
-    Raises:
-        TypeError: x of another dtype.
-        ValueError: size is even or below 1; x is not 4-D or is empty.
+    and has k = 1. Input and output (N, C, H, W); float16 is computed in float32, where the squares
+    do not overflow. ``size`` is odd.
 
     >>> LocalResponseNorm().forward(np.ones((1, 96, 2, 2), np.float32)).shape
     (1, 96, 2, 2)
@@ -63,11 +57,9 @@ class LocalResponseNorm(Layer):
         self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
 
     def _window_sum(self, a: Array, b: Array) -> Array:
-        """Sum the products a * b over the neighbouring channels of each channel, (pixels, C).
-
-        The channels of a pixel lie in a row with zeros on both sides, so that adding the whole
-        array to itself, a few places further on, adds neighbours and never another pixel.
-        """
+        """Sum the products a * b over the neighbouring channels of each channel, (pixels, C)."""
+        # The channels of a pixel lie in a row with zeros on both sides, so that adding the whole
+        # array to itself, a few places further on, adds neighbours and never another pixel.
         xp, reach = array_module(a), self.size // 2
         (pixels, channels), row = a.shape, a.shape[1] + 2 * reach
         flat = xp.zeros(pixels * row + 2 * reach, a.dtype)
@@ -142,10 +134,6 @@ class BatchNorm(Layer):
     ``Train-time/mnist.py``); the method is Ioffe's and Szegedy's, "Batch normalization", ICML 2015.
     Input and output (N, features) or (N, C, H, W); float16 is computed in float32.
 
-    Raises:
-        TypeError: features is not whole, eps or momentum no number, or x of another dtype.
-        ValueError: features below 1, eps or momentum outside its range; x of another shape.
-
     >>> BatchNorm(1).forward(np.array([[1.0], [3.0]]), training=True).round(3).tolist()
     [[-1.0], [1.0]]
     """
@@ -158,14 +146,9 @@ class BatchNorm(Layer):
         check_number("eps", eps, low=0, low_included=False)
         check_number("momentum", momentum, low=0, high=1)
         self.features, self.eps, self.momentum = features, float(eps), float(momentum)
-        self.parameters = {
-            "weight": np.ones(features, np.float32),
-            "bias": np.zeros(features, np.float32),
-        }
-        self.buffers = {
-            "mean": np.zeros(features, np.float32),
-            "variance": np.ones(features, np.float32),
-        }
+        zeros, ones = np.zeros(features, np.float32), np.ones(features, np.float32)
+        self.parameters = {"weight": ones, "bias": zeros}
+        self.buffers = {"mean": zeros.copy(), "variance": ones.copy()}
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if input_shape[0] != self.features or len(input_shape) not in (1, 3):
@@ -179,11 +162,7 @@ class BatchNorm(Layer):
         return 0  # as papers count: products of a convolution or a matrix only
 
     def scale_and_shift(self) -> tuple[Array, Array]:
-        """What the layer does out of training: ``out = x * scale + shift``, (features,) each.
-
-        >>> [array.round(3).tolist() for array in BatchNorm(1).scale_and_shift()]
-        [[1.0], [0.0]]
-        """
+        """What the layer does out of training: ``out = x * scale + shift``, (features,) each."""
         weight, bias = (_widened(self.parameters[name]) for name in ("weight", "bias"))
         mean, variance = (_widened(self.buffers[name]) for name in ("mean", "variance"))
         scale = weight / array_module(weight).sqrt(variance + self.eps)
@@ -257,11 +236,8 @@ class BatchNorm(Layer):
             grad_x[part] = values
 
         in_parallel(work, len(grads), row_bytes=normal[0].nbytes, on=grads)
-        dtype = grad_out.dtype
-        self.gradients = {
-            "weight": grad_weight.astype(dtype, copy=False),
-            "bias": grad_bias.astype(dtype, copy=False),
-        }
+        sums = {"weight": grad_weight, "bias": grad_bias}
+        self.gradients = {n: a.astype(grad_out.dtype, copy=False) for n, a in sums.items()}
         return grad_x if grad_out.ndim == 2 else _from_pixels(grad_x, grad_out.shape)
 
 

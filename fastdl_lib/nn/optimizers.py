@@ -9,8 +9,6 @@ from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.network import Network
 
-__all__ = ["SGD", "Adam", "Optimizer", "Schedule", "warmup_cosine"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 Schedule = Callable[[float], float]
@@ -47,20 +45,12 @@ class Optimizer:
         >>> SGD(0.1, momentum=0.9).settings
         {'optimizer': 'SGD', 'learning_rate': 0.1, 'momentum': 0.9, 'weight_decay': 0.0}
         """
-        return {
-            "optimizer": type(self).__name__,
-            "learning_rate": self.learning_rate,
-            **self._settings,
-        }
+        kind = type(self).__name__
+        return {"optimizer": kind, "learning_rate": self.learning_rate, **self._settings}
 
     def step(self, network: Network) -> None:
-        """Change ``network``'s weights, in place, by the gradients of its last backward pass.
-
-        Raises:
-            RuntimeError: there are no gradients.
-            ValueError: this optimiser remembers a network with other shapes or another dtype;
-                nothing is changed.
-        """
+        """Change ``network``'s weights, in place, by the gradients of its last backward pass; see
+        :meth:`checked_gradients`."""
         self.update(network.parameters, self.checked_gradients(network))
         for layer in network.layers.values():
             layer.after_step()
@@ -81,8 +71,8 @@ class Optimizer:
     def checked_gradients(self, network: Network) -> dict[str, Array]:
         """The network's gradients, once a step can be taken whole.
 
-        Raises:
-            RuntimeError, ValueError: as :meth:`step`.
+        Raises RuntimeError where there are none, ValueError where this optimiser knows a network
+        with other shapes or another dtype.
         """
         parameters, gradients = network.parameters, network.gradients
         if gradients.keys() != parameters.keys():
@@ -90,19 +80,15 @@ class Optimizer:
                 f"{type(self).__name__}.step() needs the gradients of {network.name}: "
                 "call network.loss_and_gradients(x, labels) first."
             )
-        for name, weight in parameters.items():
-            for key in [key for key in self.state if key.partition(".")[2] == name]:
-                self._check_remembered(key, weight)
+        for key, kept in self.state.items():
+            weight = parameters.get(key.partition(".")[2], kept)
+            if kept.shape != weight.shape or kept.dtype != wide(weight.dtype):
+                raise ValueError(
+                    f"this {type(self).__name__} has worked on another network: its {key} is "
+                    f"{kept.dtype} {kept.shape}, the weight {weight.dtype} {weight.shape}; "
+                    "make a new one."
+                )
         return gradients
-
-    def _check_remembered(self, key: str, weight: Array) -> None:
-        kept = self.state[key]
-        if kept.shape != weight.shape or kept.dtype != wide(weight.dtype):
-            raise ValueError(
-                f"this {type(self).__name__} has worked on another network: its {key} is "
-                f"{kept.dtype} {kept.shape}, the weight {weight.dtype} {weight.shape}; "
-                "make a new one."
-            )
 
     def _update(self, name: str, weight: Array, gradient: Array) -> None:
         raise NotImplementedError
@@ -127,9 +113,6 @@ class SGD(Optimizer):
         learning_rate: above 0.
         momentum: from 0 to below 1.
         weight_decay: from 0 up; biases decay as well.
-
-    Raises:
-        TypeError, ValueError: a constant is no number, or outside its range.
 
     >>> import numpy as np
     >>> from fastdl_lib.nn.zoo import deep_convnet
@@ -179,16 +162,11 @@ class Adam(Optimizer):
         beta1, beta2: how much of the old mean, of its square, stays at each step; 0 to below 1.
         epsilon: above 0, keeps the quotient finite.
 
-    Raises:
-        TypeError, ValueError: a constant is no number, or outside its range.
-
     >>> import numpy as np
-    >>> from fastdl_lib.nn.zoo import deep_convnet
-    >>> network, optimizer = deep_convnet(), Adam()
-    >>> loss = network.loss_and_gradients(np.ones((2, 1, 28, 28), np.float32), np.array([3, 8]))
-    >>> optimizer.step(network)
-    >>> optimizer.steps, optimizer.state["square.fc2.bias"].shape
-    (1, (10,))
+    >>> weights = {"w": np.ones(2)}
+    >>> Adam(0.1).update(weights, {"w": np.array([5.0, -0.5])})
+    >>> weights["w"].round(6).tolist()
+    [0.9, 1.1]
     """
 
     def __init__(
@@ -225,14 +203,8 @@ class Adam(Optimizer):
 def warmup_cosine(warmup: float = 0.1) -> Schedule:
     """Make a schedule: the learning rate rises along a line, then falls along half a cosine.
 
-    A schedule takes the share of the run that is done, 0 to 1, and returns the factor for the
-    optimiser's learning rate.
-
     Args:
         warmup: the share of the run that rises; from 0 to below 1.
-
-    Raises:
-        TypeError, ValueError: warmup is no number, or outside its range.
 
     Sources: I. Loshchilov, F. Hutter, "SGDR", ICLR 2017 (cosine); P. Goyal et al., "Accurate, large
     minibatch SGD", 2017, section 2.2 (warm-up).

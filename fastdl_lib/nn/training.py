@@ -33,8 +33,6 @@ from fastdl_lib.nn.loss import loss_and_right, softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer, Schedule
 
-__all__ = ["Evaluation", "History", "Workers", "evaluate", "fit", "hold_out", "predict_classes"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
@@ -47,10 +45,7 @@ def hold_out(
     """Split a training set in two: the last ``count`` images of a seeded shuffle are held out.
 
     Recipes are compared on what is held out, so that the test set is looked at once, at the end.
-
-    Args:
-        images, labels: (N, ...) and (N,), NumPy arrays.
-        count: how many to hold out, 1 to N - 1; else TypeError or ValueError.
+    images, labels: (N, ...) and (N,), NumPy arrays; count: 1 to N - 1.
 
     Returns:
         ``(images, labels)`` to train with, and ``(images, labels)`` to validate with.
@@ -108,15 +103,7 @@ class Evaluation:
 def predict_classes(network: Network, images: Array, batch: int = 500) -> np.ndarray:
     """Return the class of the largest logit for every image, the first one where several tie.
 
-    Args:
-        images: (N, C, H, W), the network's dtype, on the CPU or the GPU.
-        batch: images a forward pass; it decides the memory, and of the result the last digits.
-
-    Returns:
-        (N,), int64, a NumPy array.
-
-    Raises:
-        TypeError, ValueError: images that do not fit the network, or a batch below 1.
+    Args and errors are those of :func:`evaluate`; returns (N,), int64, a NumPy array.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> predict_classes(deep_convnet(), np.zeros((3, 1, 28, 28), np.float32)).shape
@@ -124,12 +111,9 @@ def predict_classes(network: Network, images: Array, batch: int = 500) -> np.nda
     """
     check_whole_number("batch", batch, 1)
     network.check_input(images)
-    return np.concatenate(
-        [
-            to_cpu(network.forward(images[start : start + batch]).argmax(axis=1))
-            for start in range(0, len(images), batch)
-        ]
-    )
+    starts = range(0, len(images), batch)
+    logits = (network.forward(images[start : start + batch]) for start in starts)
+    return np.concatenate([to_cpu(part.argmax(axis=1)) for part in logits])
 
 
 def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -> Evaluation:
@@ -140,8 +124,7 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
         labels: (N,), whole numbers from 0 to classes - 1, beside the images.
         batch: images a forward pass; it decides the memory, and of the result the last digits.
 
-    Raises:
-        TypeError, ValueError: images or labels that do not fit, or a batch below 1.
+    Raises TypeError, ValueError: images or labels that do not fit, or a batch below 1.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> evaluate(deep_convnet(), np.zeros((7, 1, 28, 28), np.float32), np.arange(7), batch=2).images
@@ -163,9 +146,7 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
 
 
 class Workers:
-    """What :func:`fit` asks of the processes that share its batches. Here there is only this one;
-    ``distributed.MpiWorkers`` are several.
-    """
+    """What :func:`fit` asks of the processes that share its batches; here, only this one."""
 
     rank = 0
     """This process's number. Number 0 shows the progress and keeps the checkpoint."""
@@ -175,12 +156,8 @@ class Workers:
     """What makes the gradients others than those of plain training, for a checkpoint."""
 
     def begin(
-        self,
-        network: Network,
-        optimizer: Optimizer,
-        settings: dict[str, Any] | None,
-        epochs: list[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
+        self, network: Network, optimizer: Optimizer, settings: dict | None, epochs: list[dict]
+    ) -> list[dict]:
         """Give all of them number 0's weights, optimiser's memory and finished epochs, and return
         these; ``settings`` must be the same everywhere."""
         return epochs
@@ -192,16 +169,9 @@ class Workers:
     def gradients(
         self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
     ) -> tuple[float, int]:
-        """Fill ``network.gradients`` with those of the mean loss over the whole batch.
-
-        Args:
-            x, labels: what came here of the batch.
-            images: how many the whole batch has.
-            loss_scale: what multiplies the gradients, the optimiser's ``loss_scale``.
-
-        Returns:
-            The mean loss over the whole batch, nats, and how many images of it were right.
-        """
+        """Fill ``network.gradients`` with those of the mean loss over the whole batch of so many
+        ``images``, times ``loss_scale``; ``x`` and ``labels`` are what came here of it. Return that
+        loss, nats, and how many of the whole batch were right."""
         return network.training_pass(x, labels, scale=loss_scale)
 
     def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
@@ -310,7 +280,6 @@ def fit(
 
     Raises:
         TypeError, ValueError: what does not fit; a checkpoint that is damaged or another run's.
-        FileNotFoundError, PermissionError: the checkpoint's folder is missing or read-only.
         FloatingPointError: the loss is no longer a finite number.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
@@ -446,11 +415,11 @@ class _Run:
             both = zip(self._batches(number), rates, strict=True)
             for step, ((x, labels, whole), rate) in enumerate(both, start=1):
                 optimizer.learning_rate = rate
-                loss, right = self.workers.gradients(
-                    network, x, labels, whole, optimizer.loss_scale
+                scale = optimizer.loss_scale
+                loss, right = self.workers.gradients(network, x, labels, whole, scale)
+                _check_finite(
+                    "the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate
                 )
-                where = f"epoch {number}, step {step} of {len(rates)}"
-                _check_finite("the loss", loss, where, rate)
                 optimizer.step(network)
                 seen += whole
                 loss_sum += whole * loss
@@ -509,17 +478,13 @@ def _bar(title: str, steps: int, progress: bool) -> tqdm:
     else:
         interval_s = math.inf
     return tqdm(
-        total=steps,
-        desc=title,
-        file=sys.stdout,
-        disable=not progress,
-        mininterval=interval_s,
+        total=steps, desc=title, file=sys.stdout, disable=not progress, mininterval=interval_s,
         maxinterval=max(10.0, interval_s),
         bar_format="{desc} |{bar:10}| {elapsed}<{remaining}{postfix}",
-    )
+    )  # fmt: skip
 
 
-def _say_what_is_kept(epoch: int, kept: int, store: "Checkpoint | None") -> None:
+def _say_what_is_kept(epoch: int, kept: int, store: Checkpoint | None) -> None:
     if store is None:
         what = "nothing was stored; checkpoint='run.npz' would keep every finished epoch."
     else:

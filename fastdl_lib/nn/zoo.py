@@ -6,8 +6,6 @@ from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, Re
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import LocalResponseNorm
 
-__all__ = ["DROPOUT", "alexnet", "deep_convnet"]
-
 DROPOUT = {"both": (), "hidden": ("drop2",), "none": ("drop1", "drop2")}
 """Which Dropout is at work in DeepConvNet, to the layers to leave out; the book has both."""
 

@@ -370,7 +370,8 @@ def layer_and_x(request):
 def test_every_layer_is_tried_here():
     kinds = [kind for module in (layers, norms) for kind in vars(module).values()]
     classes = {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Layer)}
-    assert {kind.__name__ for kind in classes - {Layer}} == EVERY_LAYER.keys() == SOME.keys()
+    names = {kind.__name__ for kind in classes - {Layer} if kind.__name__[0] != "_"}
+    assert names == EVERY_LAYER.keys() == SOME.keys()
 
 
 def test_float32_stays_and_nothing_given_is_changed(layer_and_x):

@@ -191,7 +191,7 @@ def test_backward_goes_down_to_the_first_layer_that_learns():
     before = Network("ReLU first", [("first", ReLU()), *network.layers.items()], (1, 8, 8))
     before.layers["first"].backward = lambda grad_out: called.append("first")
     network.layers["conv"].backward = lambda grad_out: called.append("conv")
-    before.loss_and_gradients(IMAGES[:4], LABELS[:4], after_backward=seen.append)
+    before.training_pass(IMAGES[:4], LABELS[:4], after_backward=seen.append)
     assert not called and before.gradients.keys() == network.parameters.keys()
     assert seen == list(reversed(before.layers))
 
