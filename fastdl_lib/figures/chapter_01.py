@@ -8,12 +8,10 @@ from matplotlib.lines import Line2D
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import KINDS_SHOWN, Bar, Shares
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.costs import KINDS, Ceilings, LayerCost
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.timing import LayerProfile
-
-__all__ = ["batch_sweep", "cost_shares", "layer_bars", "roofline_against_measured", "share_bars"]
 
 
 @style()
@@ -21,15 +19,14 @@ def share_bars(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     """Draw shares as stacked bars: lengths are easier to compare than angles."""
     figure, axes = canvas(9.5, 1.7 + 0.6 * len(shares))
     for place, share in enumerate(shares):
-        hatch = PROVENANCE_HATCH[share.origin.provenance]
-        parts = []
-        for name, kind, percent in share.parts():
-            text = f"{name}\n{percent:.1f}" if percent >= 5.5 else ""
-            parts.append(Bar(name, percent, text, KINDS_SHOWN[kind][0], hatch))
+        hatch = HATCH[share.origin.provenance]
+        parts = [
+            Bar(name, p, f"{name}\n{p:.1f}" * (p >= 5.5), KINDS_SHOWN[kind][0], hatch)
+            for name, kind, p in share.parts()
+        ]
         forms.stacked_bar(axes, place, parts)
     forms.name_rows(axes, [f"{share.label}\n({share.origin.provenance})" for share in shares])
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("share of the time, %")
+    axes.set(xlim=(0, 100), xlabel="share of the time, %")
     return forms.shares_picture(figure, "Stacked bars", shares, notes, title)
 
 
@@ -42,14 +39,13 @@ def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
         "share of the parameters, %": [cost.parameters for cost in costs],
         "share of the MACs, %": [cost.macs for cost in costs],
     }
-    words, hatch = [], PROVENANCE_HATCH[Provenance.COMPUTED]
+    words, hatch = [], HATCH[Provenance.COMPUTED]
     for axis, (label, values) in zip(axes, counts.items(), strict=True):
-        bars, conv = [], 0.0
-        for cost, value in zip(costs, values, strict=True):
-            percent = 100 * value / sum(values)
-            conv += percent if cost.kind == "conv" else 0
-            colour = KINDS_SHOWN[cost.kind][0]
-            bars.append(Bar(cost.name, percent, f"{percent:.1f}", colour, hatch))
+        shares = [
+            (cost, 100 * value / sum(values)) for cost, value in zip(costs, values, strict=True)
+        ]
+        conv = sum(percent for cost, percent in shares if cost.kind == "conv")
+        bars = [Bar(c.name, p, f"{p:.1f}", KINDS_SHOWN[c.kind][0], hatch) for c, p in shares]
         forms.horizontal_bars(axis, bars, height=0.8)
         axis.set_xlabel(label)
         words.append(f"{label}: convolution {conv:.1f}, fully connected {100 - conv:.1f}")
@@ -62,23 +58,17 @@ def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
 def layer_bars(profile: LayerProfile, *notes: str, title: str) -> Picture:
     """Draw each layer's time, median with quartiles; backward beside forward if measured."""
     names = [name for name in profile.forward if profile.kinds[name] != "other"]
-    directions = {"forward": (profile.forward, "")}
-    if profile.backward:
-        directions["backward"] = (profile.backward, "\\\\")
-    height = 0.8 / len(directions)
-    bars, places = [], []
-    for index, (times, hatch) in enumerate(directions.values()):
-        for place, name in enumerate(names):
-            m, colour = times[name], KINDS_SHOWN[profile.kinds[name]][0]
-            bars.append(Bar(name, m.median, "", colour, hatch, m.low, m.high))
-            places.append(place + (index - (len(directions) - 1) / 2) * height)
+    colours = {name: KINDS_SHOWN[profile.kinds[name]][0] for name in names}
+    series, legend = [], forms.kind_patches({profile.kinds[name] for name in names})
+    for word, hatch in {"forward": "", "backward": "\\\\"}.items():
+        if times := getattr(profile, word):
+            bars = [Bar.of(times[name], "", colours[name], name) for name in names]
+            series.append([bar._replace(hatch=hatch) for bar in bars])
+        if profile.backward:
+            legend += forms.patches({word: Colour.GREY}, edgecolor="white", hatch=hatch)
     figure, axes = canvas(9, 1.7 + (0.32 if profile.backward else 0.25) * len(names))
-    forms.horizontal_bars(axes, bars, places=places, height=height)
-    forms.name_rows(axes, names)
+    forms.clustered_bars(axes, series)
     axes.set_xlabel(f"time for a batch of {profile.batch}, ms (median, line: quartiles)")
-    legend = forms.kind_patches({profile.kinds[name] for name in names})
-    for word, (_, hatch) in directions.items() if profile.backward else ():
-        legend += forms.patches({word: Colour.GREY}, edgecolor="white", hatch=hatch)
     ms = profile.layer_ms()
     words = ", ".join(f"{name} {format_number(ms[name])} ms" for name in names)
     alt = f"Time of each layer, batch {profile.batch}: {words}"
@@ -96,12 +86,9 @@ def _ran(
 
 @style()
 def roofline_against_measured(
-    profile: LayerProfile,
-    costs: Sequence[LayerCost],
-    ceilings: Ceilings,
-    *notes: str,
+    profile: LayerProfile, costs: Sequence[LayerCost], ceilings: Ceilings, *notes: str,
     title: str = "How far each layer is from the roofline's promise",
-) -> Picture:
+) -> Picture:  # fmt: skip
     """Draw, layer by layer, the roofline's time beside the measured one, and their ratio."""
     costs = [cost for cost in costs if cost.bytes]
     figure, axes = canvas(9, 1.6 + 0.25 * len(costs))
@@ -136,7 +123,7 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
     each = {kind: np.array([share[kind] for share in shares]) / 100 * image_ms for kind in KINDS}
     shown = [kind for kind in KINDS if kind != "other" or each[kind].max() >= 0.01]
     forms.stacked_columns(left, batches, [(KINDS_SHOWN[kind][0], each[kind]) for kind in shown])
-    left.set_ylabel("time an image takes, ms")
+    left.set(xlabel="batch size, images", ylabel="time an image takes, ms")
     for kind, other in (("conv", "fc"), ("fc", "conv")):
         line, colour = [share[kind] for share in shares], KINDS_SHOWN[kind][0]
         right.plot(range(len(batches)), line, "o-", color=colour, linewidth=2)
@@ -147,16 +134,14 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
             side = {} if above else {"xytext": (0, -7), "va": "top"}
             forms.write_above(right, f"{share[kind]:.0f}", (place, share[kind]), **side)
     right.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-    right.set_ylim(0, 100)
-    right.set_ylabel("share of the forward time, %")
-    for axis in (left, right):
-        axis.set_xlabel("batch size, images")
-    alt = "Time an image takes: " + "; ".join(
-        f"batch {batch}: {ms:.1f} ms, convolution {share['conv']:.0f} %, "
-        f"fully connected {share['fc']:.0f} %"
+    right.set(ylim=(0, 100), xlabel="batch size, images", ylabel="share of the forward time, %")
+    words = (
+        "batch {}: {:.1f} ms, convolution {conv:.0f} %, fully connected {fc:.0f} %".format(
+            batch, ms, **share
+        )
         for batch, ms, share in zip(batches, image_ms, shares, strict=True)
     )
-    profile = profiles[batches[0]]
+    alt, profile = f"Time an image takes: {'; '.join(words)}", profiles[batches[0]]
     notes = (f"{forms.ran_on(profile.first, 'BLAS')}, medians", *notes)
     legend = forms.kind_patches(shown)
     return Picture(figure, title, [Origin.of_profile(profile)], alt, notes, legend)

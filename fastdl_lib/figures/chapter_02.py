@@ -12,28 +12,10 @@ from fastdl_lib.convolution.geometry import output_size
 from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Bar, Line
-from fastdl_lib.figures.picture import (
-    PROVENANCE_HATCH,
-    Colour,
-    Origin,
-    Picture,
-    canvas,
-    origins_of,
-    style,
-)
+from fastdl_lib.figures.forms import Bar
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, origins_of, style
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
-
-__all__ = [
-    "Trial",
-    "block_sweep",
-    "error_against_speed",
-    "memory_bars",
-    "patch_matrix",
-    "race",
-    "trials",
-]
 
 
 @style()
@@ -42,10 +24,8 @@ def patch_matrix(
 ) -> Picture:
     """Draw which pixel of a ``size`` x ``size`` image goes to which cell of the patch matrix.
 
-    Args:
-        kernel, stride, padding: of a square window on a square image of one channel.
-        patch: the patch to frame, counted from 1; what lies past the last stands for the last.
-        pixel: the number of a pixel whose copies are circled; 0: none.
+    ``patch``, counted from 1, is framed; what lies past the last stands for the last. The copies
+    of ``pixel`` are circled; 0: none.
 
     >>> patch_matrix(3, size=4).alt[:60]
     'A 4x4 image and its patches of 3x3 pixels, stride 1, padding'
@@ -106,9 +86,8 @@ def _number_grid(axis: Any, values: np.ndarray, circled: int) -> None:
             ring = {"ms": 2.2 * size, "mfc": "none", "mec": "white", "mew": 2.4, "zorder": 4}
             axis.plot(column + 0.5, row + 0.5, "o", **ring)
     forms.bare(axis)
-    axis.set_xlim(0, columns)
-    axis.set_ylim(rows, 0)
-    axis.set_aspect("equal" if columns < 3 * rows else "auto")
+    aspect = "equal" if columns < 3 * rows else "auto"
+    axis.set(xlim=(0, columns), ylim=(rows, 0), aspect=aspect)
 
 
 @style()
@@ -120,40 +99,34 @@ def memory_bars(
     ``memory`` holds for each layer, in MB: its input, its patches, the peak computed beforehand
     and the peak measured.
     """
-    hatch = PROVENANCE_HATCH[Provenance.COMPUTED]
+    hatch = HATCH[Provenance.COMPUTED]
     series = {
         f"input ({Provenance.COMPUTED})": (0, Colour.GREY, hatch),
         f"peak on top of it ({Provenance.COMPUTED})": (2, Colour.SKY, hatch),
         f"peak on top of it ({Provenance.MEASURED})": (3, Colour.BLUE, ""),
     }
-    bars, places, words = [], [], []
-    for layer, (name, sizes) in enumerate(memory.items()):
-        mb = [f"{format_number(size)} MB" for size in sizes]
-        patches = f"patches {sizes[1] / sizes[0]:.1f} times that"
-        for index, (column, colour, pattern) in enumerate(series.values()):
-            text = mb[column] if column else f"{mb[0]}, {patches}"
-            bars.append(Bar(name, sizes[column], text, colour, pattern))
-            places.append(layer + 0.27 * (index - 1))
-        words.append(
-            f"{name}: input {mb[0]}, {patches}, peak {mb[2]} (computed) and {mb[3]} (measured)"
-        )
-    figure, axes = canvas(9, 1.9 + 0.62 * len(memory))
-    forms.horizontal_bars(axes, bars, places=places, height=0.25, fontsize=8)
-    forms.name_rows(axes, list(memory))
-    axes.set_xlabel("memory, MB")
-    legend = []
-    for label, (_, colour, pattern) in series.items():
+    words, texts = [], {}
+    for name, sizes in memory.items():
+        _, _, *peaks = texts[name] = [f"{format_number(size)} MB" for size in sizes]
+        texts[name][0] += f", patches {sizes[1] / sizes[0]:.1f} times that"
+        peak = "peak {} (computed) and {} (measured)".format(*peaks)
+        words.append(f"{name}: input {texts[name][0]}, {peak}")
+    bars, legend = [], []
+    for label, (column, colour, pattern) in series.items():
+        sizes = [(name, memory[name][column], texts[name][column]) for name in memory]
+        bars.append([Bar(*size, colour, pattern) for size in sizes])
         legend += forms.patches({label: colour}, edgecolor="white", hatch=pattern)
+    figure, axes = canvas(9, 1.9 + 0.62 * len(memory))
+    forms.clustered_bars(axes, bars, fontsize=8)
+    axes.set_xlabel("memory, MB")
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)
 
 
 @style()
 def race(
-    speeds: Mapping[tuple[str, str, int], Measurement],
-    ceilings: Mapping[int, Measurement],
-    *notes: str,
-    title: str,
-) -> Picture:
+    speeds: Mapping[tuple[str, str, int], Measurement], ceilings: Mapping[int, Measurement],
+    *notes: str, title: str,
+) -> Picture:  # fmt: skip
     """Draw the speed of several algorithms on several layers, a group of bars an algorithm.
 
     ``speeds``: (algorithm, layer, threads) to GFLOP/s; the smallest number of threads is drawn as
@@ -208,25 +181,21 @@ def block_sweep(
     number of images in a block, is written at its dot.
     """
     figure, axes = canvas(9, 4.2)
-    everything = [speed for sweep in sweeps.values() for speed in sweep.values()]
+    everything, words = [speed for sweep in sweeps.values() for speed in sweep.values()], []
     for (label, sweep), (colour, _, marker) in zip(sweeps.items(), forms.LOOKS[2:], strict=False):
-        sizes = sorted(sweep)
-        line = Line(label, sizes, [sweep[size] for size in sizes], colour, f"{marker}-")
-        forms.draw_lines(axes, [line])
-        for size, speed in sweep.items():
+        forms.draw_line(axes, label, sweep, colour, f"{marker}-")
+        for size, speed in sorted(sweep.items()):
             forms.write_above(axes, speed.name, (size, speed.high), color=colour)
+            mb, gflops = format_number(size), format_number(speed.median)
+            words.append(f"{label}, {speed.name} at a time: {mb} MB, {gflops} GFLOP/s")
     forms.log_axes(axes, 2)
-    axes.set_ylim(0, 1.2 * max(speed.high for speed in everything))
-    axes.set_xlabel("patches laid out at a time, MB (computed); numbers: images at a time")
-    axes.set_ylabel("speed, GFLOP/s (median, line: quartiles)")
-    alt = "; ".join(
-        f"{label}, {speed.name} at a time: {format_number(size)} MB, "
-        f"{format_number(speed.median)} GFLOP/s"
-        for label, sweep in sweeps.items()
-        for size, speed in sorted(sweep.items())
+    axes.set(
+        ylim=(0, 1.2 * max(speed.high for speed in everything)),
+        xlabel="patches laid out at a time, MB (computed); numbers: images at a time",
+        ylabel="speed, GFLOP/s (median, line: quartiles)",
     )
     notes, legend = (forms.ran_on(everything[0]), *notes), axes.get_legend_handles_labels()[0]
-    return Picture(figure, title, origins_of(everything), alt, notes, legend)
+    return Picture(figure, title, origins_of(everything), "; ".join(words), notes, legend)
 
 
 @style()
@@ -250,23 +219,21 @@ def error_against_speed(
         words.append(f"{speed.name}: {format_number(speed.median)} {speed.unit}, error {error:.1e}")
     axes.axvline(speeds[0].median, color=Colour.VERMILION, linewidth=0.8, linestyle=":")
     axes.set_yscale("log")
-    axes.set_ylim(min(errors) / 3, max(errors) * 4)
-    axes.set_xlim(0, 1.25 * max(speed.high for speed in speeds))
-    axes.set_xlabel(f"speed, {speeds[0].unit} (line: quartiles)")
-    axes.set_ylabel("largest error, relative")
+    axes.set(ylim=(min(errors) / 3, max(errors) * 4), ylabel="largest error, relative")
+    limits = (0, 1.25 * max(speed.high for speed in speeds))
+    axes.set(xlim=limits, xlabel=f"speed, {speeds[0].unit} (line: quartiles)")
     notes = (forms.ran_on(speeds[0]), *notes)
     return Picture(figure, title, origins_of(speeds), "; ".join(words), notes)
 
 
 class Trial(NamedTuple):
-    """One run of an algorithm: its time, its peak of memory and its error."""
+    """One run of an algorithm: the time of an image (its name says what ran), the most memory it
+    took on top of its input, and the largest error, relative to the right answer's largest value.
+    """
 
     image_ms: Measurement
-    """The time of one image, ms; its name says what ran."""
     peak_mb: float
-    """The most memory it took on top of its input, MB."""
     error: float
-    """The largest error, relative to the largest value of the right answer."""
 
 
 @style()
@@ -280,12 +247,12 @@ def trials(results: Sequence[Trial], *notes: str, title: str) -> Picture:
     }
     figure, axes = canvas(10, 1.8 + 0.34 * len(results), 3, sharey=True)
     words = [f"{m.name}:" for m in times]
+    colours = [Colour.SILVER] * (len(results) - 1) + [Colour.BLUE]
     for axis, (label, values) in zip(axes, panels.items(), strict=True):
         bars = []
         for place, value in enumerate(values):
             text = f"{value:.0e}" if "error" in label else format_number(value)
-            colour = Colour.BLUE if place == len(values) - 1 else Colour.SILVER
-            bars.append(Bar(times[place].name, max(value, 1e-9), text, colour))
+            bars.append(Bar(times[place].name, max(value, 1e-9), text, colours[place]))
             words[place] += f" {label} {text};"
         log = "error" in label or max(values) > 20 * max(min(values), 1e-12)
         forms.horizontal_bars(axis, bars, log=log)

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Bar, Line
+from fastdl_lib.figures.forms import Bar
 from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, origins_of, style
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
-
-__all__ = ["memory_against_batch", "size_sweep", "transfer_bars"]
 
 
 @style()
@@ -20,12 +18,11 @@ def size_sweep(
     the provenance the style: solid where a clock ran. Up to ``cpu_wins_to`` the figure is shaded.
     """
     figure, axes = canvas(9, 4.6)
-    drawn_lines = []
+    times, words = [time for line in lines.values() for time in line.values()], []
     for label, line in lines.items():
-        times = [line[size] for size in sorted(line)]
-        look = forms.device_colour(times[0]), forms.PROVENANCE_LOOK[times[0].provenance]
-        drawn_lines.append(Line(f"{label} ({times[0].provenance})", sorted(line), times, *look))
-    words = forms.draw_lines(axes, drawn_lines)
+        first = next(iter(line.values()))
+        look = forms.device_colour(first), forms.PROVENANCE_LOOK[first.provenance]
+        words.append(forms.draw_line(axes, f"{label} ({first.provenance})", line, *look))
     forms.log_axes(axes, 2, 10)
     if cpu_wins_to:
         edges, said = axes.get_xlim(), f"the CPU is ahead up to {cpu_wins_to}"
@@ -36,9 +33,8 @@ def size_sweep(
         words.append(said)
     axes.set_xlabel("size n of a product n x n times n x n, float32")
     axes.set_ylabel("time, ms (median, line: quartiles)")
-    origins = origins_of(time for line in lines.values() for time in line.values())
     alt, legend = f"ms by size. {'. '.join(words)}", axes.get_legend_handles_labels()[0]
-    return Picture(figure, title, origins, alt, notes, legend)
+    return Picture(figure, title, origins_of(times), alt, notes, legend)
 
 
 @style()
@@ -64,8 +60,7 @@ def transfer_bars(
         said = ", ".join(f"{part} {format_number(time.median)}" for part, time in row.items())
         words.append(f"{label}: {said}; {text}")
     forms.name_rows(axes, list(rows))
-    axes.set_xlim(0, 1.02 * max(ends))
-    axes.set_xlabel("time for one batch, ms")
+    axes.set(xlim=(0, 1.02 * max(ends)), xlabel="time for one batch, ms")
     times = [time for row in rows.values() for time in row.values()]
     legend = [*forms.patches(colours), *forms.provenance_patches(times)]
     return Picture(figure, title, origins_of(times), "; ".join(words), notes, legend)
@@ -80,20 +75,18 @@ def memory_against_batch(
     ``needs`` holds for each line batch size to bytes, counted; ``limits`` the bytes of memories.
     """
     figure, axes = canvas(9, 4.6)
-    lines = []
+    words = []
     for (label, line), (colour, _, marker) in zip(needs.items(), forms.LOOKS[2:], strict=False):
-        gigabytes = [line[batch] / 1e9 for batch in sorted(line)]
-        lines.append(Line(label, sorted(line), gigabytes, colour, f"{marker}--"))
-    words = forms.draw_lines(axes, lines)
+        gigabytes = {batch: size / 1e9 for batch, size in line.items()}
+        words.append(forms.draw_line(axes, label, gigabytes, colour, f"{marker}--"))
     forms.log_axes(axes, 2, 10)
     axes.margins(x=0.02)
     for name, size in limits.items():
         axes.axhline(size / 1e9, color=Colour.INK, linewidth=0.9, linestyle=":")
-        left = axes.get_yaxis_transform()
-        axes.text(0.01, size / 1e9, name, transform=left, va="bottom", fontsize=9)
+        look = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}
+        axes.text(0.01, size / 1e9, name, **look)
         words.append(f"{name} has {format_number(size / 1e9)}")
-    axes.set_xlabel("batch, images")
-    axes.set_ylabel(f"memory, GB ({Provenance.COMPUTED})")
+    axes.set(xlabel="batch, images", ylabel=f"memory, GB ({Provenance.COMPUTED})")
     counted = Origin(Provenance.COMPUTED, "counted from the layers' shapes, float32")
     alt, legend = f"GB by batch. {'; '.join(words)}", axes.get_legend_handles_labels()[0]
     return Picture(figure, title, [counted], alt, notes, legend)

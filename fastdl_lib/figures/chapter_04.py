@@ -7,13 +7,10 @@ import matplotlib.ticker
 import numpy as np
 
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Line
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.scaling.simulator import Scaling, all_reduce_schedule
-
-__all__ = ["all_reduce_steps", "epoch_lines", "scaling_lines", "step_parts"]
 
 
 @style()
@@ -39,9 +36,8 @@ def all_reduce_steps(way: str, workers: int = 4) -> Picture:
             look["facecolor"] = shades(0.75 * (len(has) - 1) / (workers - 1))
             forms.cell(axis, (chunk, worker), texts[worker][chunk], 7.5, **look)
         forms.bare(axis)
-        axis.set_xlim(-0.05, chunks + 0.05)
-        axis.set_ylim(workers + 0.05, -0.05)
-        axis.set_aspect("equal")
+        limits = {"xlim": (-0.05, chunks + 0.05), "ylim": (workers + 0.05, -0.05)}
+        axis.set(aspect="equal", **limits)
         axis.tick_params(length=0)
         axis.set_title(f"step {step}" if step else "start", fontsize=9)
     names = [f"worker {worker + 1}" for worker in range(workers)]
@@ -73,19 +69,17 @@ def scaling_lines(
     dashed where simulated, both in the colour of their label, which two lines may share.
     """
     figure, axes = canvas(9, 4.8)
-    looks = zip(dict.fromkeys(line[0] for line in lines), forms.LOOKS[2:], strict=False)
-    colours = {label: colour for label, (colour, _, _) in looks}
+    looks = dict(zip(dict.fromkeys(line[0] for line in lines), forms.LOOKS[2:], strict=False))
     words = []
     for label, workers, values, provenance, _ in lines:
-        look = colours[label], forms.PROVENANCE_LOOK[provenance]
-        line = Line(f"{label} ({provenance})", workers, values, *look)
-        words += forms.draw_lines(axes, [line])
+        look = looks[label][0], forms.PROVENANCE_LOOK[provenance]
+        dots = dict(zip(workers, values, strict=True))
+        words.append(forms.draw_line(axes, f"{label} ({provenance})", dots, *look))
     ends = [min(line[1][0] for line in lines), max(line[1][-1] for line in lines)]
     axes.plot(ends, ends, color=Colour.GREY, linewidth=0.9, linestyle=":", label="ideal")
     if logarithmic:
         forms.log_axes(axes, 2, 2)
-    axes.set_xlabel("workers (GPUs)")
-    axes.set_ylabel("speed-up over one GPU")
+    axes.set(xlabel="workers (GPUs)", ylabel="speed-up over one GPU")
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     origins = dict.fromkeys(Origin(*line[3:]) for line in lines)
     return Picture(figure, title, list(origins), ". ".join(words), notes)
@@ -100,21 +94,19 @@ def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
         "waiting": (Colour.ORANGE, scaling.waiting_s),
         "communicating": (Colour.VERMILION, scaling.communication_s),
     }
-    hatch = PROVENANCE_HATCH[Provenance.SIMULATED]
+    hatch = HATCH[Provenance.SIMULATED]
     forms.stacked_columns(left, scaling.workers, parts.values(), hatch)
-    left.set_ylabel(f"a step, s ({Provenance.SIMULATED})")
+    left.set(xlabel="workers (GPUs)", ylabel=f"a step, s ({Provenance.SIMULATED})")
     right.plot(scaling.workers, scaling.workers, ":", color=Colour.GREY, linewidth=0.9)
     right.plot(scaling.workers, scaling.speedup, "x--", color=Colour.BLUE, linewidth=2)
     last = f"{scaling.speedup[-1]:.1f}x, {scaling.efficiency_pct[-1]:.0f} %"
     right.text(0.97, 0.06, last, transform=right.transAxes, ha="right", fontsize=10)
     forms.log_axes(right, 2, 2)
-    right.set_ylabel("speed-up (dotted: ideal)")
+    right.set(xlabel="workers (GPUs)", ylabel="speed-up (dotted: ideal)")
     words = []
     for place, (workers, speedup) in enumerate(zip(scaling.workers, scaling.speedup, strict=True)):
         said = (f"{part} {format_number(s[place])} s" for part, (_, s) in parts.items())
         words.append(f"{workers} workers: {', '.join(said)}, speed-up {format_number(speedup)}")
-    for axis in (left, right):
-        axis.set_xlabel("workers (GPUs)")
     simulated = Origin(Provenance.SIMULATED, scaling.job.name)
     legend = forms.patches({part: colour for part, (colour, _) in parts.items()})
     return Picture(figure, title, [simulated], f"{title}. {'; '.join(words)}", notes, legend)
@@ -128,11 +120,10 @@ def epoch_lines(
     figure, axes = canvas(9, 4.3)
     words = []
     for (label, values), (colour, _, marker) in zip(lines.items(), forms.LOOKS, strict=False):
-        line = Line(label, range(1, len(values) + 1), values, colour, f"{marker}-")
-        words += forms.draw_lines(axes, [line])
+        dots = dict(enumerate(values, 1))
+        words.append(forms.draw_line(axes, label, dots, colour, f"{marker}-"))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{ylabel} ({Provenance.MEASURED})")
+    axes.set(xlabel="epoch", ylabel=f"{ylabel} ({Provenance.MEASURED})")
     axes.legend(loc="best", frameon=False, fontsize=9)
     alt = f"{ylabel} by epoch. {'; '.join(words)}"
     return Picture(figure, title, [Origin.on(origin)], alt, notes)

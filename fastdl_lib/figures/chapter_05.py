@@ -13,13 +13,10 @@ from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Line
-from fastdl_lib.figures.picture import PROVENANCE_HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
-
-__all__ = ["accuracy_lines", "bit_layout", "bits_summary", "format_ranges", "magnitude_histogram"]
 
 # Smaller powers of two are counted with this one, in a histogram's first step.
 _LEAST = -60
@@ -32,14 +29,11 @@ def bit_layout(
 ) -> Picture:
     """Draw the bits of a number, what each counts, and how they become the number.
 
-    Args:
-        number_format: a float format of up to 32 bits.
-        value: a number, which is rounded to the format, or its bits as a string of 0s and 1s.
-        asked: the number that was meant, if bits are given: those that differ from its bits are
-            framed, and the error is that against it.
+    ``value`` is a number, which is rounded to the format, or its bits as a string of 0s and 1s.
+    With bits, ``asked`` is the number that was meant: those that differ from its bits are framed,
+    and the error is that against it.
 
-    Raises:
-        TypeError, ValueError: no float format, more than 32 bits, or bits that do not fit it.
+    Raises: TypeError, ValueError for no float format, more than 32 bits, or bits that do not fit.
 
     >>> from fastdl_lib.precision.formats import FLOAT16
     >>> print(bit_layout(FLOAT16, 0.1).alt[:59])
@@ -48,9 +42,7 @@ def bit_layout(
     if not isinstance(number_format, FloatFormat):
         raise TypeError(f"{number_format!r} has no exponent; give a float format such as FLOAT16.")
     if number_format.bits > 32:
-        raise ValueError(
-            f"{number_format.name} has {number_format.bits} bits; 32 at most fit into the figure."
-        )
+        raise ValueError(f"{number_format.name} has {number_format.bits} bits; 32 at most fit.")
     if not isinstance(value, str):
         asked = float(value)
         value = number_format.bits_of(asked)
@@ -91,12 +83,11 @@ def _draw_bits(axes: Any, bits: str, exponent_bits: int, flips: Sequence[int]) -
         look = {"fc": _BITS[part], "alpha": 0.9 if bit == "1" else 0.3, "ec": "white", "lw": 1.5}
         forms.cell(axes, (place, 0), bit, 13, **look)
         if place in flips:
-            frame = Rectangle((place + 0.06, 0.05), 0.88, 0.9, fill=False, ec=Colour.INK, lw=2.5)
-            axes.add_patch(frame)
+            look = {"fill": False, "ec": Colour.INK, "lw": 2.5}
+            axes.add_patch(Rectangle((place + 0.06, 0.05), 0.88, 0.9, **look))
         for height, text, size in ((1.17, str(len(bits) - 1 - place), 7.5), (-0.2, weight, 8.5)):
             axes.text(place + 0.5, height, text, fontsize=size, ha="center", va="center")
-    axes.set_xlim(-0.02, max(len(bits), 16) + 0.02)
-    axes.set_ylim(-1.95, 1.3)
+    axes.set(xlim=(-0.02, max(len(bits), 16) + 0.02), ylim=(-1.95, 1.3))
     forms.bare(axes)
     said = "above each bit its number, below it what a 1 there counts"
     axes.set_title(said, fontsize=8.5, color=Colour.GREY)
@@ -232,8 +223,7 @@ def magnitude_histogram(
         said = f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"
         words.append(", ".join([said, *_lost(sizes, formats)]))
     _draw_limits(upper, lower, formats, ends)
-    upper.set_ylim(bottom=0)
-    upper.set_ylabel("share of all values, %")
+    upper.set(ylim=(0, None), ylabel="share of all values, %")
     # A legend between the two: the histogram keeps all of its room.
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
     upper.legend(ncols=2, frameon=False, fontsize=9, **above)
@@ -248,12 +238,11 @@ def magnitude_histogram(
 def _lost(sizes: np.ndarray, formats: Sequence[NumberFormat]) -> list[str]:
     """Which share of values above 0 each format rounds to 0 or cannot reach, in words."""
     said = []
-    for number_format in formats if sizes.size else ():
-        lost = 100 * float(np.mean(sizes <= number_format.smallest_subnormal / 2))
-        over = 100 * float(np.mean(sizes > number_format.largest))
+    for each in formats if sizes.size else ():
+        lost, over = sizes <= each.smallest_subnormal / 2, sizes > each.largest
+        lost_pct, over_pct = (format_number(100 * float(np.mean(part))) for part in (lost, over))
         said.append(
-            f"of these {format_number(lost)} % become 0 in {number_format.name} and "
-            f"{format_number(over)} % lie beyond its largest"
+            f"of these {lost_pct} % become 0 in {each.name} and {over_pct} % lie beyond its largest"
         )
     return said
 
@@ -290,8 +279,8 @@ def accuracy_lines(
     for axis, ((xlabel, scale), lines) in zip(axes[0], panels.items(), strict=True):
         for label, (xs, accuracies) in lines.items():
             colour, dashes, marker = looks[label]
-            line = Line(f"{label}, %, by {xlabel}", xs, accuracies, colour, marker + dashes)
-            words += forms.draw_lines(axis, [line])
+            name, dots = f"{label}, %, by {xlabel}", dict(zip(xs, accuracies, strict=True))
+            words.append(forms.draw_line(axis, name, dots, colour, marker + dashes))
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         if scale == "log":
             numbers = {x for xs, _ in lines.values() for x in xs}
@@ -301,8 +290,7 @@ def accuracy_lines(
                 axis.set_xticks(list(powers), [f"$2^{{{n}}}$" for n in powers.values()])
         axis.set_xlabel(xlabel)
         axis.grid(axis="y", color=Colour.GREY, alpha=0.2, linewidth=0.8)
-    axes[0][0].set_ylim(-2, 102)
-    axes[0][0].set_ylabel(f"accuracy, % ({Provenance.MEASURED})")
+    axes[0][0].set(ylim=(-2, 102), ylabel=f"accuracy, % ({Provenance.MEASURED})")
     legend = [
         Line2D([], [], color=colour, ls=dashes, marker=marker, label=label)
         for label, (colour, dashes, marker) in looks.items()
@@ -330,7 +318,7 @@ def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title:
     accuracy, size, speed = panels
     diamond = {"color": Colour.VERMILION, "marker": "D", "ms": 8, "mew": 1.8}
     fills = {False: Colour.VERMILION, True: "white"}
-    hatch, words = PROVENANCE_HATCH[Provenance.COMPUTED], []
+    hatch, words = HATCH[Provenance.COMPUTED], []
     for place, row in zip(places, rows, strict=True):
         name, row_bits, right, size_bytes, fast, in_software = row
         kilobytes = size_bytes / 1e3
@@ -354,11 +342,10 @@ def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title:
         "speed, images/s\n(line: quartiles)": f"forward pass ({speeds[0].provenance})",
     }
     for axis, (ylabel, heading) in zip(panels, titles.items(), strict=True):
-        axis.set_ylabel(ylabel)
+        axis.set(ylabel=ylabel)
         axis.set_title(heading, fontsize=9.5)
     short = ["\n".join(textwrap.wrap(name, 12, break_long_words=False)) for name in names]
-    ticks = [f"{name}\n{b} bits" for name, b in zip(short, bits, strict=True)]
-    speed.set_xticks(places, ticks)
+    speed.set_xticks(places, [f"{name}\n{b} bits" for name, b in zip(short, bits, strict=True)])
     speed.set_xlabel("format of a number")
     marks = ("arithmetic of the format itself", "rounded in software (emulated)")
     legend = [

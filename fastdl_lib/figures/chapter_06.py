@@ -15,8 +15,6 @@ from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, style
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 
-__all__ = ["popcount_steps", "sign_gradient", "sign_pictures", "size_accuracy"]
-
 # Values below 0 blue, 0 white, above 0 vermilion: told apart in print and by colour-blind readers.
 _AROUND_ZERO = matplotlib.colors.LinearSegmentedColormap.from_list(
     "around zero", (Colour.BLUE, "#FFFFFF", Colour.VERMILION)
@@ -41,10 +39,7 @@ def sign_gradient(*notes: str, title: str) -> Picture:
         for piece in np.split(np.arange(len(x)), np.flatnonzero(np.diff(y)) + 1):
             axis.plot(x[piece], y[piece], color=Colour.BLUE, linewidth=2.5)
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("x")
-        axis.set_xlim(-2, 2)
-        axis.set_ylim(-1.3, 1.6)
-        axis.set_yticks((-1, 0, 1))
+        axis.set(xlabel="x", xlim=(-2, 2), ylim=(-1.3, 1.6), yticks=(-1, 0, 1))
     forward.set_ylabel("value")
     for axis, y, fill in ((forward, 1, Colour.BLUE), (forward, -1, "white"), (true, 0, "white")):
         axis.plot(0, y, "o", color=Colour.BLUE, mfc=fill, markersize=7, zorder=3)
@@ -68,12 +63,10 @@ def sign_gradient(*notes: str, title: str) -> Picture:
 def sign_pictures(
     rows: Mapping[str, Any], names: Sequence[str], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
-    """Show weights, pixels or activations as small pictures, a row a kind.
+    """Show weights, pixels or activations as small pictures, a row a kind, a name a column.
 
-    Args:
-        rows: label to (n, H, W). Signs, +1 and -1 alone, are drawn white and black; values that
-            are nowhere negative, such as pixels, from black to white; others around a white 0.
-        names: n words, one over each column.
+    ``rows`` hold label to (n, H, W). Signs, +1 and -1 alone, are drawn white and black; values
+    that are nowhere negative, such as pixels, from black to white; others around a white 0.
     """
     heights = [1.15 * min(2.0, max(0.6, p.shape[1] / p.shape[2])) for p in rows.values()]
     height, shape = 1.0 + sum(heights) + 0.12 * len(rows), (len(names), len(rows))
@@ -86,8 +79,7 @@ def sign_pictures(
         legend |= marks
         for axis, picture, name in zip(axes, values, names, strict=True):
             axis.imshow(picture, interpolation="none", **look)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.spines[:].set(visible=True, color=Colour.GREY)
             if row == 0:
                 axis.set_title(name, fontsize=9)
@@ -121,9 +113,8 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
     """
     length = len(a_bits)
     if not 2 <= length <= 16 or len(b_bits) != length or set(a_bits + b_bits) - set("01"):
-        raise ValueError(
-            f"two texts of 2 to 16 characters 0 or 1, of one length, got {a_bits!r} and {b_bits!r}."
-        )
+        texts = f"got {a_bits!r} and {b_bits!r}"
+        raise ValueError(f"two texts of 2 to 16 characters 0 or 1, of one length, {texts}.")
     a, b = ([1 if bit == "1" else -1 for bit in bits] for bits in (a_bits, b_bits))
     product = [x * y for x, y in zip(a, b, strict=True)]
     xnor = "".join("1" if value == 1 else "0" for value in product)
@@ -146,8 +137,7 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
                 forms.cell(axes, (column, place), text, 11, fc=face, **edge)
         axes.text(1.03 * length, top + 2.57, result, va="center", fontsize=11, weight="bold")
     forms.bare(axes)
-    axes.set_xlim(-0.34 * length, 1.42 * length)
-    axes.set_ylim(7.3, -0.2)
+    axes.set(xlim=(-0.34 * length, 1.42 * length), ylim=(7.3, -0.2))
     axes.set_title("where two bits agree, the product is +1 (coloured)", fontsize=10)
     alt = (
         f"a is {a_bits}, b is {b_bits}, 1 for +1 and 0 for -1. Number by number the products "
@@ -190,7 +180,7 @@ def size_accuracy(
     forms.plain_ticks(size.xaxis)
     size.set_xlabel("bytes on disk, kB")
     error.tick_params(axis="y", length=0)
-    error.set_xlim(0, 1.2 * max(ends) or 1)
     error.grid(axis="x", color=Colour.GREY, alpha=0.2, linewidth=0.8)
-    error.set_xlabel("test error, % (line: 95 % by chance alone)")
+    label = "test error, % (line: 95 % by chance alone)"
+    error.set(xlim=(0, 1.2 * max(ends) or 1), xlabel=label)
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes)

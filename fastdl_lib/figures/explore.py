@@ -17,8 +17,6 @@ from fastdl_lib.figures.forms import guess_and_truth
 from fastdl_lib.figures.picture import Picture
 from fastdl_lib.measuring.evidence import Measurement
 
-__all__ = ["explore", "predict"]
-
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 

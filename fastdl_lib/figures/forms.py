@@ -14,33 +14,13 @@ import numpy as np
 from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.threads import threads_in_words
-from fastdl_lib.figures.picture import (
-    PROVENANCE_HATCH,
-    Colour,
-    Origin,
-    Picture,
-    canvas,
-    origins_of,
-    style,
-)
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, origins_of, style
 from fastdl_lib.measuring.costs import KINDS, Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.measuring.published import PublishedTable
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import LayerProfile
-
-__all__ = [
-    "Shares",
-    "guess_and_truth",
-    "image_row",
-    "ladder",
-    "loss_curves",
-    "measured_bars",
-    "roofline",
-    "samples_strip",
-    "share_pies",
-]
 
 KINDS_SHOWN = {
     "conv": (Colour.BLUE, "convolution"),
@@ -84,7 +64,7 @@ class Bar(NamedTuple):
     def of(cls, m: Measurement, text: str = "", colour: str = Colour.BLUE, name: str = "") -> "Bar":
         """A measurement's bar: hatching shows its provenance, a line its quartiles."""
         spread = (m.low, m.high) if len(m.samples) > 1 else ()
-        hatch = PROVENANCE_HATCH[m.provenance]
+        hatch = HATCH[m.provenance]
         return cls(name or m.name, m.median, text, colour, hatch, *spread)
 
     @property
@@ -94,20 +74,13 @@ class Bar(NamedTuple):
 
 
 def horizontal_bars(
-    axis: Any,
-    bars: Sequence[Bar],
-    *,
-    places: Sequence[float] | None = None,
-    height: float = 0.7,
-    start: float = 0.0,
-    log: bool = False,
-    fontsize: float = 9,
-) -> None:
+    axis: Any, bars: Sequence[Bar], *, places: Sequence[float] | None = None, height: float = 0.7,
+    start: float = 0.0, log: bool = False, fontsize: float = 9,
+) -> None:  # fmt: skip
     """Draw bars from top to bottom; their texts make room for themselves beside the axes.
 
-    Args:
-        places: one a bar, downwards; by default 0, 1, 2 ... with the bars' names at the left.
-        start: where bars begin; on a logarithmic axis 0 stands for a third of the least.
+    ``places`` are one a bar, downwards; by default 0, 1, 2 ... with the bars' names at the left.
+    Bars begin at ``start``; on a logarithmic axis 0 stands for a third of the least.
     """
     if log and not start:
         start = min(bar.value for bar in bars) / 3
@@ -160,6 +133,16 @@ def grouped_bars(axis: Any, groups: Mapping[str, Sequence[Bar]], **options: Any)
     return places
 
 
+def clustered_bars(axis: Any, series: Sequence[Sequence[Bar]], **options: Any) -> None:
+    """Draw a bar of each series below each other, their common name at the left of them."""
+    height = 0.8 / len(series)
+    shifts = [(index - (len(series) - 1) / 2) * height for index in range(len(series))]
+    places = [place + shift for shift in shifts for place in range(len(series[0]))]
+    bars = [bar for each in series for bar in each]
+    horizontal_bars(axis, bars, places=places, height=height, **options)
+    name_rows(axis, [bar.name for bar in series[0]])
+
+
 def stacked_bar(axis: Any, place: float, parts: Sequence[Bar]) -> float:
     """Draw parts one after the other, each with its text inside; return where they end."""
     left = 0.0
@@ -190,28 +173,15 @@ def stacked_columns(
 # --- lines and cells ----------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    """A line: measurements are drawn at their medians, with their quartiles."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float] | Sequence[Measurement]
-    colour: str
-    look: str = "o-"
-
-
-def draw_lines(axis: Any, lines: Iterable[Line]) -> list[str]:
-    """Draw lines and return each in words, for a text alternative."""
-    words = []
-    for label, x, y, colour, look in lines:
-        values, spread = list(y), None
-        if isinstance(values[0], Measurement):
-            spread = [[m.median - m.low for m in values], [m.high - m.median for m in values]]
-            values = [m.median for m in values]
-        axis.errorbar(x, values, spread, fmt=look, color=colour, label=label, linewidth=1.8)
-        dots = zip(x, values, strict=True)
-        words.append(f"{label}: " + ", ".join(f"{plain(a)}: {format_number(b)}" for a, b in dots))
-    return words
+def draw_line(axis: Any, label: str, dots: Mapping[float, Any], colour: str, look: str) -> str:
+    """Draw x to y, measurements at their medians with quartiles; return the line in words."""
+    x, values, spread = sorted(dots), [dots[place] for place in sorted(dots)], None
+    if isinstance(values[0], Measurement):
+        spread = [[m.median - m.low for m in values], [m.high - m.median for m in values]]
+        values = [m.median for m in values]
+    axis.errorbar(x, values, spread, fmt=look, color=colour, label=label, linewidth=1.8)
+    words = (f"{plain(a)}: {format_number(b)}" for a, b in zip(x, values, strict=True))
+    return f"{label}: {', '.join(words)}"
 
 
 def plain(number: float) -> str:
@@ -222,11 +192,9 @@ def plain(number: float) -> str:
 
 def log_axes(axis: Any, x_base: int = 0, y_base: int = 0) -> None:
     """Make axes logarithmic to these bases, labelled 0.1, 1, 10; 0 leaves one as it is."""
-    for base, set_scale, which in (
-        (x_base, axis.set_xscale, axis.xaxis), (y_base, axis.set_yscale, axis.yaxis)
-    ):  # fmt: skip
+    for base, name, which in ((x_base, "x", axis.xaxis), (y_base, "y", axis.yaxis)):
         if base:
-            set_scale("log", base=base)
+            getattr(axis, f"set_{name}scale")("log", base=base)
             plain_ticks(which)
             which.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
@@ -249,8 +217,7 @@ def cell(
 def bare(axis: Any) -> None:
     """Take frame and ticks from axes that show cells or a picture."""
     axis.spines[:].set_visible(False)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
 
 
 def apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
@@ -280,12 +247,8 @@ def kind_patches(kinds: Collection[str]) -> list[Patch]:
 
 def provenance_patches(measurements: Iterable[Measurement]) -> list[Patch]:
     """What each hatching that occurs stands for."""
-    present = {measurement.provenance for measurement in measurements}
-    return [
-        Patch(facecolor=Colour.GREY, edgecolor="white", hatch=hatch, label=str(provenance))
-        for provenance, hatch in PROVENANCE_HATCH.items()
-        if provenance in present
-    ]
+    present, look = {m.provenance for m in measurements}, {"fc": Colour.GREY, "ec": "white"}
+    return [Patch(hatch=HATCH[p], label=str(p), **look) for p in Provenance if p in present]
 
 
 def device_colour(measurement: Measurement) -> str:
@@ -295,9 +258,8 @@ def device_colour(measurement: Measurement) -> str:
 
 def device_patches(measurements: Iterable[Measurement]) -> list[Patch]:
     """What the colours of the devices mean, where both occur."""
-    present = {device_colour(measurement) for measurement in measurements}
-    labels = {name: colour for colour, name in DEVICES.values()}
-    return patches(labels) if len(present) > 1 else []
+    both = len({device_colour(measurement) for measurement in measurements}) > 1
+    return patches({name: colour for colour, name in DEVICES.values()}) if both else []
 
 
 def ran_on(measurement: Measurement, what: str = "run") -> str:
@@ -310,11 +272,9 @@ def ran_on(measurement: Measurement, what: str = "run") -> str:
 
 @style()
 def roofline(
-    ceilings: Ceilings,
-    points: Sequence[tuple] = (),
-    *notes: str,
+    ceilings: Ceilings, points: Sequence[tuple] = (), *notes: str,
     title: str = "Your machine's roof: memory limits on the left, arithmetic on the right",
-) -> Picture:
+) -> Picture:  # fmt: skip
     """Draw the two ceilings and, below them, what ran (Williams et al. 2009).
 
     ``points``: (name, FLOP per byte, GFLOP/s reached) and, for a layer, its kind.
@@ -329,13 +289,12 @@ def roofline(
     axes.axvline(ridge, color=Colour.GREY, linewidth=0.8, linestyle=":")
     log_axes(axes, 10, 10)
     lowest = min([roof[0], *(point[2] for point in points)]) / 2
-    axes.set_ylim(lowest, gemm.median * 2.5)
-    axes.set_xlim(x[0], x[-1])
+    axes.set(xlim=(x[0], x[-1]), ylim=(lowest, gemm.median * 2.5))
     peak, speed, at = map(format_number, (gemm.median, copy.median, ridge))
     axes.text(ridge * 1.1, gemm.median * 1.2, f"{peak} GFLOP/s", fontsize=9)
     axes.text(x[0] * 1.2, roof[0] * 3.2, f"{speed} GB/s", fontsize=9)
-    note = f"ridge: {at} FLOP/byte"
-    axes.text(ridge * 1.1, lowest * 1.2, note, fontsize=9, color=Colour.GREY)
+    grey = {"fontsize": 9, "color": Colour.GREY}
+    axes.text(ridge * 1.1, lowest * 1.2, f"ridge: {at} FLOP/byte", **grey)
     words = []
     for name, intensity, gflops, *kind in points:
         colour = KINDS_SHOWN[kind[0]][0] if kind else Colour.PURPLE
@@ -455,12 +414,8 @@ class Shares(NamedTuple):
 
     def parts(self) -> list[tuple[str, str, float]]:
         """(layer, kind, percent), grouped by kind, what is unlabelled last."""
-        parts = [
-            (name, kind, self.percent[name])
-            for kind in KINDS
-            for name in self.percent
-            if self.kinds[name] == kind and self.percent[name] > 0
-        ]
+        by_kind = sorted(self.percent, key=lambda name: KINDS.index(self.kinds[name]))
+        parts = [(n, self.kinds[n], self.percent[n]) for n in by_kind if self.percent[n] > 0]
         rest = 100 - sum(part[2] for part in parts)
         return [*parts, ("unlabelled", "other", rest)] if rest > 0.05 else parts
 
@@ -500,17 +455,13 @@ def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     for axis, share in zip(axes[0], shares, strict=True):
         names, kinds, percents = zip(*share.parts(), strict=True)
         provenance = share.origin.provenance
+        labels = [name if p >= 4.5 else "" for name, p in zip(names, percents, strict=True)]
+        colours = [KINDS_SHOWN[kind][0] for kind in kinds]
         wedges, _ = axis.pie(
-            percents,
-            labels=[name if p >= 4.5 else "" for name, p in zip(names, percents, strict=True)],
-            colors=[KINDS_SHOWN[kind][0] for kind in kinds],
-            startangle=90,
-            counterclock=False,
+            percents, labels=labels, colors=colours, hatch=[HATCH[provenance]],
+            startangle=90, counterclock=False, labeldistance=1.06, textprops={"fontsize": 8},
             wedgeprops={"edgecolor": "white", "linewidth": 1.2},
-            textprops={"fontsize": 8},
-            hatch=[PROVENANCE_HATCH[provenance]],
-            labeldistance=1.06,
-        )
+        )  # fmt: skip
         for wedge, percent in zip(wedges, percents, strict=True):
             if percent < 1:  # white borders would hide so thin a slice
                 wedge.set_linewidth(0)
@@ -537,19 +488,17 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
         times = f"{ratio:.2f}" if 0.01 <= ratio < 100 else format_number(ratio)
         text = f"{format_number(m.median)} {m.unit}" + f"\n= {times}x" * (len(measurements) > 1)
         write_beside(axes, text, (1.01, place), xycoords=axes.get_yaxis_transform())
-        low, high = format_number(min(m.samples)), format_number(max(m.samples))
-        words.append(
-            f"{m.name}: median {format_number(m.median)} {m.unit}, from {low} to {high}, "
-            f"{times} times the first"
-        )
+        low, high, median = map(format_number, (min(m.samples), max(m.samples), m.median))
+        said = f"{m.name}: median {median} {m.unit}, from {low} to {high}"
+        words.append(f"{said}, {times} times the first")
     name_rows(axes, [m.name for m in measurements])
     if max(medians) > 20 * min(medians):
         log_axes(axes, 10)
     else:
         axes.set_xlim(left=0)
     axes.set_xlabel(f"one dot a run, {measurements[0].unit} (bar: median)")
-    alt = f"{title}. {'; '.join(words)}"
-    return Picture(figure, title, origins_of(measurements), alt, notes)
+    origins = origins_of(measurements)
+    return Picture(figure, title, origins, f"{title}. {'; '.join(words)}", notes)
 
 
 @style()
@@ -558,14 +507,9 @@ def measured_bars(
 ) -> Picture:
     """Draw measurements of one unit, a heading over each group; hatching shows provenance.
 
-    Days that :func:`fastdl_lib.measuring.costs.training_days` computed say from which speed.
-
-    Args:
-        xlabel: the unit by default.
-        start: where bars begin: at 1 for ratios to a baseline, the slower ones to the left.
-
-    Raises:
-        ValueError: nothing to draw, several units, or a number of 0 or less.
+    Days that :func:`fastdl_lib.measuring.costs.training_days` computed say from which speed. Bars
+    begin at ``start``: 1 for ratios to a baseline, the slower ones to the left. Nothing to draw,
+    several units, or a number of 0 or less raise ValueError.
     """
     everything = [m for group in groups.values() for m in group]
     units = {m.unit for m in everything}
@@ -591,8 +535,7 @@ def measured_bars(
 
 def _said(m: Measurement) -> str:
     """A measurement's median and provenance, as they stand at its bar."""
-    unit = m.unit if m.unit == "x" else f" {m.unit}"
-    speed = ""
+    unit, speed = m.unit if m.unit == "x" else f" {m.unit}", ""
     if "speed_is" in m.conditions:
         images_per_s = format_number(m.conditions["images_per_s"])
         speed = f" from {images_per_s} images/s, {m.conditions['speed_is']}"
@@ -619,7 +562,7 @@ def ladder(panels: Groups, *notes: str, title: str) -> Picture:
             said.append(f"{m.name} {speed} ({m.provenance}), {times}")
         horizontal_bars(axis, bars, places=[rungs.index(bar.name) for bar in bars], log=True)
         axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=5))
-        axis.set_xlabel(f"speed, {unit} (line: quartiles)")
+        axis.set(xlabel=f"speed, {unit} (line: quartiles)")
         axis.set_title(work, fontsize=10)
         axis.tick_params(axis="y", length=0)
         words.append(f"{work}, {unit}: " + "; ".join(said))
@@ -657,8 +600,7 @@ def loss_curves(
         ends.append((text, colour, marker, at, last))
         words.append(said)
     _label_ends(axes, ends)
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"training loss ({Provenance.MEASURED})")
+    axes.set(xlabel="step", ylabel=f"training loss ({Provenance.MEASURED})")
     notes = (f"each point the mean of {width} steps" * (width > 1), *notes)
     return Picture(figure, title, [Origin.on(origin)], f"Training loss. {'; '.join(words)}", notes)
 

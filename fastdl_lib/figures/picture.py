@@ -27,8 +27,6 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.measuring.timing import LayerProfile
 
-__all__ = ["Colour", "Origin", "Picture", "canvas", "origins_of", "style"]
-
 
 class Colour(enum.StrEnum):
     """The palette; ``INK`` is for texts, ``GREY`` for what stays in the background."""
@@ -44,7 +42,7 @@ class Colour(enum.StrEnum):
     GREY = "#666666"
 
 
-PROVENANCE_HATCH = {
+HATCH = {
     Provenance.MEASURED: "",
     Provenance.RECORDED: "..",
     Provenance.SIMULATED: "xx",
@@ -114,10 +112,8 @@ class Picture:
     """A finished figure: the image, its text alternative and its caption.
 
     In a notebook it shows itself as the last expression of a cell. ``origins`` make the caption,
-    ``notes`` end it; ``alt`` says the figure's numbers in words.
-
-    Raises:
-        ValueError: no origin, or a clock without its machine: a number without provenance.
+    ``notes`` end it; ``alt`` says the figure's numbers in words. Without an origin, or with a
+    clock's without its machine, a ValueError: a number without provenance.
 
     >>> figure, axes = canvas(6, 3)
     >>> counted = Origin(Provenance.COMPUTED, "counted from the shapes")
@@ -126,19 +122,14 @@ class Picture:
     """
 
     def __init__(
-        self,
-        figure: Figure,
-        title: str,
-        origins: Sequence[Origin],
-        alt: str,
-        notes: Sequence[str] = (),
-        legend: Sequence[Artist] = (),
-    ) -> None:
+        self, figure: Figure, title: str, origins: Sequence[Origin], alt: str,
+        notes: Sequence[str] = (), legend: Sequence[Artist] = (),
+    ) -> None:  # fmt: skip
         """Set title, legend and caption around the axes, which get the room between them."""
         if not origins or isinstance(origins, str):
             raise ValueError(
                 f"the figure {title!r} does not say where its numbers come from; pass origins, "
-                "such as [Origin(Provenance.COMPUTED, 'counted')] or origins_of(measurements)."
+                "such as origins_of(measurements)."
             )
         for provenance, where in origins:
             if Provenance(provenance) in CLOCKED and not where:
@@ -155,9 +146,8 @@ class Picture:
         height += 0.14 * max(0, len(lines) - 2)  # a long caption takes nothing from the axes
         figure.set_figheight(height)
         below = (0.14 * len(lines) + 0.12) / height
-        figure.text(
-            0.01, 0.06 / height, "\n".join(lines), fontsize=8, color=Colour.GREY, va="bottom"
-        )
+        look = {"fontsize": 8, "color": Colour.GREY, "va": "bottom"}
+        figure.text(0.01, 0.06 / height, "\n".join(lines), **look)
         if legend:
             rows = math.ceil(1.45 * len(legend) / width)
             figure.legend(
@@ -167,8 +157,7 @@ class Picture:
             )  # fmt: skip
             below += (0.08 + 0.2 * rows) / height
         figure.text(0.01, 1 - 0.08 / height, self.title, fontsize=12, color=Colour.INK, va="top")
-        above = 0.5 / height
-        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - above))
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - 0.5 / height))
 
     @functools.cached_property
     def png(self) -> bytes:
