@@ -53,10 +53,9 @@ def test_blocks_that_overlap_leave_the_number_of_before():
         first, second = blas_threads(1), blas_threads(1)
         first.__enter__()
         second.__enter__()
-        first.__exit__(None, None, None)
-        assert blas_threads_now() == 1
-        second.__exit__(None, None, None)
-        assert blas_threads_now() == 2
+        for ended, left in ((first, 1), (second, 2)):
+            ended.__exit__(None, None, None)
+            assert blas_threads_now() == left
 
 
 @pytest.mark.parametrize(
