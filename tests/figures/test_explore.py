@@ -1,6 +1,7 @@
 """Guesses and slider figures: live, as a picture and as text, all from one output."""
 
 import base64
+import functools
 import io
 import json
 import math
@@ -10,12 +11,11 @@ import ipywidgets as widgets
 import numpy as np
 import pytest
 from helpers import example
-from matplotlib.figure import Figure
 from PIL import Image
 
 from fastdl_lib.figures import explore as room
 from fastdl_lib.figures.explore import explore, predict
-from fastdl_lib.figures.picture import Origin, Picture
+from fastdl_lib.figures.picture import Origin, Picture, canvas
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -29,49 +29,45 @@ def share(value=59.0, unit="%", **changes):
 # --- predictions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guess", [0, 37.2, 100, np.int64(5), np.float32(0.5)])
-def test_a_guess_is_the_number_given(guess):
-    prediction = predict("share of convolution", guess, unit="%", low=0, high=100)
-    assert prediction.value == guess and type(prediction.value) is float
+guess = functools.partial(predict, "share of convolution", unit="%", low=0, high=100)
 
 
-def test_a_slider_moves_the_guess():
-    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    slider = prediction._slider
+@pytest.mark.parametrize("number", [0, 37.2, 100, np.int64(5), np.float32(0.5)])
+def test_a_guess_is_the_number_given(number):
+    assert guess(number).value == number and type(guess(number).value) is float
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error", "message"),
+    [
+        (["50", None, True, np.True_, [50], 1j], TypeError, "a guess is a number, got"),
+        ([-0.1, 101, math.nan, math.inf], ValueError, "must lie between 0 and 100 %, got"),
+    ],
+)
+def test_another_guess_is_refused(numbers, error, message):
+    for number in numbers:
+        with pytest.raises(error, match=message):
+            guess(number)
+
+
+def test_a_prediction_shows_slider_and_text():
+    prediction = guess(50)
+    slider, bundle = prediction._slider, prediction._repr_mimebundle_()
     assert (slider.min, slider.max, slider.value, slider.disabled) == (0, 100, 50, False)
+    assert json.dumps(bundle) and bundle.keys() >= {WIDGET_VIEW, "text/plain"}
+    assert bundle["text/plain"].startswith("share of convolution: guess 50 % (edit the number")
     slider.value = 73
     assert prediction.value == 73
     assert "guess 73 %" in prediction._repr_mimebundle_()["text/plain"]
 
 
-@pytest.mark.parametrize("guess", ["50", None, True, np.True_, [50], 1j])
-def test_a_guess_is_a_number(guess):
-    with pytest.raises(TypeError, match="a guess is a number, got"):
-        predict("share", guess, unit="%", low=0, high=100)
-
-
-@pytest.mark.parametrize("guess", [-0.1, 101, math.nan, math.inf])
-def test_a_guess_lies_in_its_range(guess):
-    with pytest.raises(ValueError, match="a guess must lie between 0 and 100 %, got"):
-        predict("share", guess, unit="%", low=0, high=100)
-
-
-def test_a_prediction_shows_widget_and_text():
-    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    bundle = prediction._repr_mimebundle_()
-    assert bundle.keys() >= {WIDGET_VIEW, "text/plain"}
-    assert bundle["text/plain"].startswith("share of convolution: guess 50 % (edit the number")
-    assert json.dumps(bundle)
-
-
 def test_comparing_draws_all_values_and_locks_the_guess():
-    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    slider = prediction._slider
+    prediction = guess(50)
     published = share(
         95.0, provenance=Provenance.PUBLISHED, machine=None, source="a thesis, figure 3"
     )
     picture = prediction.compare(share(), published)
-    assert slider.disabled
+    assert prediction._slider.disabled
     for part in ("your guess 50.0 %", "this machine 59.0 %", "convolution 95.0 %"):
         assert part in picture.alt
     assert "Measured here: Example CPU" in picture.caption
@@ -81,13 +77,12 @@ def test_comparing_draws_all_values_and_locks_the_guess():
 
 
 def test_another_unit_is_refused_and_locks_nothing():
-    prediction = predict("share of convolution", 50, unit="%", low=0, high=100)
-    slider = prediction._slider
+    prediction = guess(50)
     with pytest.raises(ValueError, match="the guess is in %, but 'convolution' is in ms; convert"):
         prediction.compare(share(unit="ms"))
     with pytest.raises(ValueError, match="convert it first"):
         prediction.compare(share(), share(unit="x"))
-    assert not slider.disabled
+    assert not prediction._slider.disabled
 
 
 # --- slider figures -----------------------------------------------------------------------------
@@ -95,8 +90,7 @@ def test_another_unit_is_refused_and_locks_nothing():
 
 def draw(size=1, colour="red"):
     """A bar whose height and colour are those chosen."""
-    figure = Figure(figsize=(3, 2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = canvas(3, 2)
     axes.bar([0], [size], color=colour)
     axes.set_ylim(0, 10)
     return Picture(figure, "A bar", [Origin(Provenance.COMPUTED)], f"a {colour} bar, {size} high")
@@ -127,13 +121,13 @@ def test_one_output_has_a_widget_a_picture_and_text(shown):
 
 
 def controls_and_image(box):
-    *controls, image = box.children
-    return controls, image
+    return box.children[:-1], box.children[-1]
 
 
-def png_of(image):
-    """The PNG inside the live figure's <img>."""
-    return base64.b64decode(re.search(r'src="data:image/png;base64,([^"]+)"', image.value)[1])
+def pixels_of(image):
+    """Those of the PNG inside the live figure's <img>."""
+    png = re.search(r'src="data:image/png;base64,([^"]+)"', image.value)[1]
+    return pixels(base64.b64decode(png))
 
 
 def test_moving_a_control_changes_the_image(shown):
@@ -145,27 +139,22 @@ def test_moving_a_control_changes_the_image(shown):
         (list_, "blue", draw(9, "blue")),
         (slider, 3, draw(3, "blue")),
     ):
-        before = pixels(png_of(image))
+        before = pixels_of(image)
         control.value = value
-        assert (pixels(png_of(image)) != before).any()
-        np.testing.assert_array_equal(pixels(png_of(image)), pixels(expected.png))
+        assert (pixels_of(image) != before).any()
+        np.testing.assert_array_equal(pixels_of(image), pixels(expected.png))
         assert f'alt="{expected.alt}"' in image.value
     assert len(shown) == 1
 
 
 def test_the_text_alternative_cannot_break_the_page(shown):
-    def draw_with_quotes(size):
-        picture = draw(size)
+    def draw_with_quotes(batch_size):
+        picture = draw(batch_size)
         picture.alt = '"><script>'
         return picture
 
-    _, image = controls_and_image(explore(draw_with_quotes, size=[3]))
+    (slider,), image = controls_and_image(explore(draw_with_quotes, batch_size=np.array([2, 4])))
     assert "<script>" not in image.value and image.value.count("<") == 1
-
-
-def test_controls_carry_their_names(shown):
-    box = explore(lambda batch_size: draw(batch_size), batch_size=np.array([2, 4]))
-    (slider,), _ = controls_and_image(box)
     assert slider.description == "batch size" and slider.value == 2
 
 
@@ -189,4 +178,4 @@ def test_a_single_number_is_a_field_to_type_into(shown):
     (field, _), image = controls_and_image(explore(draw, size=3, colour=["red", "blue"]))
     assert isinstance(field, widgets.FloatText) and field.description == "size"
     field.value = 9
-    np.testing.assert_array_equal(pixels(png_of(image)), pixels(draw(9, "red").png))
+    np.testing.assert_array_equal(pixels_of(image), pixels(draw(9, "red").png))
