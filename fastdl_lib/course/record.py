@@ -134,8 +134,8 @@ def _card_faults(recording: Recording) -> Iterator[str]:
     except ValueError:
         yield f"the date {card.date!r} is none; it must be YYYY-MM-DD."
     else:
-        # Somewhere it is tomorrow already.
-        if not FIRST_DATE <= day <= datetime.date.today() + datetime.timedelta(days=1):
+        tomorrow = datetime.date.today() + datetime.timedelta(days=1)  # as it is somewhere already
+        if not FIRST_DATE <= day <= tomorrow:
             yield f"the date {card.date} is not from {FIRST_DATE} to today."
     for name in ("numpy", "numba", "fastdl", *(("cupy", "cuda") if _has_gpu(card) else ())):
         if not card.versions.get(name):
@@ -143,13 +143,13 @@ def _card_faults(recording: Recording) -> Iterator[str]:
     if "stand-in" in card.versions.get("cupy", ""):
         yield "the GPU is the tests' stand-in."
     host = platform.node()
-    names_host = re.compile(rf"\b{re.escape(host)}\b" if len(host) > 3 else r"(?!)")
+    # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
+    names = r"\w@\w" + (rf"|\b{re.escape(host)}\b" if len(host) > 3 else "")
     measured = [m.to_dict() for m in recording.measurements]
     for text in dict.fromkeys(_texts([recording.command, card.to_dict(), measured])):
         if _PATH.search(text):
             yield f"{text!r} holds a path."
-        # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
-        elif re.search(r"\w@\w", text) or names_host.search(text):
+        elif re.search(names, text):
             yield f"{text!r} names a user or a computer."
 
 
@@ -164,14 +164,12 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _missing(recording: Recording) -> Iterator[str]:
     """Every row of the table is there for each device, but for parts that came later."""
-    devices = ("cpu", "gpu") if _has_gpu(recording.machine) else ("cpu",)
+    devices = {"cpu", "gpu"} if _has_gpu(recording.machine) else {"cpu"}
     for row in ROWS:
-        for device in devices:
-            needed = device in row.devices and (
-                row.part not in LATER or recording.has(part=row.part)
-            )
-            if needed and not recording.has(**row.fixed, device=device):
-                yield f"nothing was measured of {row.fixed} on the {device}."
+        if row.part not in LATER or recording.has(part=row.part):
+            for device in (device for device in row.devices if device in devices):
+                if not recording.has(**row.fixed, device=device):
+                    yield f"nothing was measured of {row.fixed} on the {device}."
 
 
 def _own_faults(measurement: Measurement) -> Iterator[str]:

@@ -106,7 +106,7 @@ def roofline_against_measured(
     forms.name_rows(axes, [cost.name for cost in costs])
     axes.set_xlabel(f"time for a batch of {profile.batch}, ms")
     faces = {f"roofline ({Provenance.COMPUTED})": "white"}
-    faces[f"measured ({profile.provenance})"] = Colour.GREY
+    faces[f"measured ({profile.first.provenance})"] = Colour.GREY
     dot = {"linestyle": "", "marker": "o", "color": Colour.GREY}
     legend = [Line2D([], [], mfc=face, label=label, **dot) for label, face in faces.items()]
     alt = "Measured time over roofline time: " + ", ".join(words)

@@ -70,7 +70,7 @@ class Origin(NamedTuple):
     @classmethod
     def of_profile(cls, profile: LayerProfile) -> "Origin":
         """The machine that ran a profile."""
-        return cls.on(profile.machine, profile.provenance)
+        return cls.on(profile.first.machine, profile.first.provenance)
 
     def __str__(self) -> str:
         return ": ".join(filter(None, [self.provenance.capitalize(), self.where]))

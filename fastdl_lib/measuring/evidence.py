@@ -36,9 +36,8 @@ class Measurement:
         name: what was measured, such as ``"conv1 forward"``.
         unit: such as ``"ms"``, ``"GFLOP/s"``, ``"%"``.
         samples: one or more finite numbers, in the order they were taken.
-        provenance: one of :class:`Provenance`.
         machine: the card of the machine; needed for measured and recorded numbers.
-        source: where a simulated, computed, published or recorded number comes from; needed there.
+        source: where a number comes from that no machine measured; needed there.
         conditions: what else decides the number, such as ``{"batch": 16, "threads": 2}``.
 
     Raises:

@@ -29,7 +29,7 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring.costs import KINDS, Ceilings, Network
-from fastdl_lib.measuring.evidence import Column, Measurement, Provenance, Table, device_in_words
+from fastdl_lib.measuring.evidence import Column, Measurement, Table, device_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
 
@@ -238,16 +238,6 @@ class LayerProfile:
         """The first layer's forward time; all layers share its machine, label and conditions."""
         return next(iter(self.forward.values()))
 
-    @property
-    def machine(self) -> MachineCard:
-        """The card of the machine that all layers ran on."""
-        return self.first.machine
-
-    @property
-    def provenance(self) -> Provenance:
-        """Measured here, or recorded."""
-        return self.first.provenance
-
     def layer_ms(self) -> dict[str, float]:
         """Median time of each layer, forward and (if measured) backward together."""
         return {
@@ -303,11 +293,8 @@ class LayerProfile:
             {"layer": name, **{way: ms[name] for way, ms in ways.items()}, "share": share}
             for name, share in self.layer_shares().items()
         )
-        columns = (
-            Column("layer"),
-            *(Column(way, unit="ms", provenance=self.provenance) for way in ways),
-            Column("share", unit="%", provenance=self.provenance),
-        )
+        units = {**dict.fromkeys(ways, "ms"), "share": "%"}
+        columns = (Column(key, "", unit, self.first.provenance) for key, unit in units.items())
         what = "training step" if self.backward else "forward pass"
         on_gpu = self.first.conditions.get("device") == "gpu"
         where = ("" if on_gpu else "BLAS on ") + device_in_words(self.first.conditions)
@@ -316,7 +303,7 @@ class LayerProfile:
             f"{self.network}, {what}, batch {self.batch}: {self.total_ms:,.0f} ms, "
             f"{speed:,.1f} images/s ({self.first.label}, {where}, median and quartiles)"
         )
-        return Table(columns, rows, caption)
+        return Table((Column("layer"), *columns), rows, caption)
 
 
 @keep_freed_memory()

@@ -170,10 +170,11 @@ def test_each_pass_is_computed_as_its_conditions_say(quick):
     }
 
 
-def test_a_part_alone_without_a_gpu(quick):
-    recording = measure_machine(dataclasses.replace(SMALL, parts=("sweep",)), str)
-    assert {m.conditions["part"] for m in recording.measurements} == {"sweep"}
-    assert recording.command.endswith("--parts sweep")
+@pytest.mark.parametrize("part", ["sweep", "layers"])
+def test_a_part_alone_without_a_gpu(quick, part):
+    recording = measure_machine(dataclasses.replace(SMALL, parts=(part,)), str)
+    assert {m.conditions["part"] for m in recording.measurements} == {part}
+    assert recording.command.endswith(f"--parts {part}")
     assert recording.machine.versions.keys() >= {"numpy", "numba"}
     with pytest.raises(ValueError, match=r"a part must be one of 'ceiling', .*got 'speed'"):
         measure_machine(dataclasses.replace(SMALL, parts=("speed",)))

@@ -266,7 +266,7 @@ def test_a_profile_adds_up_to_100_percent(training):
     assert sum(profile.kind_shares().values()) == pytest.approx(100)
     assert sum(profile.layer_ms().values()) == pytest.approx(profile.total_ms)
     assert (profile.network, profile.batch) == ("small AlexNet", 3)
-    assert profile.provenance is Provenance.MEASURED
+    assert profile.first.provenance is Provenance.MEASURED
     kept = {"freed_memory": "kept"} if sys.platform == "linux" else {}
     assert profile.first.conditions == {
         "device": "cpu", "threads": blas_threads_now(), **kept, "warmup": 1, "batch": 3,
