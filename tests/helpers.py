@@ -23,17 +23,10 @@ from fastdl_lib.nn.training import fit
 def example(**changes):
     """A card with nothing of this machine in it."""
     fields = {
-        "cpu": "Example CPU",
-        "cores": 8,
-        "memory_gib": 15.6,
-        "blas": "OpenBLAS 0.3.30 (Haswell)",
-        "blas_threads": 4,
-        "gpu": "none. CuPy is not installed.",
-        "system": "Linux x86_64",
-        "python": "3.12.1",
-        "versions": {"numpy": "2.4.6"},
-        "date": "2025-01-31",
-    }
+        "cpu": "Example CPU", "cores": 8, "memory_gib": 15.6, "blas": "OpenBLAS 0.3.30 (Haswell)",
+        "blas_threads": 4, "gpu": "none. CuPy is not installed.", "system": "Linux x86_64",
+        "python": "3.12.1", "versions": {"numpy": "2.4.6"}, "date": "2025-01-31",
+    }  # fmt: skip
     return MachineCard(**{**fields, **changes})
 
 

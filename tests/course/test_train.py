@@ -18,12 +18,11 @@ from fastdl_lib.nn.training import evaluate, fit, hold_out
 from fastdl_lib.nn.zoo import deep_convnet
 
 
-def run_command(*arguments, cwd):
-    done = subprocess.run(
-        [sys.executable, "-m", "fastdl_lib.course.train", *arguments],
-        cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+def made_of(weights):
+    """What stands beside weights; its digest is theirs."""
+    made = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    assert made["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    return made
 
 
 def test_the_command_trains_validates_and_goes_on(tmp_path):
@@ -32,14 +31,17 @@ def test_the_command_trains_validates_and_goes_on(tmp_path):
         "--images", "120", "--validate", "--epochs", "2", "--batch", "60", "--dropout", "none",
         "--out", "out/net.npz", f"--checkpoint={tmp_path / 'run.npz'}",
     ]  # fmt: skip
-    status, out, err = run_command(*arguments, cwd=tmp_path)
-    assert (status, err) == (0, "")
-    assert "epoch 2/2 |" in out and "validation" in out and "Trained on 110 images in" in out
-    assert "Test" not in out, "who compares recipes must not see the test set"
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdl_lib.course.train", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in ("epoch 2/2 |", "validation", "Trained on 110 images in"):
+        assert words in done.stdout
+    assert "Test" not in done.stdout, "who compares recipes must not see the test set"
 
-    text = (tmp_path / "out" / "net.json").read_text(encoding="utf-8")
-    assert str(tmp_path) not in text and tmp_path.name not in text
-    made = json.loads(text)
+    made = made_of(tmp_path / "out" / "net.npz")
+    assert tmp_path.name not in json.dumps(made)
     assert made["command"] == (
         "python -m fastdl_lib.course.train --images 120 --validate --epochs 2 --batch 60 "
         "--dropout none --out out/net.npz --checkpoint=run.npz"
@@ -51,8 +53,6 @@ def test_the_command_trains_validates_and_goes_on(tmp_path):
     assert made["training_s"] > 0 and len(made["epochs"]) == 2
     assert made["epochs"][-1]["validation_accuracy"] == made["validation_accuracy"]
     assert "MIT" in made["licence"]
-    weights = (tmp_path / "out" / "net.npz").read_bytes()
-    assert made["sha256"] == hashlib.sha256(weights).hexdigest()
 
     # Its fit, called by hand, gives the same weights.
     images, labels = (array[:120] for array in mnist("train"))
@@ -79,7 +79,7 @@ def test_the_command_tests_the_network_it_writes(small_mnist, tmp_path, capsys):
     out = tmp_path / "net.npz"
     arguments = ["--fast", "--epochs", "1", "--optimizer", "sgd", "--seed", "4", "--out", str(out)]
     assert train.main(arguments) == 0
-    made = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    made = made_of(out)
     test = evaluate(deep_convnet().load_weights(out), *small_mnist["test"])
     assert made["test_accuracy"] == test.accuracy and made["test_images"] == 30
     assert f"Test: {test}" in capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_the_command_trains_binary_networks(words, make, size, others, small_mni
     out = tmp_path / "net.npz"
     arguments = ["--network", *words, "--epochs", "1", "--packed", "--out", str(out)]
     assert train.main(arguments) == 0
-    made = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    made = made_of(out)
     # Packed weights answer as the latent ones that were tested.
     test = evaluate(make().load_weights(out), *small_mnist["test"])
     assert made["test_accuracy"] == test.accuracy and made["network"] == make().name
@@ -114,13 +114,14 @@ def test_the_command_trains_binary_networks(words, make, size, others, small_mni
 
 
 def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys, monkeypatch):
-    assert train.main(["--out", str(tmp_path / "gone" / "net.npz")]) == 1
-    assert capsys.readouterr().err == "there is no folder 'gone'; make it.\n"
     (tmp_path / "there.npz").mkdir()
-    assert train.main(["--out", str(tmp_path / "there.npz")]) == 1
-    assert capsys.readouterr().err == "there.npz is a folder; give the weights another name.\n"
-    assert train.main(["--images", "11"]) == 1
-    assert capsys.readouterr().err == "--images must be at least 12, got 11.\n"
+    for arguments, message in (
+        (["--out", str(tmp_path / "gone" / "net.npz")], "there is no folder 'gone'; make it.\n"),
+        (["--out", str(tmp_path / "there.npz")], "there.npz is a folder; give the weights another"),
+        (["--images", "11"], "--images must be at least 12, got 11.\n"),
+    ):
+        assert train.main(arguments) == 1
+        assert capsys.readouterr().err.startswith(message)
     with pytest.raises(SystemExit) as caught:
         train.main(["--out", "net.pkl"])
     assert caught.value.code == 2
@@ -135,33 +136,23 @@ def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys,
     assert "Interrupted in epoch 1: run.npz holds 0 finished ones" in out
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
+def test_no_path_of_the_machine_is_stored():
+    for word, shown in (
         ("--fast", "--fast"),
         ("data/weights/net.npz", "data/weights/net.npz"),
         (os.path.abspath("net.npz"), "net.npz"),
         (f"--out={os.path.abspath('net.npz')}", "--out=net.npz"),
         ("../someone/net.npz", "net.npz"),
-    ],
-)
-def test_no_path_of_the_machine_is_stored(word, shown):
-    assert train._without_folders(word) == shown
-
-
-# --- the weights in data/weights ----------------------------------------------------------------
+    ):
+        assert train._without_folders(word) == shown
 
 
 def test_the_stored_weights_reach_the_books_accuracy():
     """At least the book's 99.38 % (Saitoh, section 8.1), on all 10,000 test images."""
-    folder = data_folder() / "weights"
-    made = json.loads((folder / "deep_convnet.json").read_text(encoding="utf-8"))
-    network = deep_convnet().load_weights(folder / "deep_convnet.npz")
-    test = evaluate(network, *mnist("test"))
-    assert test.images == 10_000
-    assert test.accuracy >= 0.9938
+    weights = data_folder() / "weights" / "deep_convnet.npz"
+    made = made_of(weights)
+    test = evaluate(deep_convnet().load_weights(weights), *mnist("test"))
+    assert test.images == 10_000 and test.accuracy >= 0.9938
     # Another machine's rounding may turn an image or two that were undecided.
     assert abs(test.correct - 10_000 * made["test_accuracy"]) <= 3 and made["test_images"] == 10_000
-    content = (folder / "deep_convnet.npz").read_bytes()
-    assert made["sha256"] == hashlib.sha256(content).hexdigest()
     assert made["training_images"] == 60_000 and made["network"] == "DeepConvNet"

@@ -1,7 +1,6 @@
 """Every layer's gradient agrees with finite differences, its values with plain references."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -464,7 +463,6 @@ def test_what_is_no_batch_for_a_layer_is_refused(name, shape, message):
     [
         (lambda rng: Conv2d(0, 1, 3, rng=rng), ValueError, "in_channels must be at least 1, got 0"),
         (lambda rng: Conv2d(1, -2, 3, rng=rng), ValueError, "out_channels must be at least 1"),
-        (lambda rng: Conv2d(1, 1, 1.5, rng=rng), TypeError, "kernel must be a whole number"),
         (lambda rng: Conv2d(1, 1, 3, stride=0, rng=rng), ValueError, "stride must be at least 1"),
         (lambda rng: Conv2d(1, 1, 3, padding=-1, rng=rng), ValueError, "padding must be at least"),
         (lambda rng: Conv2d(4, 6, 3, groups=3, rng=rng), ValueError, "groups=3 must divide in_cha"),
@@ -475,13 +473,9 @@ def test_what_is_no_batch_for_a_layer_is_refused(name, shape, message):
         (lambda rng: Linear(0, 1, rng=rng), ValueError, "in_features must be at least 1, got 0"),
         (lambda rng: Linear(2, 1.0, rng=rng), TypeError, "out_features must be a whole number"),
         (lambda rng: MaxPool2d(0), ValueError, "kernel must be at least 1, got 0"),
-        (lambda rng: MaxPool2d(2, stride=0), ValueError, "stride must be at least 1, got 0"),
-        (lambda rng: LocalResponseNorm(0), ValueError, "size must be at least 1, got 0"),
         (lambda rng: LocalResponseNorm(4), ValueError, "size must be odd"),
         (lambda rng: Dropout(-0.1), ValueError, "rate must be at least 0 and below 1"),
         (lambda rng: Dropout(1), ValueError, "rate must be at least 0 and below 1"),
-        (lambda rng: Dropout(math.nan), ValueError, "rate must be at least 0 and below 1"),
-        (lambda rng: Dropout("a"), TypeError, "rate must be a number, got 'a'"),
         (lambda rng: Dropout(True), TypeError, "rate must be a number, got True"),
         (lambda rng: check_labels(np.array([0, 3]), 2, 3), ValueError, r"in 0\.\.2, got 0\.\.3"),
         (lambda rng: check_labels(np.array([-1, 0]), 2, 3), ValueError, r"got -1\.\.0"),
