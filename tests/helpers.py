@@ -97,6 +97,19 @@ def shaken(network, seed=0):
     return network
 
 
+def numeric_gradient(loss, array, places, step):
+    """Central differences of ``loss()`` by the values at some flat places of an array."""
+    found = []
+    for at in (np.unravel_index(place, array.shape) for place in places):
+        kept, losses = array[at], []
+        for moved in (kept + step, kept - step):
+            array[at] = moved
+            losses.append(loss())
+        array[at] = kept
+        found.append((losses[0] - losses[1]) / (2 * step))
+    return found
+
+
 # Elsewhere a missing MPI is a failure: requirements.txt installs one.
 needs_mpi = pytest.mark.skipif(sys.platform == "win32", reason="no mpich wheel for Windows")
 needs_a_compiler = pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")
