@@ -162,11 +162,16 @@ def _tiles(geometry: Geometry, dtype: np.dtype, outputs: int | None = None) -> _
     for size, kernel in zip(geometry.out_shape[2:], geometry.kernel, strict=True):
         taps = -(-kernel // geometry.stride)
         m = outputs or best_tile(size, taps, channels, geometry.group_filters)
-        plan.transforms.append(Transforms(*(a.astype(dtype) for a in transform_matrices(m, taps))))
+        plan.transforms.append(_transforms_in(dtype, m, taps))
         plan.outputs.append(m)
         plan.tile.append(m + taps - 1)
         plan.grid.append(-(-size // m))
     return plan
+
+
+@functools.cache
+def _transforms_in(dtype: np.dtype, outputs: int, taps: int) -> Transforms:
+    return Transforms(*(matrix.astype(dtype) for matrix in transform_matrices(outputs, taps)))
 
 
 def _transform(matrices: list[np.ndarray], values: np.ndarray) -> np.ndarray:
