@@ -37,8 +37,8 @@ BUSY_PERCENT = 20  # of one core, that other programs use before the run
 
 
 def check_place(path: Path, machine: MachineCard | None = None) -> None:
-    """Refuse, before anything is measured, a place where no recording can or must be written: also
-    that of another recording's machine, where ``machine`` is given.
+    """Refuse, before anything is measured, a place where no recording can or must be written, nor,
+    where ``machine`` is given, over the recording of another one.
 
     Raises:
         ValueError: the name is no .json file's, or what is there is not the same kind of recording.

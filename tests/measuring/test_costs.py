@@ -175,21 +175,10 @@ def test_roofline_time_is_the_larger_bound(alex):
     ):
         cost = LayerCost("c", "conv", (1,), 0, macs=macs, bytes=size)
         assert cost.roofline_ms(roof) == pytest.approx(time_ms)
-    for cost in layer_costs(alex, batch=4):
+    for cost in (*layer_costs(alex, batch=4), *layer_costs(alex, bytes_per_value=2)):
         if cost.macs:
             gflops = 2e-6 * cost.macs / cost.roofline_ms(roof)
             assert gflops == pytest.approx(roof.attainable_gflops(cost.intensity))
-
-
-def test_half_the_bytes_halve_the_time_where_moving_is_the_limit(alex):
-    roof = ceilings(gflops=100, gb_per_s=10)
-    wide, half = by_name(alex), by_name(alex, bytes_per_value=2)
-    # One image's fully connected layers read each weight for one MAC: far left of the ridge.
-    assert half["fc6"].roofline_ms(roof) == pytest.approx(wide["fc6"].roofline_ms(roof) / 2)
-    assert half["fc6"].intensity == 2 * wide["fc6"].intensity < roof.ridge
-    # A convolution is bound by its products, which storage does not make faster.
-    assert half["conv3"].roofline_ms(roof) == wide["conv3"].roofline_ms(roof)
-    assert "2 bytes a value" in cost_table(alex, ceilings=roof, bytes_per_value=2).caption
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -219,6 +208,8 @@ def test_the_table_adds_up(network):
 def test_the_table_of_alexnet(alex):
     table = cost_table(alex, 2)
     assert table.caption == "AlexNet, forward pass of 2 images (computed)"
+    narrow = cost_table(alex, bytes_per_value=2)
+    assert narrow.caption == "AlexNet, forward pass of 1 image, 2 bytes a value (computed)"
     assert "roofline_ms" not in [column.key for column in table.columns]
     assert all(c.provenance is Provenance.COMPUTED for c in table.columns[2:])
     *rows, total = table.rows
