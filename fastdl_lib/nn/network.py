@@ -30,12 +30,12 @@ class Network:
         self, name: str, layers: Sequence[tuple[str, Layer]], input_shape: tuple[int, int, int]
     ) -> None:
         self.name, self.layers, self.input_shape = name, dict(layers), tuple(input_shape)
+        if not self.layers:
+            raise ValueError(f"{name} has no layers; give at least one (name, layer) pair.")
         if len(self.layers) != len(layers):
             raise ValueError(f"{name}: two layers share a name in {[n for n, _ in layers]}.")
         self.shapes: dict[str, tuple[int, ...]] = {}
         """The shape of one output of each layer, without the batch axis."""
-        if not self.layers:
-            raise ValueError(f"{name} has no layers; give at least one (name, layer) pair.")
         shape = self.input_shape
         for layer_name, layer in self.layers.items():
             try:
@@ -71,21 +71,21 @@ class Network:
     @property
     def parameters(self) -> dict[str, Array]:
         """All weights by name, such as ``"conv1.weight"``."""
-        return self._by_name({n: layer.parameters for n, layer in self.layers.items()})
+        return self._arrays("parameters")
 
     @property
     def gradients(self) -> dict[str, Array]:
         """All gradients of the last backward pass, under the names of ``parameters``."""
-        return self._by_name({n: layer.gradients for n, layer in self.layers.items()})
+        return self._arrays("gradients")
 
     @property
     def buffers(self) -> dict[str, Array]:
         """What layers remember but do not learn by gradients, such as ``"norm1.mean"``."""
-        return self._by_name({n: layer.buffers for n, layer in self.layers.items()})
+        return self._arrays("buffers")
 
-    @staticmethod
-    def _by_name(arrays: dict[str, dict[str, Array]]) -> dict[str, Array]:
-        return {f"{layer}.{n}": a for layer, named in arrays.items() for n, a in named.items()}
+    def _arrays(self, which: str) -> dict[str, Array]:
+        layers = self.layers.items()
+        return {f"{n}.{key}": a for n, layer in layers for key, a in getattr(layer, which).items()}
 
     @property
     def parameter_count(self) -> int:
@@ -134,14 +134,13 @@ class Network:
         """
         for layer in self.layers.values():
             layer.gradients = {}  # of an earlier pass, maybe another network's
-        learning = [name for name, layer in self.layers.items() if layer.parameters]
-        below = not learning
-        for name, layer in reversed(self.layers.items()):
-            if not below and name != learning[0]:
+        learning = [place for place, layer in enumerate(self.layers.values()) if layer.parameters]
+        first = learning[0] if learning else len(self.layers)
+        for place, (name, layer) in reversed([*enumerate(self.layers.items())]):
+            if place > first:
                 grad_out = layer.backward(grad_out)
-            elif not below:
+            elif place == first:
                 layer.backward_weights(grad_out)
-                below = True
             if after is not None:
                 after(name)
 
@@ -214,8 +213,8 @@ class Network:
         if path.suffix != ".npz":
             raise ValueError(f"weights are stored as .npz, got the name {path.name!r}.")
         with whole_file(path) as part:
-            stored = {name: layer.to_store(packed) for name, layer in self.layers.items()}
-            np.savez(part, **self._by_name(stored))
+            layers = ((name, layer.to_store(packed)) for name, layer in self.layers.items())
+            np.savez(part, **{f"{n}.{key}": a for n, stored in layers for key, a in stored.items()})
 
     def load_weights(self, path: str | os.PathLike) -> "Network":
         """Read weights that :meth:`save_weights` wrote, and return the network.

@@ -56,14 +56,7 @@ class Optimizer:
             layer.after_step()
 
     def update(self, weights: dict[str, Array], gradients: dict[str, Array]) -> None:
-        """Change named weights, in place, by the gradients of the same names: one step.
-
-        >>> import numpy as np
-        >>> weights = {"w": np.ones(2)}
-        >>> SGD(0.1).update(weights, {"w": np.array([1.0, -1.0])})
-        >>> weights["w"].tolist()
-        [0.9, 1.1]
-        """
+        """Change named weights, in place, by the gradients of the same names: one step."""
         self.steps += 1
         for name, weight in weights.items():
             self._update(name, weight, gradients[name])
@@ -115,12 +108,10 @@ class SGD(Optimizer):
         weight_decay: from 0 up; biases decay as well.
 
     >>> import numpy as np
-    >>> from fastdl_lib.nn.zoo import deep_convnet
-    >>> network, optimizer = deep_convnet(), SGD(0.01, momentum=0.9)
-    >>> loss = network.loss_and_gradients(np.ones((2, 1, 28, 28), np.float32), np.array([3, 8]))
-    >>> optimizer.step(network)
-    >>> optimizer.state["velocity.conv2.weight"].shape
-    (16, 16, 3, 3)
+    >>> weights, optimizer = {"w": np.ones(2)}, SGD(0.1, momentum=0.9)
+    >>> optimizer.update(weights, {"w": np.array([1.0, -1.0])})
+    >>> weights["w"].tolist(), optimizer.state["velocity.w"].tolist()
+    ([0.9, 1.1], [1.0, -1.0])
     """
 
     def __init__(

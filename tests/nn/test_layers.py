@@ -8,6 +8,7 @@ from helpers import SEEDS, images, needs_a_known_blas, numeric_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdl_lib.convolution.algorithms import ALGORITHMS
 from fastdl_lib.core import threads
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.nn import layers, norms
@@ -269,24 +270,19 @@ def test_conv2d_picks_by_shape_and_takes_any_by_name():
     layer = Conv2d(16, 16, 3, rng=RNG(0))
     x = RNG(1).standard_normal((4, 16, 14, 14)).astype(np.float32)
     assert (layer.algorithm_for(x), layer.algorithm_for(x[:1])) == ("winograd", "blocked")
-    expected = layer.forward(x)
+    expected, weight, twin = layer.forward(x), layer.parameters["weight"], copy.copy(layer)
+    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
     for name in ("loops", "compiled", "im2col", "blocked", "winograd"):
         layer.algorithm = name
         assert layer.algorithm_for(x) == name
         np.testing.assert_allclose(layer.forward(x), expected, atol=1e-4)
-    with pytest.raises(ValueError, match=r"must be one of .*'winograd'.*, got 'fft'"):
-        layer.algorithm = "fft"
-
-
-def test_conv2d_lays_its_weights_out_as_the_algorithm_reads_them():
-    layer = Conv2d(3, 4, 2, rng=RNG(0))
-    weight, twin = layer.parameters["weight"], copy.copy(layer)
-    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
-    for name, axes in (("im2col", (0, 1, 2, 3)), ("blocked", (0, 2, 3, 1))):
-        layer.algorithm = name
+        # Laid out as the algorithm reads it.
+        axes = (0, 2, 3, 1) if ALGORITHMS[name].channels_last else (0, 1, 2, 3)
         assert layer.parameters["weight"].transpose(axes).flags.c_contiguous
         assert (layer.parameters["weight"] == weight).all()
     assert twin.parameters["weight"] is weight
+    with pytest.raises(ValueError, match=r"must be one of .*'winograd'.*, got 'fft'"):
+        layer.algorithm = "fft"
 
 
 def test_whole_numbers_may_be_numpys_small_ones():
