@@ -12,7 +12,7 @@ from fastdl_lib.convolution.geometry import output_size
 from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Bar
+from fastdl_lib.figures.forms import Bar, Curves, Sweeps
 from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, origins_of, style
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
@@ -42,8 +42,8 @@ def patch_matrix(
     _frame(left, (column, row), kernel, kernel, f"patch {patch} of {count}")
     _frame(right, (patch - 1, 0), 1, rows, f"patch {patch}")
     padded = f", {padding} of padding" if padding else ""
-    left.set_title(f"the image: {size}x{size} pixels{padded}", fontsize=10)
-    right.set_title(f"the patch matrix: {rows} rows, {count} columns", fontsize=10)
+    left.set_title(f"the image: {size}x{size} pixels{padded}")
+    right.set_title(f"the patch matrix: {rows} rows, {count} columns")
     right.set_xlabel("one column a patch", fontsize=9)
     right.set_ylabel("one row a place in the window", fontsize=9)
     factor = f"{matrix.size / image.size:.1f} times"
@@ -91,9 +91,7 @@ def _number_grid(axis: Any, values: np.ndarray, circled: int) -> None:
 
 
 @style()
-def memory_bars(
-    memory: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str
-) -> Picture:
+def memory_bars(memory: Curves, origin: MachineCard, *notes: str, title: str) -> Picture:
     """Draw what im2col holds on top of its input, predicted and measured, beside that input.
 
     ``memory`` holds for each layer, in MB: its input, its patches, the peak computed beforehand
@@ -172,9 +170,7 @@ def race(
 
 
 @style()
-def block_sweep(
-    sweeps: Mapping[str, Mapping[float, Measurement]], *notes: str, title: str
-) -> Picture:
+def block_sweep(sweeps: Sweeps, *notes: str, title: str) -> Picture:
     """Draw the speed of an algorithm against how much memory the patches of a block take.
 
     ``sweeps`` holds for each line megabytes of patches to GFLOP/s. A measurement's name, the

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Bar
+from fastdl_lib.figures.forms import Bar, Sweeps
 from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, origins_of, style
-from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
+from fastdl_lib.measuring.evidence import Provenance, format_number
 
 
 @style()
-def size_sweep(
-    lines: Mapping[str, Mapping[int, Measurement]], *notes: str, title: str, cpu_wins_to: int = 0
-) -> Picture:
+def size_sweep(lines: Sweeps, *notes: str, title: str, cpu_wins_to: int = 0) -> Picture:
     """Draw how long a square product takes against its size, a line for each device.
 
     ``lines`` holds for each label size to milliseconds; the condition ``device`` gives the colour,
@@ -38,9 +36,7 @@ def size_sweep(
 
 
 @style()
-def transfer_bars(
-    rows: Mapping[str, Mapping[str, Measurement]], *notes: str, title: str
-) -> Picture:
+def transfer_bars(rows: Sweeps, *notes: str, title: str) -> Picture:
     """Draw what a step takes on the way to the GPU and on it, one part after the other.
 
     ``rows`` holds for each bar its parts in order, name to milliseconds; all bars share the names.

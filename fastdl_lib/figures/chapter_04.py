@@ -1,6 +1,6 @@
 """Figures of chapter 04, distributed training: all-reduce, scaling, the parts of a step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.colors
 import matplotlib.ticker
@@ -80,7 +80,7 @@ def scaling_lines(
     if logarithmic:
         forms.log_axes(axes, 2, 2)
     axes.set(xlabel="workers (GPUs)", ylabel="speed-up over one GPU")
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    axes.legend(loc="upper left")
     origins = dict.fromkeys(Origin(*line[3:]) for line in lines)
     return Picture(figure, title, list(origins), ". ".join(words), notes)
 
@@ -114,7 +114,7 @@ def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
 
 @style()
 def epoch_lines(
-    lines: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str, ylabel: str
+    lines: forms.Curves, origin: MachineCard, *notes: str, title: str, ylabel: str
 ) -> Picture:
     """Draw what was measured after each epoch, a line for each way to train."""
     figure, axes = canvas(9, 4.3)
@@ -124,6 +124,6 @@ def epoch_lines(
         words.append(forms.draw_line(axes, label, dots, colour, f"{marker}-"))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel=f"{ylabel} ({Provenance.MEASURED})")
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    axes.legend(loc="best")
     alt = f"{ylabel} by epoch. {'; '.join(words)}"
     return Picture(figure, title, [Origin.on(origin)], alt, notes)

@@ -225,8 +225,7 @@ def magnitude_histogram(
     _draw_limits(upper, lower, formats, ends)
     upper.set(ylim=(0, None), ylabel="share of all values, %")
     # A legend between the two: the histogram keeps all of its room.
-    above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
-    upper.legend(ncols=2, frameon=False, fontsize=9, **above)
+    upper.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
     step = "a step holds the values between two powers of two"
     if min(ends) == _LEAST:
         step += f", the first one all below 2^{_LEAST + 1} too"
@@ -239,11 +238,10 @@ def _lost(sizes: np.ndarray, formats: Sequence[NumberFormat]) -> list[str]:
     """Which share of values above 0 each format rounds to 0 or cannot reach, in words."""
     said = []
     for each in formats if sizes.size else ():
-        lost, over = sizes <= each.smallest_subnormal / 2, sizes > each.largest
-        lost_pct, over_pct = (format_number(100 * float(np.mean(part))) for part in (lost, over))
-        said.append(
-            f"of these {lost_pct} % become 0 in {each.name} and {over_pct} % lie beyond its largest"
-        )
+        outside = sizes <= each.smallest_subnormal / 2, sizes > each.largest
+        lost, over = (format_number(100 * float(np.mean(part))) for part in outside)
+        zero = f"of these {lost} % become 0 in {each.name}"
+        said.append(f"{zero} and {over} % lie beyond its largest")
     return said
 
 
@@ -342,8 +340,7 @@ def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title:
         "speed, images/s\n(line: quartiles)": f"forward pass ({speeds[0].provenance})",
     }
     for axis, (ylabel, heading) in zip(panels, titles.items(), strict=True):
-        axis.set(ylabel=ylabel)
-        axis.set_title(heading, fontsize=9.5)
+        axis.set(title=heading, ylabel=ylabel)
     short = ["\n".join(textwrap.wrap(name, 12, break_long_words=False)) for name in names]
     speed.set_xticks(places, [f"{name}\n{b} bits" for name, b in zip(short, bits, strict=True)])
     speed.set_xlabel("format of a number")

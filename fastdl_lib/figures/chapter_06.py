@@ -38,8 +38,7 @@ def sign_gradient(*notes: str, title: str) -> Picture:
         # A line for each piece, since none of the steps is a slope.
         for piece in np.split(np.arange(len(x)), np.flatnonzero(np.diff(y)) + 1):
             axis.plot(x[piece], y[piece], color=Colour.BLUE, linewidth=2.5)
-        axis.set_title(name, fontsize=10)
-        axis.set(xlabel="x", xlim=(-2, 2), ylim=(-1.3, 1.6), yticks=(-1, 0, 1))
+        axis.set(title=name, xlabel="x", xlim=(-2, 2), ylim=(-1.3, 1.6), yticks=(-1, 0, 1))
     forward.set_ylabel("value")
     for axis, y, fill in ((forward, 1, Colour.BLUE), (forward, -1, "white"), (true, 0, "white")):
         axis.plot(0, y, "o", color=Colour.BLUE, mfc=fill, markersize=7, zorder=3)
@@ -137,8 +136,8 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
                 forms.cell(axes, (column, place), text, 11, fc=face, **edge)
         axes.text(1.03 * length, top + 2.57, result, va="center", fontsize=11, weight="bold")
     forms.bare(axes)
-    axes.set(xlim=(-0.34 * length, 1.42 * length), ylim=(7.3, -0.2))
-    axes.set_title("where two bits agree, the product is +1 (coloured)", fontsize=10)
+    title_above = "where two bits agree, the product is +1 (coloured)"
+    axes.set(xlim=(-0.34 * length, 1.42 * length), ylim=(7.3, -0.2), title=title_above)
     alt = (
         f"a is {a_bits}, b is {b_bits}, 1 for +1 and 0 for -1. Number by number the products "
         f"{', '.join(signs['a x b'])} add up to {total}. XNOR is {xnor}, with "

@@ -37,15 +37,12 @@ class Prediction:
     def compare(self, measured: Measurement, *published: Measurement) -> Picture:
         """Show guess, own measurement and published values side by side; the guess is now fixed.
 
-        Raises:
-            ValueError: a number has another unit than the guess.
+        A number of another unit than the guess's raises ValueError.
         """
-        for measurement in (measured, *published):
-            if measurement.unit != self.unit:
-                raise ValueError(
-                    f"the guess is in {self.unit}, but {measurement.name!r} is in "
-                    f"{measurement.unit}; convert it first."
-                )
+        for m in (measured, *published):
+            if m.unit != self.unit:
+                units = f"the guess is in {self.unit}, but {m.name!r} is in {m.unit}"
+                raise ValueError(f"{units}; convert it first.")
         self._slider.disabled = True
         return guess_and_truth(self.question, self.unit, self.value, measured, *published)
 
@@ -61,9 +58,7 @@ class Prediction:
 def predict(question: str, guess: float, *, unit: str, low: float, high: float) -> Prediction:
     """Commit a guess before measuring. It is a plain number; in JupyterLab a slider may change it.
 
-    Args:
-        question: what is guessed, such as ``"convolution's share of the time"``.
-        low, high: the range of the slider; a guess outside raises ValueError.
+    ``low`` and ``high`` bound the slider; a guess outside raises ValueError.
 
     >>> predict("share of convolution", 50, unit="%", low=0, high=100).value
     50.0
@@ -83,8 +78,7 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> w
     starts at its first value. A single number gets a field to type another one into.
 
     ``draw`` takes one keyword argument for each choice; a choice is the values to pick from, in
-    order, or the number to start from. None at all, or one without values, raises ValueError.
-    Returns the box of controls and image.
+    order, or the number to start from. No choice, or one without values, raises ValueError.
     """
     listed = [values for values in choices.values() if not isinstance(values, Real)]
     if not choices or not all(len(values) for values in listed):
@@ -96,12 +90,8 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> w
 
     first = picture()
     image = widgets.HTML(_image_tag(first))
-
-    def redraw(_: Any) -> None:
-        image.value = _image_tag(picture())
-
     for control in controls.values():
-        control.observe(redraw, names="value")
+        control.observe(lambda _: setattr(image, "value", _image_tag(picture())), names="value")
     box = widgets.VBox([*controls.values(), image])
     data, metadata = first.mimebundle()
     data[_WIDGET_VIEW] = box._repr_mimebundle_()[_WIDGET_VIEW]

@@ -32,6 +32,8 @@ KINDS_SHOWN = {
 }
 DEVICES = {"cpu": (Colour.BLUE, "CPU"), "gpu": (Colour.GREEN, "GPU")}
 Groups = Mapping[str, Sequence[Measurement]]
+Curves = Mapping[str, Sequence[float]]
+Sweeps = Mapping[str, Mapping[Any, Measurement]]
 # For lines of one kind: told apart without colour, too.
 LOOKS = tuple(
     zip(list(Colour)[:7], ("-", "--", "-.", ":", "-", "--", "-."), "osD^vPX", strict=True)
@@ -344,8 +346,8 @@ def guess_and_truth(
     axes.set_xlabel(f"{name}, {unit}")
     words = "; ".join(f"{bar.name} {format_number(bar.value)} {unit}" for bar in bars)
     notes = [f"{m.name}: {m.source}" for m in published]
-    title = f"{name}: guess and measurement"
-    return Picture(figure, title, origins_of([measured]), f"{name}: {words}", notes)
+    heading = f"{name}: guess and measurement"
+    return Picture(figure, heading, origins_of([measured]), f"{name}: {words}", notes)
 
 
 @style()
@@ -359,12 +361,12 @@ def image_row(
     figure, axes = canvas(max(5.2, 2.6 * len(images)), 3.5, len(images), squeeze=False)
     for axis, image, name in zip(axes[0], images, titles, strict=True):
         axis.imshow(image.transpose(1, 2, 0), cmap="gray", interpolation="none")
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name)
         axis.axis("off")
     size = "x".join(str(n) for n in images.shape[2:])
     alt = f"{len(images)} images of {size} pixels: {' and '.join(titles)}"
-    published = isinstance(origin, str)
-    where = Origin(Provenance.PUBLISHED, origin) if published else Origin.on(origin)
+    own = isinstance(origin, MachineCard)
+    where = Origin.on(origin) if own else Origin(Provenance.PUBLISHED, origin)
     return Picture(figure, title, [where], alt, notes)
 
 
@@ -395,8 +397,8 @@ class Shares(NamedTuple):
         percent = {row["layer"]: row[value] for row in rows}
         if {column.key: column.unit for column in table.columns}[value] != "%":
             percent = _of_their_sum(percent)
-        stems = {name: name.rstrip("0123456789") for name in percent}
-        kinds = {name: stem if stem in KINDS else "other" for name, stem in stems.items()}
+        stems = ((name, name.rstrip("0123456789")) for name in percent)
+        kinds = {name: stem if stem in KINDS else "other" for name, stem in stems}
         origin = Origin(Provenance.PUBLISHED, table.source.partition(";")[0])
         return cls(label, percent, kinds, origin, str(Provenance.PUBLISHED))
 
@@ -466,7 +468,7 @@ def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
             if percent < 1:  # white borders would hide so thin a slice
                 wedge.set_linewidth(0)
         conv = f"convolution {share.of_kind('conv'):.1f} %"
-        axis.set_title(f"{share.label}\n({provenance})\n{conv}", fontsize=10)
+        axis.set_title(f"{share.label}\n({provenance})\n{conv}")
     return shares_picture(figure, "Pies", shares, notes, title)
 
 
@@ -562,8 +564,7 @@ def ladder(panels: Groups, *notes: str, title: str) -> Picture:
             said.append(f"{m.name} {speed} ({m.provenance}), {times}")
         horizontal_bars(axis, bars, places=[rungs.index(bar.name) for bar in bars], log=True)
         axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=5))
-        axis.set(xlabel=f"speed, {unit} (line: quartiles)")
-        axis.set_title(work, fontsize=10)
+        axis.set(title=work, xlabel=f"speed, {unit} (line: quartiles)")
         axis.tick_params(axis="y", length=0)
         words.append(f"{work}, {unit}: " + "; ".join(said))
     name_rows(axes[0][0], rungs)
@@ -572,9 +573,7 @@ def ladder(panels: Groups, *notes: str, title: str) -> Picture:
 
 
 @style()
-def loss_curves(
-    curves: Mapping[str, Sequence[float]], origin: MachineCard, *notes: str, title: str
-) -> Picture:
+def loss_curves(curves: Curves, origin: MachineCard, *notes: str, title: str) -> Picture:
     """Draw training losses step by step, as moving means, with the name at each line's end.
 
     ``curves`` are label to one number a step, up to 7 lines, else a ValueError. A line ends with a

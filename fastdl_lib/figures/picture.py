@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
 from IPython.display import display
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -52,6 +51,10 @@ HATCH = {
 CLOCKED = (Provenance.MEASURED, Provenance.RECORDED)
 DOTS_AN_INCH = 130
 _PIXELS_AN_INCH = 96
+_STYLE = {
+    "hatch.linewidth": 0.45, "axes.titlesize": 10, "legend.fontsize": 9, "legend.frameon": False,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False
+}  # fmt: skip
 # Longer lists of sources would not be read in a caption; the text alternative has the numbers.
 _LONGEST_SOURCES = 240
 
@@ -103,8 +106,8 @@ def style() -> Iterator[None]:
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        # Hatching must not be taken for the border of a slice.
-        matplotlib.rcParams["hatch.linewidth"] = 0.45
+        # Thin hatching, so that none is taken for the border of a slice.
+        matplotlib.rcParams |= _STYLE
         yield
 
 
@@ -152,8 +155,7 @@ class Picture:
             rows = math.ceil(1.45 * len(legend) / width)
             figure.legend(
                 handles=list(legend), loc="lower center", bbox_to_anchor=(0.5, below),
-                borderaxespad=0.2, ncols=math.ceil(len(legend) / rows), frameon=False,
-                fontsize=9, columnspacing=1.2,
+                borderaxespad=0.2, ncols=math.ceil(len(legend) / rows), columnspacing=1.2,
             )  # fmt: skip
             below += (0.08 + 0.2 * rows) / height
         figure.text(0.01, 1 - 0.08 / height, self.title, fontsize=12, color=Colour.INK, va="top")
@@ -185,14 +187,11 @@ class Picture:
         display({"text/html": words, "text/plain": "(the same in words)"}, raw=True)
 
 
+@style()
 def canvas(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple:
     """A new figure of this size in inches and its axes, without the frame's upper and right side.
 
     ``options`` are those of ``matplotlib.figure.Figure.subplots``.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, **options)
-    for axis in np.ravel(axes):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=9)
-    return figure, axes
+    return figure, figure.subplots(rows, columns, **options)
