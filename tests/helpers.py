@@ -110,6 +110,15 @@ def numeric_gradient(loss, array, places, step):
     return found
 
 
+def with_a_byte_changed(content):
+    """A file's content with a byte changed: in the first header, in between, in the archive's."""
+    between = np.random.default_rng(0).integers(len(content), size=40).tolist()
+    for place in [*range(0, 200, 9), *between, *range(-200, 0, 9)]:
+        bad = bytearray(content)
+        bad[place] ^= 0x55
+        yield bytes(bad)
+
+
 # Elsewhere a missing MPI is a failure: requirements.txt installs one.
 needs_mpi = pytest.mark.skipif(sys.platform == "win32", reason="no mpich wheel for Windows")
 needs_a_compiler = pytest.mark.skipif(c_compiler() is None, reason="there is no C compiler")

@@ -179,6 +179,12 @@ def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarra
     return rng.standard_normal(shape, dtype=np.float32) * scale
 
 
+def in_rows(work: Callable[[slice], None], rows: Array) -> None:
+    """Share ``work`` on slices of an array's rows among threads, as much at a time as the cache
+    holds; see :func:`~fastdl_lib.core.threads.in_parallel`."""
+    in_parallel(work, len(rows), row_bytes=rows[0].nbytes, on=rows)
+
+
 def _like(x: Array, shape: Shape) -> Array:
     """An empty array of x's library, dtype and order in memory (such as channels last)."""
     return array_module(x).empty_like(x, shape=shape)
@@ -360,10 +366,7 @@ class MaxPool2d(Layer):
         check_batch(self, x, 4, "(N, C, H, W)")
         out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
 
-        def work(images: slice) -> None:
-            self._largest(self._largest(x[images], 2), 3, out=out[images])
-
-        in_parallel(work, len(x), row_bytes=x[0].nbytes, on=x)
+        in_rows(lambda part: self._largest(self._largest(x[part], 2), 3, out=out[part]), x)
         self._keep(training, out, x, out)
         return out
 
@@ -386,7 +389,7 @@ class MaxPool2d(Layer):
                 else:
                     grad_tap += grad_out[images] * first_largest
 
-        in_parallel(work, len(x), row_bytes=x[0].nbytes, on=x)
+        in_rows(work, x)
         return grad_x
 
 
@@ -402,23 +405,15 @@ class ReLU(Layer):
     def forward(self, x: Array, training: bool = False) -> Array:
         check_float(self, x)
         check_batch(self, x, None, "(N, ...)")
-        out = _like(x, x.shape)
-
-        def work(images: slice) -> None:
-            array_module(x).maximum(x[images], 0, out=out[images])
-
-        in_parallel(work, len(x), row_bytes=x[0].nbytes, on=x)
+        xp, out = array_module(x), _like(x, x.shape)
+        in_rows(lambda part: xp.maximum(x[part], 0, out=out[part]), x)
         self._keep(training, out, out)
         return out
 
     def backward(self, grad_out: Array) -> Array:
         (out,) = self._recall(grad_out)
-        grad_x = _like(out, out.shape)
-
-        def work(images: slice) -> None:
-            array_module(out).multiply(grad_out[images], out[images] > 0, out=grad_x[images])
-
-        in_parallel(work, len(out), row_bytes=out[0].nbytes, on=out)
+        xp, grad_x = array_module(out), _like(out, out.shape)
+        in_rows(lambda part: xp.multiply(grad_out[part], out[part] > 0, out=grad_x[part]), out)
         return grad_x
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
-from fastdl_lib.core.threads import in_parallel, sum_in_order
-from fastdl_lib.nn.layers import Layer, check_batch, check_float
+from fastdl_lib.core.threads import sum_in_order
+from fastdl_lib.nn.layers import Layer, check_batch, check_float, in_rows
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -100,7 +100,7 @@ class LocalResponseNorm(Layer):
             _, divisor = self._energy_and_divisor(values)
             array_module(x).divide(values, divisor, out=out[rows])
 
-        in_parallel(work, len(pixels), row_bytes=pixels[0].nbytes, on=x)
+        in_rows(work, pixels)
         out = _from_pixels(out, x.shape)
         self._keep(training, out, pixels)
         return out
@@ -119,7 +119,7 @@ class LocalResponseNorm(Layer):
             shared *= 2 * self.alpha * self.beta
             array_module(x).subtract(grad, shared, out=grad_x[rows])
 
-        in_parallel(work, len(pixels), row_bytes=pixels[0].nbytes, on=pixels)
+        in_rows(work, pixels)
         return _from_pixels(grad_x, grad_out.shape)
 
 
@@ -186,7 +186,7 @@ class BatchNorm(Layer):
                 values += shift
                 out[part] = values
 
-            in_parallel(work, len(rows), row_bytes=rows[0].nbytes, on=rows)
+            in_rows(work, rows)
         out = out if x.ndim == 2 else _from_pixels(out, x.shape)
         self._keep(training, out, *kept)
         return out
@@ -211,7 +211,7 @@ class BatchNorm(Layer):
             values += bias
             out[part] = values
 
-        in_parallel(work, len(rows), row_bytes=normal[0].nbytes, on=rows)
+        in_rows(work, normal)
         # One value has no variance: 0 would be learnt of it.
         learnt = (("mean", mean), ("variance", variance)) if len(rows) > 1 else ()
         for name, seen in learnt:
@@ -235,7 +235,7 @@ class BatchNorm(Layer):
             values *= scale
             grad_x[part] = values
 
-        in_parallel(work, len(grads), row_bytes=normal[0].nbytes, on=grads)
+        in_rows(work, normal)
         sums = {"weight": grad_weight, "bias": grad_bias}
         self.gradients = {n: a.astype(grad_out.dtype, copy=False) for n, a in sums.items()}
         return grad_x if grad_out.ndim == 2 else _from_pixels(grad_x, grad_out.shape)
@@ -248,5 +248,5 @@ def _sum_of_rows(rows: Array, values: Callable[[slice], Array]) -> Array:
     def work(part: slice) -> None:
         sums[part.start] = (values(part).sum(axis=0),)
 
-    in_parallel(work, len(rows), row_bytes=rows[0].nbytes, on=rows)
+    in_rows(work, rows)
     return sum_in_order(sums)[0]

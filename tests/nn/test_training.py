@@ -24,6 +24,7 @@ from helpers import (
     toy,
     train,
     weights_differ,
+    with_a_byte_changed,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -470,13 +471,8 @@ def test_a_damaged_checkpoint_never_passes_for_a_run(path):
     """Cut off, or with a byte changed that may say nothing of the run, such as a date."""
     expected, history = train(checkpoint=path, epochs=1)
     good = path.read_bytes()
-    places = [*range(0, 120, 11), *range(-120, 0, 11)]
-    damaged = [good[:keep] for keep in (0, 1, 100, 1000, -1, -100)]
-    for place in [*places, *np.random.default_rng(0).integers(len(good), size=60).tolist()]:
-        bad = bytearray(good)
-        bad[place] ^= 0x55
-        damaged.append(bytes(bad))
-    for number, content in enumerate(damaged):
+    cut_off = [good[:keep] for keep in (0, 1, 100, 1000, -1, -100)]
+    for content in (*cut_off, *with_a_byte_changed(good)):
         path.write_bytes(content)
         network = toy()
         try:
@@ -487,7 +483,7 @@ def test_a_damaged_checkpoint_never_passes_for_a_run(path):
             )
             assert_same_weights(network, toy())
         else:
-            assert number >= 6, "cut off"
+            assert content not in cut_off
             assert_same_weights(network, expected)
             assert got == history
 
