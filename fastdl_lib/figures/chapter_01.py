@@ -41,9 +41,8 @@ def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
     }
     words, hatch = [], HATCH[Provenance.COMPUTED]
     for axis, (label, values) in zip(axes, counts.items(), strict=True):
-        shares = [
-            (cost, 100 * value / sum(values)) for cost, value in zip(costs, values, strict=True)
-        ]
+        percents = [100 * value / sum(values) for value in values]
+        shares = list(zip(costs, percents, strict=True))
         conv = sum(percent for cost, percent in shares if cost.kind == "conv")
         bars = [Bar(c.name, p, f"{p:.1f}", KINDS_SHOWN[c.kind][0], hatch) for c, p in shares]
         forms.horizontal_bars(axis, bars, height=0.8)
@@ -135,12 +134,9 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
             forms.write_above(right, f"{share[kind]:.0f}", (place, share[kind]), **side)
     right.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     right.set(ylim=(0, 100), xlabel="batch size, images", ylabel="share of the forward time, %")
-    words = (
-        "batch {}: {:.1f} ms, convolution {conv:.0f} %, fully connected {fc:.0f} %".format(
-            batch, ms, **share
-        )
-        for batch, ms, share in zip(batches, image_ms, shares, strict=True)
-    )
+    said = "batch {}: {:.1f} ms, convolution {conv:.0f} %, fully connected {fc:.0f} %"
+    each = zip(batches, image_ms, shares, strict=True)
+    words = (said.format(batch, ms, **share) for batch, ms, share in each)
     alt, profile = f"Time an image takes: {'; '.join(words)}", profiles[batches[0]]
     notes = (f"{forms.ran_on(profile.first, 'BLAS')}, medians", *notes)
     legend = forms.kind_patches(shown)

@@ -48,11 +48,11 @@ def patch_matrix(
     right.set_ylabel("one row a place in the window", fontsize=9)
     factor = f"{matrix.size / image.size:.1f} times"
     title = f"{image.size} pixels become {matrix.size} numbers, {factor} as many"
+    held = ", ".join(map(str, matrix[:, patch - 1]))
     alt = (
         f"A {size}x{size} image and its patches of {kernel}x{kernel} pixels, stride {stride}, "
         f"padding {padding}: {count} patches are the columns of a {rows}x{count} matrix, "
-        f"{factor} the pixels. Column {patch} holds the pixels "
-        f"{', '.join(map(str, matrix[:, patch - 1]))}"
+        f"{factor} the pixels. Column {patch} holds the pixels {held}"
     )
     if pixel:
         copies = int((matrix == pixel).sum())
@@ -132,8 +132,7 @@ def race(
     """
     runs: dict[str, dict[str, list[Measurement]]] = {name: {} for name, _, _ in speeds}
     for algorithm, layer, threads in sorted(speeds, key=lambda key: key[2]):
-        speed = speeds[algorithm, layer, threads]
-        runs[algorithm].setdefault(layer, []).append(speed)
+        runs[algorithm].setdefault(layer, []).append(speeds[algorithm, layer, threads])
     few, *more = sorted({threads for _, _, threads in speeds})
     figure, axes = canvas(10, 1.9 + 0.175 * (sum(map(len, runs.values())) + 1.3 * len(runs)))
     groups = {

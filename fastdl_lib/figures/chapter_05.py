@@ -58,9 +58,8 @@ def bit_layout(
     axes.text(0, -1.6, fate, fontsize=10.5, color=Colour.INK, va="center")
     for text in axes.texts:  # long ones would squeeze the boxes, and measuring takes time
         text.set_in_layout(False)
-    end = 1 + number_format.exponent_bits
+    end, name = 1 + number_format.exponent_bits, number_format.name
     spaced = f"{bits[0]} {bits[1:end]} {bits[end:]}"
-    name = number_format.name
     is_what = f"{spaced} in {name}" if asked is None else f"{asked:.8g} as {name}"
     if flips:
         is_what += f" with bit {', '.join(str(len(bits) - 1 - place) for place in flips)} flipped"
@@ -97,16 +96,13 @@ def _decoding(number_format: FloatFormat, bits: str, stored: float) -> tuple[str
     """How the bits become the number: for the figure, and in plain text."""
     end = 1 + number_format.exponent_bits
     sign, exponent, fraction = bits[0], int(bits[1:end], 2), int(bits[end:], 2)
-    words = ""
     if math.isnan(stored):
         not_zero = "not 0: NaN" if number_format.has_infinity else "all ones: NaN, not a number"
-        words = f"exponent all ones, fraction {not_zero}"
-    elif math.isinf(stored):
-        words = f"exponent all ones, fraction 0: {'-' * int(sign)}infinity"
-    elif stored == 0:
-        words = f"exponent and fraction all zeros: {'-' * int(sign)}0"
-    if words:
-        return words, words
+        return (f"exponent all ones, fraction {not_zero}",) * 2
+    if math.isinf(stored):
+        return (f"exponent all ones, fraction 0: {'-' * int(sign)}infinity",) * 2
+    if stored == 0:
+        return (f"exponent and fraction all zeros: {'-' * int(sign)}0",) * 2
     factor, note = 1 + fraction / 2**number_format.fraction_bits, ""
     if exponent == 0:
         exponent, factor, note = 1, factor - 1, "   (subnormal: no 1 is hidden)"

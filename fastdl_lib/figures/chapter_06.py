@@ -143,8 +143,8 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
         f"{', '.join(signs['a x b'])} add up to {total}. XNOR is {xnor}, with "
         f"{ones} ones of {length}: {counted}."
     )
-    origins = [Origin(Provenance.COMPUTED, "1 stands for +1, 0 for -1")]
-    return Picture(figure, title, origins, alt, notes)
+    origin = Origin(Provenance.COMPUTED, "1 stands for +1, 0 for -1")
+    return Picture(figure, title, [origin], alt, notes)
 
 
 @style()

@@ -518,10 +518,8 @@ def measured_bars(
     if len(units) != 1 or min(m.low for m in everything) <= 0:
         raise ValueError(f"bars need numbers above 0 of one unit, got {sorted(units) or 'none'}.")
     figure, axes = canvas(10, 1.8 + 0.32 * (len(everything) + 1.2 * len(groups)))
-    bars = {
-        heading: [Bar.of(m, _said(m), device_colour(m)) for m in group]
-        for heading, group in groups.items()
-    }
+    drawn = ([Bar.of(m, _said(m), device_colour(m)) for m in group] for group in groups.values())
+    bars = dict(zip(groups, drawn, strict=True))
     ends = [start or everything[0].low, *(end for m in everything for end in (m.low, m.high))]
     log = max(ends) > 15 * min(ends)
     grouped_bars(axes, bars, start=start, log=log, fontsize=8.5)
