@@ -514,6 +514,14 @@ def test_labels_move_apart_between_bounds():
         assert forms.apart(places, 1.0, 0.0, 10.0) == wanted
 
 
+def test_bars_of_a_cluster_lie_around_their_name():
+    _, axes = picture.canvas(5, 3)
+    one, two = ([forms.Bar("a", n), forms.Bar("b", n + 1)] for n in (1, 3))
+    forms.clustered_bars(axes, [one, two])
+    places = {bar.get_width(): bar.get_y() + bar.get_height() / 2 for bar in axes.patches}
+    assert places == pytest.approx({1: -0.2, 2: 0.8, 3: 0.2, 4: 1.2})
+
+
 @pytest.mark.parametrize(("a", "b"), [("10", "01"), ("10110100", "11100110"), ("1" * 16, "1" * 16)])
 def test_xnor_counts_what_the_products_add_up_to(a, b):
     agree = sum(x == y for x, y in zip(a, b, strict=True))
