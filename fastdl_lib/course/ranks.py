@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -43,8 +44,6 @@ from fastdl_lib.nn.zoo import DROPOUT, alexnet, deep_convnet
 from fastdl_lib.scaling.mpi import mpi_status, run_program
 from fastdl_lib.scaling.workers import PATIENCE_S, MpiWorkers
 
-__all__ = ["rank_run", "run_ranks"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 RECORDING = "ranks.json"
@@ -53,24 +52,16 @@ ALEXNET_BYTES = 4 * 60_965_224  # of its gradients in float32
 
 # --- from a notebook ----------------------------------------------------------------------------
 
-_TRAINING = (
-    *("train", "--images", 2000, "--test", 1000, "--batch", 100),
-    *("--optimizer", "sgd", "--learning-rate", 0.02),
-)
+_TRAINING = "train --images 2000 --test 1000 --batch 100 --optimizer sgd --learning-rate 0.02"
 
-RANK_RUNS: Mapping[str, tuple[Any, ...]] = {
-    "all-reduce": (2, "all-reduce", "--bytes", 4, 494_208, "--rounds", 4),
-    "steps, batch 100": (2, "steps", "--batch", 100, "--steps", 3, "--rounds", 4),
-    "steps, one layer": (
-        *(2, "steps", "--network", "one_layer", "--batch", 100, "--steps", 100, "--rounds", 4),
-    ),
-    "training, 1 rank": (1, *_TRAINING),
-    "training, 2 ranks": (2, *_TRAINING),
+RANK_RUNS = {
+    "all-reduce": (2, "all-reduce --bytes 4 494208 --rounds 4"),  # DeepConvNet's gradients
+    "steps, batch 100": (2, "steps --batch 100 --steps 3 --rounds 4"),
+    "steps, one layer": (2, "steps --network one_layer --batch 100 --steps 100 --rounds 4"),
+    "training, 1 rank": (1, _TRAINING),
+    "training, 2 ranks": (2, _TRAINING),
 }
-"""Name of a run: the number of ranks, then the words of this command.
-
-494,208 bytes are the gradients of DeepConvNet.
-"""
+"""Name of a run: the number of ranks, and the words of this command."""
 
 
 def run_ranks(ranks: int, *words: str | float | Path, **options: Any) -> dict[str, Any]:
@@ -79,11 +70,8 @@ def run_ranks(ranks: int, *words: str | float | Path, **options: Any) -> dict[st
     Args:
         ranks: how many; they may be more than the cores.
         words: of the command line, such as ``"train", "--images", 2000``.
-        options: ``timeout_s`` and ``show``, as :func:`fastdl_lib.scaling.mpi.run_program` takes.
-
-    Raises:
-        RuntimeError: MPI is missing, or the job failed; the message names the rank.
-        TimeoutError: it took too long.
+        options: ``timeout_s`` and ``show``; they, and what is raised, are those of
+            :func:`fastdl_lib.scaling.mpi.run_program`.
     """
     return run_program(ranks, ["-m", "fastdl_lib.course.ranks"], *words, **options)
 
@@ -99,17 +87,15 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
         one, by the way to train; for a training its ``"seconds"``, ``"loss"`` (nats, of the epoch)
         and ``"accuracy"`` (%, of the test images).
 
-    Raises:
-        KeyError: there is no such run.
-        RuntimeError, TimeoutError: as :func:`run_ranks`.
+    Raises: KeyError: there is no such run; RuntimeError, TimeoutError: as :func:`run_ranks`.
     """
     if name not in RANK_RUNS:
         raise KeyError(f"there is no run {name!r}; there are {sorted(RANK_RUNS)}.")
     if not mpi_status().available:
         recorded = read_recording(data_folder() / "recordings" / RECORDING).select(run=name)
         return {m.conditions["what"]: m for m in recorded}
-    ranks, *words = RANK_RUNS[name]
-    result = run_ranks(ranks, *words, "--device", "cpu", show=show)
+    ranks, words = RANK_RUNS[name]
+    result = run_ranks(ranks, *words.split(), "--device", "cpu", show=show)
     card = MachineCard.from_dict(result["machine"])
     where = {"run": name, "ranks": ranks, "threads": result["threads"]}
     return {
@@ -151,16 +137,14 @@ def _train(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
     network = network.variant(network.name, **dict.fromkeys(DROPOUT[options.dropout]))
     if options.device == "gpu":
         network.to_gpu()
-    sgd = options.optimizer == "sgd"
+    rate = options.learning_rate
     history = fit(
         network,
         images,
         labels,
         epochs=options.epochs,
         batch=options.batch,
-        optimizer=(
-            SGD(options.learning_rate, options.momentum) if sgd else Adam(options.learning_rate)
-        ),
+        optimizer=SGD(rate, options.momentum) if options.optimizer == "sgd" else Adam(rate),
         schedule=warmup_cosine(options.warmup),
         seed=options.seed,
         shift=options.shift,
@@ -222,15 +206,12 @@ def _all_reduce(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any
         calls = max(1, min(1000, 10_000_000 // size_bytes))  # so that the clock can tell
         add_up = functools.partial(repeat, calls, ranks.all_reduce, values)
         copy = functools.partial(repeat, calls, np.copyto, np.zeros_like(values), values)
-        times: dict[str, list[float]] = {"all_reduce_s": [], "copy_s": []}
-        for number in range(options.rounds + 2):
-            both = {
-                "all_reduce_s": _clock(ranks, add_up)[0] / calls,
-                "copy_s": _clock(ranks, copy, idle=ranks.rank > 0)[0] / calls,
-            }
-            if number >= 2:  # the first ones fetch the memory from the system
-                for name, took_s in both.items():
-                    times[name].append(took_s)
+        reduced_s, copied_s = [], []
+        for _ in range(options.rounds + 2):
+            reduced_s.append(_clock(ranks, add_up)[0] / calls)
+            copied_s.append(_clock(ranks, copy, idle=ranks.rank > 0)[0] / calls)
+        # The first two rounds fetched the memory from the system.
+        times = {"all_reduce_s": reduced_s[2:], "copy_s": copied_s[2:]}
         rows.append({"bytes": values.nbytes, **times})
         if ranks.rank == 0:
             fast, slow = (values.nbytes / 1e9 / float(np.median(one)) for one in times.values())
@@ -260,27 +241,22 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
     x, labels = _on_device(options, x, labels)
     if options.device == "gpu":
         network.to_gpu()
-    here = ranks.share(batch)
-    optimizer = SGD(1e-4, 0.9)
-
-    def together(overlap: bool, weak: bool = False) -> None:
-        ranks.overlap = overlap
-        if weak:
-            ranks.gradients(network, x, labels, batch * ranks.size)
-        else:
-            ranks.gradients(network, x[here], labels[here], batch)
-
+    optimizer, here = SGD(1e-4, 0.9), ranks.share(batch)
+    whole, part = (x, labels), (x[here], labels[here])
     kinds: dict[str, Callable[[], Any]] = {
-        "one rank": lambda: network.training_pass(x, labels),
-        "all ranks": functools.partial(together, True),
-        "all ranks, no overlap": functools.partial(together, False),
-        "all ranks, no communication": lambda: network.training_pass(x[here], labels[here]),
-        "all ranks, a whole batch each": functools.partial(together, True, True),
+        "one rank": lambda: network.training_pass(*whole),
+        "all ranks": lambda: ranks.gradients(network, *part, batch),
+        "all ranks, no overlap": lambda: ranks.gradients(network, *part, batch),
+        "all ranks, no communication": lambda: network.training_pass(*part),
+        "all ranks, a whole batch each": lambda: ranks.gradients(
+            network, *whole, batch * ranks.size
+        ),
     }
 
-    def steps(compute: Callable[[], Any]) -> None:
+    def steps(kind: str) -> None:
+        ranks.overlap = kind != "all ranks, no overlap"
         for _ in range(options.steps):
-            compute()
+            kinds[kind]()
             optimizer.step(network)
             ranks.beat()
 
@@ -289,10 +265,9 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
     shares: dict[str, list[float]] = {kind: [] for kind in kinds}
     order = np.random.default_rng(0)
     for number in range(options.rounds + 1):
-        for place in order.permutation(len(kinds)).tolist():
-            kind, compute = list(kinds.items())[place]
+        for kind in order.permutation(list(kinds)).tolist():
             idle = kind == "one rank" and ranks.rank > 0
-            took_s, share = _clock(ranks, functools.partial(steps, compute), idle)
+            took_s, share = _clock(ranks, functools.partial(steps, kind), idle)
             if number:  # the first round warms up
                 seconds[kind].append(took_s / options.steps)
                 shares[kind].append(share)
@@ -401,10 +376,10 @@ def _fault(ranks: MpiWorkers, how: str, step: int) -> None:
 
 
 def _a_fault(text: str) -> tuple[str, int, int]:
-    how, *numbers = text.split(":")
-    if how not in ("raise", "exit", "kill", "hang") or len(numbers) != 2:
+    found = re.fullmatch(r"(raise|exit|kill|hang):(\d+):(\d+)", text)
+    if not found:
         raise argparse.ArgumentTypeError(f"such as kill:1:20, got {text!r}")
-    return how, int(numbers[0]), int(numbers[1])
+    return found[1], int(found[2]), int(found[3])
 
 
 def _from(least: int) -> Callable[[str], int]:
@@ -425,51 +400,58 @@ def _parser() -> argparse.ArgumentParser:
         "do. With --hostfile, or under srun --kill-on-bad-exit=1, on several machines.",
     )
     jobs = parser.add_subparsers(dest="job", required=True)
-    default = " (default: %(default)s)"
 
     def job(name: str, text: str) -> Callable[..., Any]:
-        add = jobs.add_parser(name, help=text, description=text).add_argument
-        add("--threads", type=_from(1), default=1, help="BLAS threads a rank" + default)
-        add("--device", choices=["auto", "cpu", "gpu"], default="auto", help="where" + default)
-        add("--cuda-aware", action="store_true", help="the MPI library takes GPU arrays")
+        job_parser = jobs.add_parser(name, help=text, description=text)
+
+        def add(flag: str, default: Any, text: str, least: int = 1, **kind: Any) -> None:
+            kind.setdefault("type", _from(least) if isinstance(default, int) else type(default))
+            text += " (default: %(default)s)"
+            job_parser.add_argument(flag, default=default, help=text, **kind)
+
+        add("--threads", 1, "BLAS threads a rank")
+        add("--device", "auto", "where", choices=["auto", "cpu", "gpu"])
         seconds = "seconds without a sign of life after which a rank counts as hanging"
-        add("--patience", type=float, default=PATIENCE_S, help=seconds + default)
+        add("--patience", PATIENCE_S, seconds)
+        plain = job_parser.add_argument
+        plain("--cuda-aware", action="store_true", help="the MPI library takes GPU arrays")
         wrong = "HOW:RANK:STEP, such as kill:1:20: raise, exit, kill or hang there, to see the end"
-        add("--fault", type=_a_fault, metavar="FAULT", help=wrong)
-        add("--result", type=Path, help="write the result here, as JSON")
+        plain("--fault", type=_a_fault, metavar="FAULT", help=wrong)
+        plain("--result", type=Path, help="write the result here, as JSON")
+        if name == "train":
+            plain("--checkpoint", type=Path, help="store the run after every epoch; go on from it")
+            plain("--out", type=Path, help="write the weights here")
         return add
 
     add = job("train", "train DeepConvNet on MNIST")
-    add("--images", type=_from(1), default=60_000, help="train on the first so many" + default)
-    add("--test", type=_from(1), default=10_000, help="test on the first so many" + default)
-    add("--epochs", type=_from(1), default=1, help="passes over the training images" + default)
-    add("--batch", type=_from(1), default=100, help="images a step, all ranks together" + default)
-    add("--optimizer", choices=["adam", "sgd"], default="adam", help="kind" + default)
-    add("--learning-rate", type=float, default=3e-3, help="the highest" + default)
-    add("--momentum", type=float, default=0.9, help="of sgd" + default)
-    text = "at work in training; the book has both"
-    add("--dropout", choices=DROPOUT, default="none", help=text + default)
-    add("--warmup", type=float, default=0.1, help="share in which the rate rises" + default)
-    add("--seed", type=int, default=0, help="first weights and all chance" + default)
-    add("--checkpoint", type=Path, help="store the run here after every epoch; go on from it")
-    add("--out", type=Path, help="write the weights here")
-    add("--shift", type=_from(0), default=0, help="move images by so many pixels" + default)
+    add("--images", 60_000, "train on the first so many")
+    add("--test", 10_000, "test on the first so many")
+    add("--epochs", 1, "passes over the training images")
+    add("--batch", 100, "images a step, all ranks together")
+    add("--optimizer", "adam", "kind", choices=["adam", "sgd"])
+    add("--learning-rate", 3e-3, "the highest")
+    add("--momentum", 0.9, "of sgd")
+    add("--dropout", "none", "at work in training; the book has both", choices=DROPOUT)
+    add("--warmup", 0.1, "share in which the rate rises")
+    add("--seed", 0, "first weights and all chance", type=int)
+    add("--shift", 0, "move images by so many pixels", least=0)
 
     add = job("all-reduce", "measure how fast arrays are added up over all ranks")
     text = "of the arrays, rounded down to whole float32 values"
-    add("--bytes", type=_from(4), nargs="+", default=[ALEXNET_BYTES], help=text + default)
-    add("--rounds", type=_from(1), default=10, help="samples" + default)
+    add("--bytes", [ALEXNET_BYTES], text, type=_from(4), nargs="+")
+    add("--rounds", 10, "samples")
 
     add = job("steps", "measure training steps of one rank and of all, in turn")
     networks = ["deep_convnet", "alexnet", "one_layer"]
-    add("--network", choices=networks, default=networks[0], help=default)
-    add("--batch", type=_from(1), default=100, help="images a step, all ranks together" + default)
-    add("--steps", type=_from(1), default=10, help="steps a sample" + default)
-    add("--rounds", type=_from(1), default=5, help="samples" + default)
+    add("--network", networks[0], "which", choices=networks)
+    add("--batch", 100, "images a step, all ranks together")
+    add("--steps", 10, "steps a sample")
+    add("--rounds", 5, "samples")
 
     text = "run the jobs of chapter 04 and record them; needs no mpiexec"
-    add = jobs.add_parser("record", help=text, description=text).add_argument
-    add("--out", type=Path, default=data_folder() / "recordings" / RECORDING, help="the file")
+    record = jobs.add_parser("record", help=text, description=text)
+    place = data_folder() / "recordings" / RECORDING
+    record.add_argument("--out", type=Path, default=place, help="the file")
     return parser
 
 

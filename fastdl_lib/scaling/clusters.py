@@ -16,18 +16,6 @@ from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.published import published
 
-__all__ = [
-    "Cluster",
-    "Combine",
-    "Communication",
-    "HalvingDoubling",
-    "Job",
-    "ParameterServer",
-    "Ring",
-    "Tree",
-    "constants",
-]
-
 _TAGS = {
     "PUBLISHED": Provenance.PUBLISHED,
     "COMPUTED": Provenance.COMPUTED,
@@ -64,19 +52,15 @@ class Cluster:
     """Nodes with GPUs, and the links inside and between them.
 
     Args:
-        name: shown in messages.
         nodes: how many there are at most.
-        gpus_per_node: GPUs a node.
         inside_gb_per_s: from one GPU to another of its node, one direction.
-        inside_latency_s: of one such transfer.
         host_gb_per_s: from one GPU to its node's memory; by default as between two GPUs.
         host_total_gb_per_s: what all GPUs of a node share on that way; None: no common limit.
         between_gb_per_s: of a node's network link, one direction.
         between_latency_s: of one message, with the software around it.
         endpoint_gb_per_s: what the software (gRPC, TCP) gets out of a link; None: all of it.
 
-    Raises:
-        TypeError, ValueError: a rate or a count is missing, not positive or not finite.
+    Raises: TypeError, ValueError: a rate or a count is missing, not positive or not finite.
 
     >>> Cluster(nodes=4, between_gb_per_s=1.25, between_latency_s=5e-5).gpus
     4
@@ -96,14 +80,14 @@ class Cluster:
     def __post_init__(self) -> None:
         check_whole_number("nodes", self.nodes, 1)
         check_whole_number("gpus_per_node", self.gpus_per_node, 1)
-        for there, linked, what in (
-            ("inside", self.gpus_per_node > 1, f"{self.gpus_per_node} GPUs in a node"),
-            ("between", self.nodes > 1, f"{self.nodes} nodes"),
-        ):
-            for name, such_as in (("gb_per_s", "1.25 for 10 Gbit/s"), ("latency_s", "50e-6")):
-                if linked and getattr(self, f"{there}_{name}") is None:
-                    raise ValueError(f"{what} need a link: give {there}_{name}, such as {such_as}.")
+        needed = ("inside_gb_per_s", "inside_latency_s") if self.gpus_per_node > 1 else ()
+        needed += ("between_gb_per_s", "between_latency_s") if self.nodes > 1 else ()
         for name, value in vars(self).items():
+            if value is None and name in needed:
+                raise ValueError(
+                    f"{self.nodes} nodes with {self.gpus_per_node} GPUs need links: give {name}, "
+                    "such as 1.25 (GB/s, of 10 Gbit/s) or 50e-6 (s)."
+                )
             if value is not None and name.endswith(("_latency_s", "_gb_per_s")):
                 check_number(name, value, low=0, low_included=name.endswith("_latency_s"))
 
@@ -113,13 +97,18 @@ class Cluster:
         return self.nodes * self.gpus_per_node
 
     @property
-    def node_gb_per_s(self) -> float:
-        """What a node's link carries in one direction: the wire or the software, the slower."""
-        return min(self.between_gb_per_s, self.endpoint_gb_per_s or math.inf)
+    def inside(self) -> tuple[float | None, float | None]:
+        """GB/s in one direction and seconds of a transfer between two GPUs of a node."""
+        return self.inside_gb_per_s, self.inside_latency_s
+
+    @property
+    def between(self) -> tuple[float | None, float | None]:
+        """The same of two nodes: the wire's rate or the software's, the slower."""
+        rates = [rate for rate in (self.between_gb_per_s, self.endpoint_gb_per_s) if rate]
+        return min(rates, default=None), self.between_latency_s
 
     def with_link_share(self, share: float) -> "Cluster":
-        """The same cluster whose links carry only ``share`` of their rate."""
-        check_number("share", share, low=0, low_included=False)
+        """The same cluster whose links carry only ``share`` (above 0) of their rate."""
         fields = vars(self).items()
         rates = {name: share * v for name, v in fields if v and name.endswith("_gb_per_s")}
         return dataclasses.replace(self, **rates)
@@ -127,15 +116,13 @@ class Cluster:
     def spread_over(self, workers: int) -> tuple[int, int]:
         """(nodes, GPUs in the fullest node) that ``workers`` take up, node by node.
 
-        Raises:
-            TypeError, ValueError: no whole number, or more than there are GPUs.
+        Raises: TypeError, ValueError: no whole number, or more than there are GPUs.
         """
         check_whole_number("workers", workers, 1)
         if workers > self.gpus:
             raise ValueError(
-                f"{workers} workers need {workers} GPUs; {self.name} has {self.gpus} "
-                f"({self.nodes} nodes with {self.gpus_per_node}). Ask for fewer, or give it more "
-                "nodes with dataclasses.replace(cluster, nodes=...)."
+                f"{workers} workers need {workers} GPUs; {self.name} has {self.gpus}. Ask for "
+                "fewer, or give it more with dataclasses.replace(cluster, nodes=...)."
             )
         return math.ceil(workers / self.gpus_per_node), min(workers, self.gpus_per_node)
 
@@ -145,7 +132,6 @@ class Job:
     """What one worker does in a step.
 
     Args:
-        name: shown in tables.
         gradient_bytes: of all gradients; float32 takes 4 bytes a parameter.
         step_s: forward and backward pass of one batch on one GPU.
         batch: images in a worker's batch.
@@ -154,8 +140,7 @@ class Job:
             the backward pass has ended, so it never hides.
         largest_tensor_bytes: the largest piece that a parameter server holds whole.
 
-    Raises:
-        TypeError, ValueError: a number is missing or outside its range.
+    Raises: TypeError, ValueError: a number is missing or outside its range.
 
     >>> Job(gradient_bytes=95e6, step_s=0.45, batch=64).images_per_s
     142.22222222222223
@@ -221,7 +206,8 @@ class Communication(NamedTuple):
 
 
 class Combine:
-    """A way to combine the gradients of all workers; see the subclasses."""
+    """A way to combine the gradients of all workers. By default an all-reduce: first inside the
+    nodes, then between them, each as :meth:`moves` says."""
 
     @property
     def hides_behind(self) -> float:
@@ -229,18 +215,19 @@ class Combine:
         backward pass, which makes the gradients."""
         return constants()["backward_share"].median
 
+    def moves(self, n: int) -> tuple[float, int]:
+        """Of ``n`` who combine: how many times all gradients' bytes go over the busiest link, and
+        in how many rounds that wait for each other."""
+        raise NotImplementedError
+
     def communication(self, cluster: Cluster, job: Job, workers: int) -> Communication:
         """What combining takes.
 
-        Raises:
-            TypeError, ValueError: ``workers`` do not fit into the cluster.
+        Raises: TypeError, ValueError: ``workers`` do not fit into the cluster.
         """
-        return self._communication(cluster, job, workers, *cluster.spread_over(workers))
-
-    def _communication(
-        self, cluster: Cluster, job: Job, workers: int, nodes: int, gpus: int
-    ) -> Communication:
-        raise NotImplementedError(f"{type(self).__name__} does not say what it takes.")
+        nodes, gpus = cluster.spread_over(workers)
+        inside = _over(job, gpus, self.moves(gpus), *cluster.inside)
+        return inside.then(_over(job, nodes, self.moves(nodes), *cluster.between))
 
     def exposed_s(self, job: Job, communication: Communication) -> float:
         """What of the communication is left over when the computation hides all that it can, s."""
@@ -248,22 +235,15 @@ class Combine:
         return total - min(job.may_hide * total, self.hides_behind * job.step_s)
 
 
-def _inside(cluster: Cluster, job: Job, gpus: int, volume: float, rounds: int) -> Communication:
-    """``volume`` bytes from GPU to GPU of a node, in ``rounds`` that wait for each other."""
-    if gpus == 1:
+def _over(
+    job: Job, n: int, moves: tuple[float, int], gb_per_s: float | None, latency_s: float | None
+) -> Communication:
+    """What ``n`` who combine send over their links; one alone needs none."""
+    if n == 1:
         return Communication()
-    return Communication(
-        volume / (1e9 * cluster.inside_gb_per_s), job.buckets * rounds * cluster.inside_latency_s
-    )
-
-
-def _between(cluster: Cluster, job: Job, nodes: int, volume: float, rounds: int) -> Communication:
-    """``volume`` bytes out of (and into) each node, in ``rounds`` that wait for each other."""
-    if nodes == 1:
-        return Communication()
-    return Communication(
-        volume / (1e9 * cluster.node_gb_per_s), job.buckets * rounds * cluster.between_latency_s
-    )
+    times, rounds = moves
+    bandwidth_s = times * job.gradient_bytes / (1e9 * gb_per_s)
+    return Communication(bandwidth_s, job.buckets * rounds * latency_s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,14 +257,16 @@ class Ring(Combine):
     Communication(bandwidth_s=1.0, latency_s=0.02, incast_s=0.0)
     """
 
-    def _communication(self, cluster, job, workers, nodes, gpus):
-        volume = 2 * (workers - 1) / workers * job.gradient_bytes
-        rounds = 2 * (workers - 1)
-        inside = _inside(cluster, job, gpus, volume, rounds)
+    def moves(self, n):
+        return 2 * (n - 1) / n, 2 * (n - 1)
+
+    def communication(self, cluster, job, workers):
+        nodes, gpus = cluster.spread_over(workers)
+        inside = _over(job, gpus, self.moves(workers), *cluster.inside)
         if nodes == 1:
             return inside
         # The ring goes at the pace of its slowest link, and enters each node once.
-        between = _between(cluster, job, nodes, volume, rounds)
+        between = _over(job, nodes, self.moves(workers), *cluster.between)
         return between._replace(bandwidth_s=max(between.bandwidth_s, inside.bandwidth_s))
 
 
@@ -299,12 +281,9 @@ class Tree(Combine):
     Communication(bandwidth_s=6.0, latency_s=0.06, incast_s=0.0)
     """
 
-    def _communication(self, cluster, job, workers, nodes, gpus):
-        size = job.gradient_bytes
-        up_down = 2 * math.ceil(math.log2(gpus))
-        inside = _inside(cluster, job, gpus, up_down * size, up_down)
-        up_down = 2 * math.ceil(math.log2(nodes))
-        return inside.then(_between(cluster, job, nodes, up_down * size, up_down))
+    def moves(self, n):
+        up_down = 2 * math.ceil(math.log2(n))
+        return up_down, up_down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,11 +298,8 @@ class HalvingDoubling(Combine):
     Communication(bandwidth_s=1.5, latency_s=0.04, incast_s=0.0)
     """
 
-    def _communication(self, cluster, job, workers, nodes, gpus):
-        volume = 2 * (gpus - 1) / gpus * job.gradient_bytes
-        inside = _inside(cluster, job, gpus, volume, 2 * math.ceil(math.log2(gpus)))
-        volume, rounds = 2 * (nodes - 1) / nodes * job.gradient_bytes, math.ceil(math.log2(nodes))
-        return inside.then(_between(cluster, job, nodes, volume, 2 * rounds))
+    def moves(self, n):
+        return 2 * (n - 1) / n, 2 * math.ceil(math.log2(n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,8 +318,8 @@ class ParameterServer(Combine):
         summed_inside: a node sums its GPUs' gradients and talks to the servers once; otherwise
             each GPU does.
 
-    Raises:
-        TypeError, ValueError: no whole number of shards from 1 up.
+    Raises: TypeError, ValueError: no whole number of shards from 1 up; KeyError: a number of
+    workers that the mapping lacks.
 
     >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
     >>> net = Cluster(nodes=10, between_gb_per_s=1, between_latency_s=0)
@@ -363,18 +339,8 @@ class ParameterServer(Combine):
             for shards in self.shards.values() if several else [self.shards]:
                 check_whole_number("shards", shards, 1)
 
-    def _largest_shard_bytes(self, job: Job, workers: int, nodes: int) -> float:
-        """Bytes on the server that holds most."""
-        shards = nodes if self.shards is None else self.shards
-        if isinstance(shards, Mapping):
-            if workers not in shards:
-                raise KeyError(
-                    f"shards are given for {sorted(shards)} workers, not for {workers}: add it."
-                )
-            shards = shards[workers]
-        return max(job.gradient_bytes / shards, job.largest_tensor_bytes)
-
-    def _communication(self, cluster, job, workers, nodes, gpus):
+    def communication(self, cluster, job, workers):
+        nodes, gpus = cluster.spread_over(workers)
         size = job.gradient_bytes
         inside = Communication()
         if gpus > 1:
@@ -384,7 +350,10 @@ class ParameterServer(Combine):
             inside = Communication(own_s, 2 * cluster.inside_latency_s, max(0.0, shared_s - own_s))
         if nodes == 1:
             return inside
-        shard = self._largest_shard_bytes(job, workers, nodes)
+        shards = nodes if self.shards is None else self.shards
+        if isinstance(shards, Mapping):
+            shards = shards[workers]
+        shard = max(size / shards, job.largest_tensor_bytes)  # on the server that holds most
         clients = nodes if self.summed_inside else workers
         here = clients / nodes  # clients that share a node's link
         if self.dedicated:
@@ -395,7 +364,6 @@ class ParameterServer(Combine):
             even = 2 * here * size * (nodes - 1) / nodes
             # The node with the largest shard: its clients' other shards, all others' visits.
             busiest = max(even, here * (size - shard) + (clients - here) * shard)
-        rate = 1e9 * cluster.node_gb_per_s
-        return inside.then(
-            Communication(even / rate, 2 * cluster.between_latency_s, (busiest - even) / rate)
-        )
+        gb_per_s, latency_s = cluster.between
+        rate = 1e9 * gb_per_s
+        return inside.then(Communication(even / rate, 2 * latency_s, (busiest - even) / rate))

@@ -16,19 +16,17 @@ of those curves (GCE: AlexNet, VGG16).
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
 from fastdl_lib.measuring.published import published
 from fastdl_lib.scaling.clusters import Cluster, Combine, Job, ParameterServer, Ring, constants
 from fastdl_lib.scaling.simulator import Stragglers, bottleneck, step_times
-
-__all__ = ["Curve", "error_table", "published_curves"]
 
 PARAMETERS: Mapping[str, tuple[float, float]] = {"spread": (0.001, 0.3), "link_share": (0.2, 1.0)}
 """What :func:`calibrate` may change, from least to most.
@@ -46,13 +44,11 @@ class Curve:
     """A measured scaling curve and what was measured.
 
     Args:
-        name: shown in tables.
         workers: GPUs of each point, rising; the first, mostly 1, is what the others are held
             against.
         speedup: measured, of each point.
 
-    Raises:
-        ValueError: fewer than two points, or they do not rise.
+    Raises: ValueError: fewer than two points, or they do not rise, or lack a speed-up.
     """
 
     name: str
@@ -63,15 +59,17 @@ class Curve:
     speedup: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.workers) < 2 or list(self.workers) != sorted(set(self.workers)):
+        rising = list(self.workers) == sorted(set(self.workers))
+        if not rising or not 2 <= len(self.workers) == len(self.speedup):
             raise ValueError(
-                f"{self.name}: workers must rise and be two or more, got {self.workers}."
+                f"{self.name}: give two or more numbers of workers that rise, each with its "
+                f"speed-up; got {self.workers} and {self.speedup}."
             )
-        if len(self.speedup) != len(self.workers):
-            raise ValueError(
-                f"{self.name}: {len(self.workers)} numbers of workers and {len(self.speedup)} "
-                "speed-ups; each point needs both."
-            )
+
+    @property
+    def seen(self) -> int:
+        """How many points a fit sees: the first half, at least 2."""
+        return max(2, len(self.workers) // 2)
 
     def predicted(self, *, spread: float | None = None, link_share: float = 1.0) -> np.ndarray:
         """Simulated speed-ups, (points,) float64, from the first point on; by default blind."""
@@ -85,63 +83,32 @@ class Curve:
         return 100 * (np.asarray(predicted) / self.speedup - 1)[1:]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fitted:
-    """A curve's two parameters, found on its first points."""
-
-    curve: Curve
-    points: int
-    parameters: Mapping[str, float]
-    predicted: np.ndarray
-    """Speed-ups at all points, (points,) float64."""
-
-    @property
-    def unseen_errors_pct(self) -> np.ndarray:
-        """Relative errors of the points that the fit did not see, in percent."""
-        return self.curve.errors_pct(self.predicted)[self.points - 1 :]
-
-
-def calibrate(curve: Curve, points: int | None = None) -> Fitted:
-    """Find :data:`PARAMETERS` on a curve's first points; by default half of them, at least 2.
+def calibrate(curve: Curve) -> dict[str, float]:
+    """Find :data:`PARAMETERS` on the first half of a curve's points.
 
     Least squares of the logarithms, with each parameter held near its default within a factor of
     two: where the points say nothing about a parameter, it stays what the datasheet says.
 
-    Raises:
-        TypeError, ValueError: fewer than 2 points, or more than there are.
-
-    >>> sorted(calibrate(published_curves()[0]).parameters)
+    >>> sorted(calibrate(published_curves()[0]))
     ['link_share', 'spread']
     """
-    points = max(2, len(curve.workers) // 2) if points is None else points
-    check_whole_number("points", points, 2)
-    if points > len(curve.workers):
-        raise ValueError(f"{curve.name} has {len(curve.workers)} points, not {points}.")
-    seen = dataclasses.replace(
-        curve, workers=curve.workers[:points], speedup=curve.speedup[:points]
-    )
+    half = slice(curve.seen)
+    seen = dataclasses.replace(curve, workers=curve.workers[half], speedup=curve.speedup[half])
     measured = np.log(seen.speedup)
-    defaults = (Stragglers().spread, 1.0)
+    defaults = np.log([Stragglers().spread, 1.0])
 
     def loss(logs: Sequence[float]) -> float:
         parameters = dict(zip(PARAMETERS, np.exp(logs), strict=True))
         misfit = (np.log(seen.predicted(**parameters)) - measured) / _NOISE
-        away = [
-            (log - math.log(default)) / _PRIOR for log, default in zip(logs, defaults, strict=True)
-        ]
-        return float(np.sum(misfit**2) + np.sum(np.square(away)))
+        away = (np.array(logs) - defaults) / _PRIOR
+        return float(np.sum(misfit**2) + np.sum(away**2))
 
-    low, high = (np.log([bounds[i] for bounds in PARAMETERS.values()]) for i in (0, 1))
+    low, high = np.log(list(PARAMETERS.values())).T
     best, width = (low + high) / 2, (high - low) / 2
     for _ in range(5):  # a grid around the best so far, each a quarter as wide
-        axes = [
-            np.linspace(max(a, b - w), min(c, b + w), 9)
-            for a, b, c, w in zip(low, best, high, width, strict=True)
-        ]
-        grid = [(x, y) for x in axes[0] for y in axes[1]]
-        best, width = np.array(min(grid, key=loss)), width / 4
-    parameters = dict(zip(PARAMETERS, np.exp(best).tolist(), strict=True))
-    return Fitted(curve, points, parameters, curve.predicted(**parameters))
+        axes = np.linspace(np.maximum(low, best - width), np.minimum(high, best + width), 9).T
+        best, width = np.array(min(itertools.product(*axes), key=loss)), width / 4
+    return dict(zip(PARAMETERS, np.exp(best).tolist(), strict=True))
 
 
 @functools.cache
@@ -178,20 +145,19 @@ def _curve_from(name: str, rows: list[Mapping[str, Any]], cluster: Cluster) -> C
     else:
         batch = first["batch_per_gpu"]
         step_s = batch / first["images_per_s"]
-    combine: Combine
     if first["mode"].startswith("replicated (NCCL)"):
         combine = Ring()
     elif "parameter_servers" not in first:
         combine = ParameterServer(shards=int(known["osdi_servers"].median), dedicated=True)
     else:
         combine = ParameterServer({row["gpus"]: row["parameter_servers"] for row in rows})
-    tensors = {row["network"]: row["bytes"] for row in published("scaling_largest_tensors").rows}
+    (largest,) = published("scaling_largest_tensors").select(network=first["network"])
     job = Job(
         name=f"{first['network']}, batch {batch}",
         gradient_bytes=1e6 * first["parameters_mb"],
         step_s=step_s,
         batch=batch,
-        largest_tensor_bytes=tensors[first["network"]],
+        largest_tensor_bytes=largest["bytes"],
     )
     workers, speedup = (tuple(row[key] for row in rows) for key in ("gpus", "speedup"))
     return Curve(name, cluster, job, combine, workers, speedup)
@@ -209,19 +175,19 @@ def error_table(curves: Iterable[Curve] | None = None) -> Table:
     """
     rows, every = [], {"blind": [], "fitted": [], "unseen": []}
     for curve in published_curves() if curves is None else curves:
-        fitted = calibrate(curve)
+        parameters = calibrate(curve)
+        fitted = np.abs(curve.errors_pct(curve.predicted(**parameters)))
         errors = {
             "blind": np.abs(curve.errors_pct(curve.predicted())),
-            "fitted": np.abs(curve.errors_pct(fitted.predicted)),
-            "unseen": np.abs(fitted.unseen_errors_pct),
+            "fitted": fitted,
+            "unseen": fitted[curve.seen - 1 :],
         }
         for key, values in errors.items():
             every[key].extend(values)
         last = curve.workers[-1]
         cause = bottleneck(curve.cluster, curve.job, curve.combine, last).cause
         rows.append(
-            {"curve": curve.name, **fitted.parameters, "gpus": last, "cause": cause}
-            | _summary(errors)
+            {"curve": curve.name, **parameters, "gpus": last, "cause": cause} | _summary(errors)
         )
     nothing = {"spread": None, "link_share": None, "gpus": None, "cause": ""}
     rows.append({"curve": "all points", **nothing} | _summary(every))

@@ -24,7 +24,7 @@ from fastdl_lib.scaling.simulator import (
     worker_counts,
 )
 
-__all__ = ["run_events"]
+PIECES = 8  # of a client's exchange that may hide: sent while it computes
 
 
 def run_events(
@@ -37,16 +37,14 @@ def run_events(
     seed: int = 0,
     mode: Mode = SYNCHRONOUS,
     stragglers: Stragglers | None = None,
-    pieces: int = 8,
 ) -> Scaling:
     """Run every step as events, queues included.
 
     The busiest link of a parameter server serves one piece at a time, first come, first served. A
-    client sends ``pieces`` pieces of its exchange: those that may hide while it computes, the rest
-    when it has computed. An all-reduce has no queue: its time follows the slowest worker.
+    client sends what may hide in pieces while it computes, the rest when it has computed. An
+    all-reduce has no queue: its time follows the slowest worker.
 
-    Raises:
-        TypeError, ValueError: as ``simulator.step_times``; fewer than 1 steps or 2 pieces.
+    Raises: TypeError, ValueError: as ``simulator.step_times``, or fewer than 1 steps.
 
     >>> from fastdl_lib.scaling.simulator import Asynchronous
     >>> net = Cluster(nodes=8, between_gb_per_s=1.25, between_latency_s=5e-5)
@@ -56,10 +54,9 @@ def run_events(
     7
     """
     check_whole_number("steps", steps, 1)
-    check_whole_number("pieces", pieces, 2)
     points = worker_counts(workers, combine, mode)
     unsteady = stragglers or Stragglers()
-    runs = [_Run(cluster, job, combine, n, steps, seed, mode, unsteady, pieces) for n in points]
+    runs = [_Run(cluster, job, combine, n, steps, seed, mode, unsteady) for n in points]
     how = f"simulated: {steps:,} steps of discrete events"
     return Scaling.of(job, points, [run.parts() for run in runs], how)
 
@@ -67,9 +64,9 @@ def run_events(
 class _Run:
     """One number of workers, event by event."""
 
-    def __init__(self, cluster, job, combine, workers, steps, seed, mode, stragglers, pieces):
+    def __init__(self, cluster, job, combine, workers, steps, seed, mode, stragglers):
         self.job, self.combine, self.workers, self.steps = job, combine, workers, steps
-        self.mode, self.stragglers, self.pieces = mode, stragglers, pieces
+        self.mode, self.stragglers = mode, stragglers
         self.rng = np.random.default_rng(seed)
         _, self.gpus = cluster.spread_over(workers)
         cost = combine.communication(cluster, job, workers)
@@ -108,10 +105,10 @@ class _Run:
         hidden = self.job.may_hide
         parts = [self.env.process(self.piece(compute_s, 1 - hidden))]
         begin = 1 - self.combine.hides_behind
-        for number in range(self.pieces if hidden else 0):
+        for number in range(PIECES if hidden else 0):
             # Ready midway through the part of the computation that makes it.
-            done = begin + (1 - begin) * (number + 0.5) / self.pieces
-            parts.append(self.env.process(self.piece(done * compute_s, hidden / self.pieces)))
+            done = begin + (1 - begin) * (number + 0.5) / PIECES
+            parts.append(self.env.process(self.piece(done * compute_s, hidden / PIECES)))
         try:
             yield self.env.all_of(parts)
             yield self.env.timeout(self.latency_s)
@@ -134,9 +131,8 @@ class _Run:
         )
         compute_s = min(self.job.step_s * min(1.0, slowest), mean_s)
         wait_s = min(self.job.step_s * max(0.0, slowest - 1), mean_s - compute_s)
-        return Parts(
-            self.workers - self.mode.backup, compute_s, wait_s, mean_s - compute_s - wait_s
-        )
+        left_s = mean_s - compute_s - wait_s
+        return Parts(self.workers - self.mode.backup, compute_s, wait_s, left_s)
 
     def all_steps(self):
         """Each step ends with the last gradients that count."""

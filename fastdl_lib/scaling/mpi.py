@@ -20,9 +20,6 @@ import psutil
 
 from fastdl_lib.core.checks import Status, check_number, check_whole_number
 
-__all__ = ["mpi_status", "run_program"]
-
-
 # In a batch system's session, as on a cluster's JupyterHub, ranks start here all the same.
 _HERE = {"HYDRA_LAUNCHER": "fork"}
 
@@ -35,10 +32,7 @@ def _mpiexec() -> str | None:
 
 @functools.cache
 def mpi_status() -> Status:
-    """Say whether MPI works here, proved by one small job.
-
-    This process itself does not become a rank.
-    """
+    """Say whether MPI works here, proved by one small job of other processes."""
     if sys.platform == "win32":
         return Status(
             False,
@@ -81,13 +75,12 @@ def run_program(
     Args:
         ranks: how many; they may be more than the cores.
         program: what each rank runs: ``["-m", "a.module"]`` or ``["a/file.py"]``.
-        words: the words of its command line, such as ``"train", "--images", 2000``.
+        words: of its command line, such as ``"train", "--images", 2000``.
         timeout_s: the job is ended after so many seconds.
         show: print the output as it comes.
 
-    Raises:
-        RuntimeError: MPI is missing, or the job failed; the message names the rank.
-        TimeoutError: it took too long.
+    Raises: RuntimeError: MPI is missing, or the job failed; the message names the rank.
+    TimeoutError: it took too long.
     """
     check_whole_number("ranks", ranks, 1)
     check_number("timeout_s", timeout_s, low=0, low_included=False)
@@ -98,23 +91,24 @@ def run_program(
         command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program]
         command += [*map(str, words), "--result", str(result)]
         status = _run(command, errors, timeout_s, show)
-        said = _why(errors.read_text(encoding="utf-8", errors="replace"))
+        lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        # What the ranks or the watchdog said; where they said nothing, the rest.
+        named = [line for line in lines if line.startswith("rank ")]
+        said = "\n".join(["", *(named or lines[-20:])])
         if status is None:
             raise TimeoutError(
                 f"the job of {ranks} ranks was ended after {timeout_s:g} s; give it less to do, or "
-                f"more time with timeout_s. {said}".rstrip()
+                f"more time with timeout_s.{said}"
             )
         if status or not result.is_file():
             raise RuntimeError(
-                f"the job of {ranks} ranks ended with status {status} and without a result. "
-                f"{said}".rstrip()
+                f"the job of {ranks} ranks ended with status {status} and without a result.{said}"
             )
         return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _run(command: list[str], errors: Path, timeout_s: float, show: bool) -> int | None:
-    """Run a command, with what it says of errors in a file; its status, or None if it took too
-    long."""
+    """Run a command, its errors into a file; its status, or None if it took too long."""
     with open(errors, "wb") as stderr:
         job = subprocess.Popen(
             command,
@@ -124,8 +118,7 @@ def _run(command: list[str], errors: Path, timeout_s: float, show: bool) -> int 
             text=True,
             encoding="utf-8",
             errors="replace",
-            # What a rank prints comes at once.
-            env=os.environ | _HERE | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | _HERE | {"PYTHONUNBUFFERED": "1"},  # what a rank prints comes at once
         )
     late = threading.Event()
     timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
@@ -142,20 +135,13 @@ def _run(command: list[str], errors: Path, timeout_s: float, show: bool) -> int 
     return None if late.is_set() else job.returncode
 
 
-def _why(said: str) -> str:
-    """What the ranks or the watchdog said of a failed job; where they said nothing, the rest."""
-    lines = said.strip().splitlines()
-    named = [line for line in lines if line.startswith("rank ")]
-    return "\n".join(named or lines[-20:])
-
-
 def _end(job: subprocess.Popen) -> None:
     """End a job and everything that it started."""
     processes = []
     with contextlib.suppress(psutil.NoSuchProcess):
         if job.poll() is None:
-            processes = [psutil.Process(job.pid)]
-            processes += processes[0].children(recursive=True)
+            first = psutil.Process(job.pid)
+            processes = [first, *first.children(recursive=True)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

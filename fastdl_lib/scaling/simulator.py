@@ -27,26 +27,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
-from fastdl_lib.scaling.clusters import (
-    UP_TO_1,
-    Cluster,
-    Combine,
-    Job,
-    ParameterServer,
-    default,
-)
-
-__all__ = [
-    "Asynchronous",
-    "Scaling",
-    "Stragglers",
-    "Synchronous",
-    "all_reduce_schedule",
-    "bottleneck",
-    "expected_slowest",
-    "step_times",
-]
-
+from fastdl_lib.scaling.clusters import UP_TO_1, Cluster, Combine, Job, ParameterServer, default
 
 # --- who waits for whom -------------------------------------------------------------------------
 
@@ -61,8 +42,7 @@ class Stragglers:
         slow_probability: that a node has a slow step; all its GPUs then take
         slow_factor: times as long.
 
-    Raises:
-        TypeError, ValueError: a number outside its range.
+    Raises: TypeError, ValueError: a number outside its range.
 
     >>> Stragglers(slow_probability=0.01, slow_factor=5).mean
     1.04
@@ -133,7 +113,7 @@ SYNCHRONOUS = Synchronous()
 
 
 @functools.cache
-def harmonic(n: int) -> float:
+def _harmonic(n: int) -> float:
     """1 + 1/2 + ... + 1/n: the expected largest of n exponential times with mean 1."""
     return math.fsum(1 / i for i in range(1, n + 1))
 
@@ -146,35 +126,21 @@ def expected_slowest(
     Without slow nodes it is ``1 + spread (H(n) - H(backup) - 1)``, H the harmonic numbers; with
     them 1 minus the distribution is integrated.
 
-    Raises:
-        TypeError, ValueError: counts below 1, or as many backup workers as workers.
-
     >>> round(expected_slowest(100, Stragglers(spread=0.1)), 3)
     1.419
     >>> round(expected_slowest(100, Stragglers(spread=0.1), backup=4), 3)
     1.21
     """
-    check_whole_number("workers", workers, 1)
-    check_whole_number("gpus_per_node", gpus_per_node, 1)
-    _check_backup(workers, backup)
     slow = stragglers.slow_factor if stragglers.slow_probability else 1.0
     spread = stragglers.spread
     if slow == 1:
-        return 1 + spread * (harmonic(workers) - harmonic(backup) - 1)
+        return 1 + spread * (_harmonic(workers) - _harmonic(backup) - 1)
     # As fine as the distribution is steep, and that for steps without and with a slow node.
     grid = 1 - spread + spread * np.linspace(0, math.log(workers) + 35, 20_001)
     grid = np.concatenate([[0, np.nextafter(grid[0], 0)], grid])
     time = np.unique(np.concatenate([grid, slow * grid]))
     done = _finished(time, workers, stragglers, backup, gpus_per_node)
     return float(np.trapezoid(1 - done, time))
-
-
-def _check_backup(workers: int, backup: int) -> None:
-    check_whole_number("backup", backup, 0)
-    if backup >= workers:
-        raise ValueError(
-            f"{backup} backup workers of {workers} leave no gradients that count; take fewer."
-        )
 
 
 def _finished(
@@ -194,9 +160,8 @@ def _finished(
         return busy
 
     def together(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.array(
-            [sum(first[i] * second[j - i] for i in range(j + 1)) for j in range(backup + 1)]
-        )
+        counts = range(backup + 1)
+        return np.array([sum(first[i] * second[j - i] for i in range(j + 1)) for j in counts])
 
     full, rest = divmod(workers, gpus)
     busy = busy_in_node(rest)  # of no members: surely none
@@ -224,24 +189,27 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scaling:
-    """The answers, one for each number of workers; all arrays have shape (points,), float64."""
+    """The answers, one for each number of workers; all arrays have shape (points,), float64.
+
+    Args:
+        counted: workers whose gradients count: all but the backup ones.
+        compute_s: a mean step; less where backup workers let the others not wait even for that.
+        waiting_s: for slower workers.
+        communication_s: what the computation does not hide.
+        how: the numbers came about.
+        staleness: updates by others between fetching weights and updating them, mean; from discrete
+            events of asynchronous workers. Its bound is in steps: even at 0, n workers update one
+            after another.
+    """
 
     job: Job
     workers: np.ndarray
-    """int64."""
     counted: np.ndarray
-    """Workers whose gradients count: all but the backup ones."""
     compute_s: np.ndarray
-    """A mean step; less where backup workers let the others not wait even for that."""
     waiting_s: np.ndarray
-    """For slower workers."""
     communication_s: np.ndarray
-    """What the computation does not hide."""
     how: str
-    """How the numbers came about."""
     staleness: np.ndarray | None = None
-    """Updates by others between fetching weights and updating them, mean; from discrete events of
-    asynchronous workers. The bound is in steps: even at 0, n workers update one after another."""
 
     @classmethod
     def of(cls, job: Job, workers: Sequence[int], parts: Iterable[Parts], how: str) -> Self:
@@ -272,25 +240,18 @@ class Scaling:
 
 
 def worker_counts(workers: int | Iterable[int], combine: Combine, mode: Mode) -> list[int]:
-    """The numbers of workers that were asked for.
-
-    Raises:
-        TypeError, ValueError: no whole numbers from 1 up, or a mode that they or the way to combine
-            do not allow.
-    """
+    """The numbers of workers that were asked for, checked against what else was."""
     points = [workers] if isinstance(workers, (int, np.integer)) else list(workers)
     if not points:
         raise ValueError("workers is empty; give a number such as 8, or several: [1, 2, 4, 8].")
+    least = 1 + mode.backup if isinstance(mode, Synchronous) else 1
     if isinstance(mode, Asynchronous) and not isinstance(combine, ParameterServer):
         raise ValueError(
             f"asynchronous workers need a ParameterServer; {type(combine).__name__} is an "
             "all-reduce, in which all take part at once."
         )
-    for point in points:
-        check_whole_number("workers", point, 1)
-        if isinstance(mode, Synchronous):
-            _check_backup(point, mode.backup)
-    return [int(point) for point in points]
+    what = "workers" if least == 1 else f"workers with {mode.backup} backup workers among them"
+    return [check_whole_number(what, point, least) for point in points]
 
 
 def step_times(
@@ -306,9 +267,8 @@ def step_times(
 
     The wait under bounded staleness has no closed form: it is simulated, with a fixed seed.
 
-    Raises:
-        TypeError, ValueError: more workers than GPUs, too many backup workers, or asynchronous
-            workers with an all-reduce.
+    Raises: TypeError, ValueError: more workers than GPUs, too many backup workers, or asynchronous
+    workers with an all-reduce.
 
     >>> from fastdl_lib.scaling.clusters import Ring
     >>> net = Cluster(nodes=64, between_gb_per_s=1.25, between_latency_s=5e-5)
@@ -362,8 +322,7 @@ def _stale_wait(
 # --- what holds it back -------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Bottleneck:
+class Bottleneck(NamedTuple):
     """Which cause costs the most time, and what a step would save without each."""
 
     cause: str
@@ -388,9 +347,6 @@ def bottleneck(
     * ``latency``: messages that wait for each other; fewer rounds (a tree), larger buckets;
     * ``incast``: many share one link; more even shards, an all-reduce, summing inside the nodes;
     * ``stragglers``: waiting for the slowest; backup workers, staleness, steadier machines.
-
-    Raises:
-        TypeError, ValueError: as :func:`step_times`.
 
     >>> from fastdl_lib.scaling.clusters import Ring
     >>> net = Cluster(nodes=100, between_gb_per_s=0.125, between_latency_s=5e-5)
@@ -431,9 +387,6 @@ def all_reduce_schedule(way: str, workers: int) -> tuple[list[list[list[set[int]
     Returns:
         ``[step][worker][chunk]``, each the set of workers whose gradients are in the sum, from the
         start on; and what the busiest link carries in one direction, in all gradients' bytes.
-
-    Raises:
-        TypeError, ValueError: another way, or fewer than 2 workers.
 
     >>> states, moved = all_reduce_schedule("ring", 4)
     >>> len(states), moved, states[-1][0][0]

@@ -20,8 +20,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["Sign", "show_stack_when_asked", "start"]
-
 ROW = struct.Struct("=QQQ")  # signs given, step, state
 RUNNING, FINISHED, FAILED = range(3)
 
@@ -120,12 +118,12 @@ class _Watched:
         return f"rank {self.rank} (process {self.pid})"
 
     @property
-    def step(self) -> int:
-        return self.row.read()[1]
-
-    @property
     def state(self) -> int:
         return self.row.read()[2]
+
+    @property
+    def step(self) -> int:
+        return self.row.read()[1]
 
     def listen(self, passed_s: float) -> None:
         """Note for how long it has been silent."""

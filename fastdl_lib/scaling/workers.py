@@ -7,7 +7,6 @@ gradients do that come late.
 """
 
 import collections
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,18 +24,11 @@ from fastdl_lib.core.arrays import array_module, beside, synchronize, to_cpu, wi
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import usable_cores
 from fastdl_lib.nn.network import Network
-from fastdl_lib.nn.optimizers import Optimizer
 from fastdl_lib.nn.training import Evaluation, Workers, evaluate
 from fastdl_lib.scaling import watchdog
 from fastdl_lib.scaling.mpi import mpi_status
 
-__all__ = ["Delayed", "MpiWorkers"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
-
-# PyTorch's default is 25 MB (S. Li et al., "PyTorch Distributed", VLDB 2020, section 3.2.3), good
-# for a network card. Between two cores the sum of 4 MB stays in their cache: half the time.
-BUCKET_BYTES = 4_000_000
 
 # A sign of life comes with each layer, of at most a few hundred images.
 PATIENCE_S = 10.0
@@ -59,18 +51,16 @@ class _Bucket:
     """One array without gaps, and views of it in the shapes and memory order of small gradients."""
 
     def __init__(self, like: Mapping[str, Array]) -> None:
+        sizes = np.cumsum([array.size for array in like.values()]).tolist()
         first = next(iter(like.values()))
-        total = sum(array.size for array in like.values())
-        self.flat = array_module(first).empty(total, first.dtype)
+        self.flat = array_module(first).empty(sizes[-1], first.dtype)
         self.views: dict[str, Array] = {}
         self.missing = len(like)
-        start = 0
-        for name, array in like.items():
+        for (name, array), stop in zip(like.items(), sizes, strict=True):
             axes = _axes(array)
-            part = self.flat[start : start + array.size]
+            part = self.flat[stop - array.size : stop]
             turned = part.reshape(tuple(array.shape[axis] for axis in axes))
             self.views[name] = turned.transpose(tuple(map(axes.index, range(array.ndim))))
-            start += array.size
 
 
 class _Gradients:
@@ -128,16 +118,12 @@ class MpiWorkers(Workers):
     MPI moves data only while it is called: after each layer of the backward pass, and in waiting.
 
     Args:
-        bucket_bytes: gradients go off in pieces of about so many bytes.
-        overlap: send a bucket off as soon as it is full, while backward goes on; False: at its end.
         cuda_aware: hand GPU arrays to MPI as they are, which needs a library built for it. By
             default they cross over the CPU's memory. (MPI has no call that tells.)
         patience_s: a rank that gives no sign of life for so long hangs. Signs come with every layer
             and every 500 images of an evaluation.
 
-    Raises:
-        TypeError, ValueError: a number out of range.
-        RuntimeError: MPI is missing.
+    Raises: RuntimeError: MPI is missing.
 
     Sources: S. Li et al., "PyTorch Distributed: Experiences on accelerating data parallel
     training", VLDB 2020, section 3.2 (buckets, overlap).
@@ -148,15 +134,13 @@ class MpiWorkers(Workers):
             fit(network, images, labels, epochs=1, optimizer=Adam(), workers=workers)
     """
 
-    def __init__(
-        self,
-        *,
-        bucket_bytes: int = BUCKET_BYTES,
-        overlap: bool = True,
-        cuda_aware: bool = False,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
-        check_whole_number("bucket_bytes", bucket_bytes, 8)
+    bucket_bytes = 4_000_000
+    """Gradients go off in pieces of about so many bytes. PyTorch takes 25 MB, good for a network
+    card; between two cores the sum of 4 MB stays in their cache: half the time."""
+    overlap = True
+    """Send a bucket off as soon as it is full, while backward goes on; False: at its end."""
+
+    def __init__(self, *, cuda_aware: bool = False, patience_s: float = PATIENCE_S) -> None:
         check_number("patience_s", patience_s, low=0, low_included=False)
         try:
             from mpi4py import MPI
@@ -165,12 +149,9 @@ class MpiWorkers(Workers):
         self._mpi = MPI
         self.comm = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
-        self.bucket_bytes, self.overlap, self.cuda_aware = bucket_bytes, overlap, cuda_aware
-        self.patience_s = patience_s
-        self.step = 0
-        """Steps that were begun."""
-        self.waited_s = 0.0
-        """Seconds that this rank has waited for others or for data so far."""
+        self.cuda_aware, self.patience_s = cuda_aware, patience_s
+        self.step = 0  # steps that were begun
+        self.waited_s = 0.0  # for others or for data, so far
         self._local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank = self._local.rank
         # Where ranks are more than cores, one that looks without a pause keeps another from work.
@@ -254,11 +235,6 @@ class MpiWorkers(Workers):
         """Wait until all ranks are here; with a pause between looks a waiting rank uses no core."""
         self.wait([self.comm.Ibarrier()], pause_s)
 
-    def _add_up(self, numbers: np.ndarray) -> np.ndarray:
-        """The sums over all ranks, in place."""
-        self.wait([self.comm.Iallreduce(self._mpi.IN_PLACE, numbers)])
-        return numbers
-
     def of_all(self, number: float) -> list[float]:
         """Every rank's number, in the order of the ranks."""
         out = np.zeros(self.size)
@@ -281,13 +257,7 @@ class MpiWorkers(Workers):
 
     # --- what fit asks for ---
 
-    def begin(
-        self,
-        network: Network,
-        optimizer: Optimizer,
-        settings: dict[str, Any] | None,
-        epochs: list[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
+    def begin(self, network, optimizer, settings, epochs):
         mixing = any(layer.mixes_images for layer in network.layers.values())
         if mixing and self.size > 1:  # of each rank's part, they would drift apart
             raise ValueError(
@@ -306,32 +276,27 @@ class MpiWorkers(Workers):
         weights = network.parameters
         for weight in weights.values():
             self._array_from_rank_0(weight)
-        state = {}
+        state, optimizer.state = optimizer.state, {}
         for key in remembered:
             weight = weights[key.partition(".")[2]]
             # As the optimiser makes it: float32 for float16 weights.
             new = array_module(weight).zeros_like(weight, dtype=wide(weight.dtype))
-            state[key] = optimizer.state.get(key, new)
-            self._array_from_rank_0(state[key])
-        optimizer.state = state
+            optimizer.state[key] = state.get(key, new)
+            self._array_from_rank_0(optimizer.state[key])
         return epochs
 
-    def share(self, images: int) -> slice:
+    def share(self, images):
         start, stop = (images * rank // self.size for rank in (self.rank, self.rank + 1))
         return slice(start, stop)
 
-    def gradients(
-        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
-    ) -> tuple[float, int]:
+    def gradients(self, network, x, labels, images, loss_scale=1.0):
         self.step += 1
         self.beat()
         if self._sending is None or self._sending.network is not network:
             self._sending = _Gradients(network, self.bucket_bytes, self._send)
         loss_sum, correct = 0.0, 0
         if len(x):
-            with _shared_draws(network, self.share(images), images):
-                weight = loss_scale * len(x) / images
-                loss, correct = self._pass_here(network, x, labels, weight)
+            loss, correct = self._pass_here(network, x, labels, images, loss_scale)
             loss_sum = len(x) * loss
         else:  # an epoch's last batch may have fewer images than there are ranks
             for name, layer in reversed(network.layers.items()):
@@ -348,10 +313,8 @@ class MpiWorkers(Workers):
         self._finish()
         return float(totals[0]) / images, int(totals[1])
 
-    def _pass_here(
-        self, network: Network, x: Array, labels: Array, weight: float
-    ) -> tuple[float, int]:
-        """As ``gradients``, of the images here; ``weight`` multiplies them."""
+    def _pass_here(self, network, x, labels, images, loss_scale) -> tuple[float, int]:
+        """As ``gradients``, of the images here."""
 
         def after_layer(name: str) -> None:
             self._sending.after_layer(name)
@@ -360,7 +323,13 @@ class MpiWorkers(Workers):
             self._mpi.Request.Testall(self._requests)
 
         hooks = {"after_forward": self.beat, "after_backward": after_layer}
-        return network.training_pass(x, labels, scale=weight, **hooks)
+        for layer in network.layers.values():  # draws for the whole batch, keeps these images'
+            layer.share(self.share(images), images)
+        try:
+            return network.training_pass(x, labels, scale=loss_scale * len(x) / images, **hooks)
+        finally:
+            for layer in network.layers.values():
+                layer.share(None, 0)
 
     def _send(self, flat: Array) -> None:
         if self.overlap:
@@ -389,34 +358,21 @@ class MpiWorkers(Workers):
                 flat[...] = beside(wire, flat)
         self._requests, self._under_way = [], []
 
-    def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
+    def evaluate(self, network, images, labels):
         here = self.share(len(images))
-        correct, loss_sum = 0, 0.0
+        sums = np.zeros(2)
         for start in range(here.start, here.stop, 500):  # with signs of life
             part = slice(start, min(start + 500, here.stop))
             result = evaluate(network, images[part], labels[part])
-            correct += result.correct
-            loss_sum += result.loss * result.images
+            sums += result.correct, result.loss * result.images
             self.beat()
-        correct, loss_sum = self._add_up(np.array([correct, loss_sum])).tolist()
-        return Evaluation(len(images), int(correct), loss_sum / len(images))
+        self.wait([self.comm.Iallreduce(self._mpi.IN_PLACE, sums)])
+        return Evaluation(len(images), int(sums[0]), float(sums[1]) / len(images))
 
     def all_reduce(self, array: Array) -> None:
         """Add up an array without gaps over all ranks, in place."""
         self._start(array)
         self._finish()
-
-
-@contextlib.contextmanager
-def _shared_draws(network: Network, here: slice, images: int) -> Iterator[None]:
-    """Let layers draw for the whole batch, of which the images ``here`` are this rank's."""
-    for layer in network.layers.values():
-        layer.share(here, images)
-    try:
-        yield
-    finally:
-        for layer in network.layers.values():
-            layer.share(None, 0)
 
 
 class Delayed(Workers):
@@ -429,9 +385,8 @@ class Delayed(Workers):
     Args:
         staleness: whole number from 0 up; 0 is plain training.
 
-    Raises:
-        TypeError, ValueError: staleness is no such number; a run that was interrupted is to go on
-            (the old weights are not in its checkpoint).
+    Raises: TypeError, ValueError: staleness is no such number; a run that was interrupted is to go
+    on (the old weights are not in its checkpoint).
 
     >>> Delayed(2).way
     ', gradients 2 steps old'
@@ -441,15 +396,9 @@ class Delayed(Workers):
         check_whole_number("staleness", staleness, 0)
         self.staleness = staleness
         self.way = f", gradients {staleness} steps old" if staleness else ""
-        self._old: collections.deque[dict[str, Array]] = collections.deque()
+        self._old = collections.deque[dict[str, Array]](maxlen=staleness + 1)
 
-    def begin(
-        self,
-        network: Network,
-        optimizer: Optimizer,
-        settings: dict[str, Any] | None,
-        epochs: list[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
+    def begin(self, network, optimizer, settings, epochs):
         if epochs and self.staleness:
             raise ValueError(
                 f"a run with {self.staleness} steps of staleness cannot go on from a checkpoint; "
@@ -458,14 +407,10 @@ class Delayed(Workers):
         self._old.clear()
         return epochs
 
-    def gradients(
-        self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
-    ) -> tuple[float, int]:
+    def gradients(self, network, x, labels, images, loss_scale=1.0):
         weights = network.parameters
         now = {name: weight.copy() for name, weight in weights.items()}
-        self._old.append(now)
-        if len(self._old) > self.staleness + 1:
-            self._old.popleft()
+        self._old.append(now)  # of so many steps the oldest go
         for name, weight in self._old[0].items():
             weights[name][...] = weight
         try:

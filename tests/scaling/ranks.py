@@ -35,8 +35,7 @@ def toy(seed=0, dropout=True):
         ("drop2", Dropout(0.5, seed=seed + 1)),
         ("fc", Linear(6 * 4 * 4, 3, rng=rng)),
     ]
-    if not dropout:
-        layers = [(name, layer) for name, layer in layers if not isinstance(layer, Dropout)]
+    layers = [(name, layer) for name, layer in layers if dropout or not name.startswith("drop")]
     return Network("toy", layers, (1, 8, 8)).astype(np.float64)
 
 
@@ -54,19 +53,19 @@ def difference(one, other):
 # What a batch's division among ranks could get wrong: 65 images in batches of 16 leave one image
 # for the last step, so that some ranks have none; no batch of 7 divides by 2 or 4.
 CASES = {
-    "sgd": {"optimizer": lambda: SGD(0.1, momentum=0.9, weight_decay=1e-3), "batch": 16},
+    "sgd": {"optimizer": lambda: SGD(0.1, momentum=0.9, weight_decay=1e-3)},
     "adam": {"optimizer": lambda: Adam(0.01), "batch": 7},
-    "every gradient alone": {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 8},
-    "one bucket": {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 10**9},
+    "every gradient alone": {"bucket_bytes": 8},
+    "one bucket": {"bucket_bytes": 10**9},
     # A scale far too large, so that steps are skipped first, on all ranks alike.
     "float16": {
         "optimizer": lambda: MixedPrecision(
             SGD(0.1, 0.9), FLOAT16, loss_scale=DynamicLossScale(2.0**24, interval=2)
         ),
-        "batch": 16,
     },
-    "no overlap": {"optimizer": lambda: SGD(0.1), "batch": 16, "overlap": False},
+    "no overlap": {"overlap": False},
 }
+PLAIN = {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 1000, "overlap": True}
 
 
 def same_weights():
@@ -75,18 +74,23 @@ def same_weights():
     x, labels = toy_data()
     with MpiWorkers() as ranks:
         for name, case in CASES.items():
-            options = {"bucket_bytes": 1000, "overlap": True, **case}
+            options = PLAIN | case
             ranks.bucket_bytes, ranks.overlap = options["bucket_bytes"], options["overlap"]
             run = {"epochs": 3, "batch": options["batch"], "shift": 1, "seed": 5}
-            run |= {"schedule": warmup_cosine(), "validation": toy_data(10, seed=1)}
+            run |= {
+                "progress": False,
+                "schedule": warmup_cosine(),
+                "validation": toy_data(10, seed=1),
+            }
             together, alone = toy(), toy()
             # begin() must bring rank 0's weights.
             if ranks.rank:
                 together.parameters["fc.weight"][...] = ranks.rank
-            history = fit(together, x, labels, optimizer=case["optimizer"](), workers=ranks, **run)
+            fresh = options["optimizer"]
+            history = fit(together, x, labels, optimizer=fresh(), workers=ranks, **run)
             names = ranks.of_all(int(digest(together.parameters.values())[:12], 16))
             if ranks.rank == 0:
-                wanted = fit(alone, x, labels, optimizer=case["optimizer"](), progress=False, **run)
+                wanted = fit(alone, x, labels, optimizer=fresh(), **run)
                 epochs = list(zip(history.epochs, wanted.epochs, strict=True))
                 facts = ("loss", "accuracy", "validation_accuracy")
                 found[name] = {
@@ -128,7 +132,8 @@ def on_gpu():
     """Arrays of the stand-in for CuPy on all ranks, against the CPU's alone."""
     x, labels = toy_data()
     found = {}
-    with pretend_gpu(), MpiWorkers(bucket_bytes=int(sys.argv[2])) as ranks:
+    with pretend_gpu(), MpiWorkers() as ranks:
+        ranks.bucket_bytes = int(sys.argv[2])
         networks = [toy(dropout=False).to_gpu(), toy(dropout=False)]
         run = {"epochs": 2, "batch": 16, "progress": False}
         fit(networks[0], to_gpu(x), to_gpu(labels), optimizer=SGD(0.1, 0.9), workers=ranks, **run)

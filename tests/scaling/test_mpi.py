@@ -24,7 +24,6 @@ def test_windows_is_told_so_in_a_sentence(status, monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     available, reason, name, _ = status()
     assert (available, name) == (False, "") and "Windows" in reason
-    assert reason.count(". ") == 0 and reason.endswith(".")
     with pytest.raises(RuntimeError, match="Windows"):
         run_program(2, PROGRAM, "train")
 
@@ -49,18 +48,14 @@ def test_a_missing_library_is_named(status, monkeypatch, tmp_path):
 
 
 @needs_mpi
-def test_the_library_is_named():
-    assert re.match(r"[\w ]+ [\d.]+", mpi_status().name)
-
-
-@needs_mpi
 def test_a_batch_system_around_it_changes_nothing(status, monkeypatch):
     """As in a JupyterLab that runs in a job of SLURM, where mpiexec would call srun."""
     for name in ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_NNODES", "SLURM_TASKS_PER_NODE"):
         monkeypatch.setenv(name, "1")
     for name in ("SLURM_NODELIST", "SLURM_JOB_NODELIST"):
         monkeypatch.setenv(name, "node1")
-    assert status().available
+    found = status()
+    assert found.available and re.match(r"[\w ]+ [\d.]+", found.name)
 
 
 @pytest.mark.parametrize("ranks, timeout_s", [(0, 10), (2, 0), (2.5, 10), ("2", 10)])

@@ -74,41 +74,26 @@ def test_each_rank_takes_the_gpu_of_its_number(fake_gpu, monkeypatch):
 
 def test_gradients_go_off_as_backward_makes_them():
     network, sent, after = scenarios.toy(), [], []
-    sending = workers._Gradients(network, 70, lambda flat: sent.append(flat.copy()))
-    network.loss_and_gradients(*(array[:5] for array in scenarios.toy_data()))
-    wanted = {name: gradient.copy() for name, gradient in network.gradients.items()}
-    for name in reversed(network.layers):
-        sending.after_layer(name)
-        after.append(len(sent))
-    # All weights are as large as a bucket. The biases of fc and conv2 fill one, conv's is left.
-    assert [a.nbytes for n, a in network.parameters.items() if "bias" in n] == [48, 48, 24]
-    assert after == [1, 1, 1, 1, 3, 3, 3, 5]
-    gone = np.concatenate(sent)
-    assert gone.size == network.parameter_count
-    np.testing.assert_array_equal(
-        np.sort(gone), np.sort(np.concatenate([gradient.ravel() for gradient in wanted.values()]))
-    )
-    for name, gradient in network.gradients.items():
-        np.testing.assert_array_equal(gradient, wanted[name])
-        axes = workers._axes(network.parameters[name])
-        assert gradient.transpose(axes).flags.c_contiguous
-
-
-def test_what_is_sent_is_what_the_optimizer_sees():
-    network = scenarios.toy()
 
     def double(flat):
+        sent.append(flat.copy())
         flat *= 2
 
-    for bucket_bytes in (8, 70, 10**6):
-        sending = workers._Gradients(network, bucket_bytes, double)
-        for _ in range(2):
-            network.loss_and_gradients(*scenarios.toy_data(5))
-            wanted = {name: 2 * gradient for name, gradient in network.gradients.items()}
-            for name in reversed(network.layers):
-                sending.after_layer(name)
-            for name, gradient in network.gradients.items():
-                np.testing.assert_array_equal(gradient, wanted[name])
+    sending = workers._Gradients(network, 70, double)
+    for _ in range(2):  # the second time into the same buckets
+        sent.clear(), after.clear()
+        network.loss_and_gradients(*scenarios.toy_data(5))
+        wanted = {name: gradient.copy() for name, gradient in network.gradients.items()}
+        for name in reversed(network.layers):
+            sending.after_layer(name)
+            after.append(len(sent))
+        # All weights are as large as a bucket. The biases of fc and conv2 fill one, conv's is left.
+        assert [a.nbytes for n, a in network.parameters.items() if "bias" in n] == [48, 48, 24]
+        assert after == [1, 1, 1, 1, 3, 3, 3, 5]
+        made = np.concatenate([gradient.ravel() for gradient in wanted.values()])
+        np.testing.assert_array_equal(np.sort(np.concatenate(sent)), np.sort(made))
+        for name, gradient in network.gradients.items():  # the optimiser sees what was sent
+            np.testing.assert_array_equal(gradient, 2 * wanted[name])
 
 
 def test_a_gradient_in_another_order_of_memory_goes_in_its_weights():
@@ -161,15 +146,13 @@ def test_delayed_gradients_are_of_old_weights(staleness):
     x, labels = scenarios.toy_data(48)
     run = {"epochs": 1, "batch": 6, "progress": False}
     network, seen = scenarios.toy(dropout=False), []
-    delayed = Delayed(staleness)
-    compute = delayed.gradients
 
-    def spy(network, x, labels, images, loss_scale):
-        seen.append((x, labels))
-        return compute(network, x, labels, images, loss_scale)
+    class Spied(Delayed):
+        def gradients(self, network, x, labels, *rest):
+            seen.append((x, labels))
+            return super().gradients(network, x, labels, *rest)
 
-    delayed.gradients = spy
-    fit(network, x, labels, optimizer=SGD(0.1), workers=delayed, **run)
+    fit(network, x, labels, optimizer=SGD(0.1), workers=Spied(staleness), **run)
 
     other = scenarios.toy(dropout=False)
     weights = [{name: w.copy() for name, w in other.parameters.items()}]
@@ -192,9 +175,7 @@ def test_a_delayed_run_does_not_go_on(tmp_path):
         fit(scenarios.toy(), x, labels, epochs=1, **run)
 
 
-@pytest.mark.parametrize(
-    "value, error", [(-1, ValueError), (1.5, TypeError), (True, TypeError), ("2", TypeError)]
-)
+@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (1.5, TypeError)])
 def test_a_staleness_that_is_none_is_refused(value, error):
     with pytest.raises(error, match="staleness"):
         Delayed(value)
