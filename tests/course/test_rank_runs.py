@@ -136,7 +136,7 @@ def test_a_wrong_word_is_said_once_and_before_the_work(count, words, says):
 
 @needs_mpi
 def test_steps_are_measured_in_every_way():
-    result = run(2, *"steps --batch 6 --steps 1 --rounds 2".split())
+    result = run(2, "steps", "--batch", 6, "--steps", 1, "--rounds", 2)
     assert result["gradient_bytes"] == 4 * 123_552
     assert result["step_s"].keys() == KINDS["steps"]
     assert all(len(taken) == 2 and min(taken) > 0 for taken in result["step_s"].values())
