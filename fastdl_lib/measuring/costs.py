@@ -83,7 +83,7 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
     123552
     """
-    check_whole_number("batch", batch, 1)
+    batch = check_whole_number("batch", batch, 1)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
     inputs = [network.input_shape, *network.shapes.values()]
     return [
@@ -167,7 +167,7 @@ def memory_bytes(
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
     (243860896, 890933740)
     """
-    check_whole_number("batch", batch, 0)
+    batch = check_whole_number("batch", batch, 0)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
     sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
     values = sum(array.size for array in network.buffers.values())

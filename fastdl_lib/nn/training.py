@@ -54,7 +54,7 @@ def hold_out(
     >>> rest[0].shape, held[1].shape
     ((8, 1, 28, 28), (2,))
     """
-    check_whole_number("count", count, 1)
+    count = check_whole_number("count", count, 1)
     if count >= len(images):
         raise ValueError(f"count must be below the {len(images)} images, got {count}.")
     order = np.random.default_rng(seed).permutation(len(images))
@@ -109,7 +109,7 @@ def predict_classes(network: Network, images: Array, batch: int = 500) -> np.nda
     >>> predict_classes(deep_convnet(), np.zeros((3, 1, 28, 28), np.float32)).shape
     (3,)
     """
-    check_whole_number("batch", batch, 1)
+    batch = check_whole_number("batch", batch, 1)
     network.check_input(images)
     starts = range(0, len(images), batch)
     logits = (network.forward(images[start : start + batch]) for start in starts)
@@ -130,7 +130,7 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
     >>> evaluate(deep_convnet(), np.zeros((7, 1, 28, 28), np.float32), np.arange(7), batch=2).images
     7
     """
-    check_whole_number("batch", batch, 1)
+    batch = check_whole_number("batch", batch, 1)
     network.check_input(images, labels)
     correct, loss_sum = 0, 0.0
     for start in range(0, len(images), batch):
@@ -320,7 +320,8 @@ class _Run:
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(f"optimizer must be one such as Adam(), got {self.optimizer!r}.")
         for name, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("shift", 0)):
-            check_whole_number(name, getattr(self, name), least)
+            value = check_whole_number(name, getattr(self, name), least)
+            object.__setattr__(self, name, value)
         size = self.images.shape[2:]
         if self.shift >= min(size):
             raise ValueError(f"shift must be below the images' {size}, got {self.shift}.")

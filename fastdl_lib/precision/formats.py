@@ -24,24 +24,6 @@ from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import in_flat_blocks
 
-__all__ = [
-    "BFLOAT16",
-    "FLOAT8_E4M3",
-    "FLOAT8_E5M2",
-    "FLOAT16",
-    "FLOAT32",
-    "FLOAT64",
-    "FORMATS",
-    "INT8",
-    "INT8_PER_CHANNEL",
-    "FixedPoint",
-    "FloatFormat",
-    "NumberFormat",
-    "ScaledInteger",
-    "Stored",
-    "check_format",
-]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
@@ -220,6 +202,13 @@ def _take_sign(out: Array, x: Array) -> None:
     bits |= x.view(whole) & np.iinfo(whole).min
 
 
+def _own_whole_numbers(number_format: NumberFormat, **least: int) -> None:
+    """Check fields and make them Python's own: NumPy's small ones overflow in sums of bits."""
+    for name, low in least.items():
+        value = check_whole_number(name, getattr(number_format, name), low)
+        object.__setattr__(number_format, name, value)
+
+
 # The exponent's bits of a dtype, and the whole numbers of its width.
 _EXPONENT = {"float32": (0x7F800000, np.int32), "float64": (0x7FF0000000000000, np.int64)}
 _ROUNDED = (np.float32, np.float64)
@@ -253,6 +242,7 @@ class FloatFormat(NumberFormat):
     has_infinity: bool = True
 
     def __post_init__(self) -> None:
+        _own_whole_numbers(self, exponent_bits=0, fraction_bits=0)
         bits = 1 + self.exponent_bits + self.fraction_bits
         if self.dtype is not None and bits != 8 * self.dtype.itemsize:
             raise ValueError(f"{self.name} has {bits} bits, its dtype {self.dtype} another number.")
@@ -513,8 +503,7 @@ class FixedPoint(_EvenlySpaced):
     fraction_bits: int
 
     def __post_init__(self) -> None:
-        check_whole_number("integer_bits", self.integer_bits, 1)
-        check_whole_number("fraction_bits", self.fraction_bits, 0)
+        _own_whole_numbers(self, integer_bits=1, fraction_bits=0)
         if not 2 <= self.bits <= 32:
             raise ValueError(
                 f"integer_bits and fraction_bits must be 2 to 32 together, got "
@@ -582,11 +571,11 @@ class ScaledInteger(_EvenlySpaced):
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole_number("bits", self.bits, 2)
+        _own_whole_numbers(self, bits=2)
         if self.bits > 16:
             raise ValueError(f"bits must be 2 to 16, got {self.bits}.")
         if self.axis is not None:
-            check_whole_number("axis", self.axis, 0)
+            _own_whole_numbers(self, axis=0)
 
     @property
     def name(self) -> str:

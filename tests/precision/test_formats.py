@@ -467,3 +467,17 @@ def test_what_cannot_be_is_refused(act, error, message):
 def test_a_generator_of_another_library_is_refused(fake_gpu):
     with pytest.raises(TypeError, match=r"cupy\.random\.default_rng\(0\)"):
         FLOAT16.round(fake_gpu.zeros(3), rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_numpys_whole_numbers_of_bits_are_as_good_as_pythons(kind):
+    x = np.array([1.7, -3.2, 0.3])
+    for made, plain in (
+        (FixedPoint(kind(8), kind(8)), FixedPoint(8, 8)),
+        (ScaledInteger(kind(8), axis=kind(0)), ScaledInteger(8, axis=0)),
+        (FloatFormat("half", kind(5), kind(10)), FloatFormat("half", 5, 10)),
+    ):
+        rows = np.stack([x, 2 * x])
+        assert made == plain and np.array_equal(made.round(rows), plain.round(rows))
+    with pytest.raises(TypeError, match="exponent_bits must be a whole number"):
+        FloatFormat("a", 5.0, 2)
