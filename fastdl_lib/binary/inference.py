@@ -50,6 +50,8 @@ class BitLayer(Layer):
     * in the last one, ``scale``, ``factor`` and ``shift`` for its logits, where there are such.
     """
 
+    gives_words = True
+
     def __init__(
         self,
         layer: BinaryLinear | BinaryConv2d,

@@ -474,7 +474,7 @@ class _Work:
     """A network's passes over one batch: random images, labels, and steps that do no harm."""
 
     def __init__(self, network: Network, batch: int, device: str, dtype: str) -> None:
-        classes = next(reversed(network.shapes.values()))[0]
+        classes = network.classes
         images = np.random.default_rng(0).standard_normal((batch, *network.input_shape), np.float32)
         kind = "float32" if dtype == "tf32" else dtype
         self.network, self.x = network, _there(images.astype(kind, copy=False), device)

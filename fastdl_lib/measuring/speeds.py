@@ -116,8 +116,7 @@ def training_speed(
         time_ms = benchmark(step, device=device, name=name or network.name, **options)
         # As much memory again as the weights, and nobody asks for them.
         optimizer.state.clear()
-        for layer in network.layers.values():
-            layer.gradients = {}
+        network.drop_gradients()
     return _images_per_s(time_ms, len(x), time_ms.name)
 
 

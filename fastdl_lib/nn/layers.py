@@ -40,15 +40,20 @@ class Layer:
     """Whether the output for an image depends on the others of its batch, in training."""
     makes_values = True
     """False: what it puts out are values that came in, or zero; there is nothing to round."""
+    gives_words = False
+    """Whether it gives words of bits, of another shape and dtype than its values'."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self._kept: tuple[Shape, Any, tuple] | None = None
+        # The network whose forward, and backward, pass it ran last; networks may share it.
+        self._kept_of = self._gradients_of = None
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The shape of one output for one input, without the batch axis."""
+        """The shape of one output for one input, without the batch axis; ValueError for an input
+        that it does not take."""
         return input_shape
 
     def forward(self, x: Array, training: bool = False) -> Array:
@@ -98,7 +103,7 @@ class Layer:
         """Put ``rule(array)`` in the place of every weight and buffer; gradients are dropped."""
         self.parameters = {name: rule(array) for name, array in self.parameters.items()}
         self.buffers = {name: rule(array) for name, array in self.buffers.items()}
-        self.gradients = {}
+        self.gradients, self._gradients_of = {}, None
 
     def to_store(self, packed: bool = False) -> dict[str, np.ndarray]:
         """Name to array of what a weights file keeps; ``packed``: in as few bits as there are."""
@@ -111,9 +116,12 @@ class Layer:
     @property
     def settings(self) -> dict[str, Any]:
         """Its class and constants, such as a Dropout's rate; the seed is the run's affair."""
-        kept = {n: v for n, v in vars(self).items() if isinstance(v, (int, float, str))}
-        kept.pop("seed", None)
-        return {"class": type(self).__name__, **kept}
+        constants = {"class": type(self).__name__, "algorithm": self.algorithm, **vars(self)}
+        return {
+            name: value
+            for name, value in constants.items()
+            if isinstance(value, (int, float, str)) and name[0] != "_" and name != "seed"
+        }
 
     # --- in training ---
 
@@ -157,6 +165,15 @@ def check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
         raise ValueError(
             f"{type(layer).__name__} takes a batch of shape {what}, no size 0; got {x.shape}."
         )
+
+
+def check_image_shape(layer: Layer, input_shape: Shape) -> Shape:
+    """Refuse the shape of anything but an image, (C, H, W), and return it (ValueError)."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"this {type(layer).__name__} takes images of shape (C, H, W), got {input_shape}."
+        )
+    return input_shape
 
 
 def check_float(layer: Layer, x: Array) -> None:
@@ -253,7 +270,7 @@ class Conv2d(_Weighted):
         self.algorithm = algorithm
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        channels, height, width = input_shape
+        channels, height, width = check_image_shape(self, input_shape)
         if channels != self.in_channels:
             raise ValueError(f"this Conv2d takes {self.in_channels} channels, got {channels}.")
         window = (self.kernel, self.stride, self.padding)
@@ -344,7 +361,7 @@ class MaxPool2d(Layer):
         self.kernel, self.stride, _ = check_window(kernel, stride, 0)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        channels, height, width = input_shape
+        channels, height, width = check_image_shape(self, input_shape)
         window = (self.kernel, self.stride)
         return channels, output_size(height, *window), output_size(width, *window)
 
@@ -427,7 +444,7 @@ class Flatten(Layer):
     makes_values = False
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        return (int(np.prod(input_shape)),)
+        return (math.prod(check_image_shape(self, input_shape)),)
 
     def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
         return 0  # a view
@@ -546,7 +563,7 @@ class Dropout(Layer):
         super().__init__()
         check_number("rate", rate, low=0, high=1)
         # NumPy's own float64 would widen a float32 batch.
-        self.rate, self.seed = float(rate), seed
+        self.rate, self.seed = float(rate), check_whole_number("seed", seed, 0)
         self._shared: tuple[slice, int] | None = None
         self._generators: dict[str, Any] = {}
 

@@ -1,5 +1,6 @@
 """Layers in a row: a forward and backward pass over them, and how their weights are stored."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,41 +9,61 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu
+from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.files import whole_file
+from fastdl_lib.measuring.costs import KINDS
 from fastdl_lib.nn.layers import Layer
 from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
+_numbers = itertools.count()
+
+
 class Network:
     """Named layers in a row.
+
+    Networks may share layers, as a variant does; in one network each layer has one place.
 
     Args:
         name: such as ``"AlexNet"``.
         layers: (name, layer) pairs, first to last.
         input_shape: the shape of one image, (C, H, W).
 
-    Raises ValueError: two layers share a name, or a layer does not fit the one before it.
+    Raises TypeError, ValueError: what is no layer, or shares its name or its object with another,
+    or does not fit the one before it; an input_shape that is none.
     """
 
     def __init__(
         self, name: str, layers: Sequence[tuple[str, Layer]], input_shape: tuple[int, int, int]
     ) -> None:
-        self.name, self.layers, self.input_shape = name, dict(layers), tuple(input_shape)
-        if not self.layers:
+        pairs = [_checked_pair(name, pair) for pair in layers]
+        self.name, self.layers = name, dict(pairs)
+        names = [layer_name for layer_name, _ in pairs]
+        if not pairs:
             raise ValueError(f"{name} has no layers; give at least one (name, layer) pair.")
-        if len(self.layers) != len(layers):
-            raise ValueError(f"{name}: two layers share a name in {[n for n, _ in layers]}.")
+        if len(self.layers) < len(pairs):
+            raise ValueError(f"{name}: two layers share a name in {names}.")
+        if len({id(layer) for _, layer in pairs}) < len(pairs):
+            raise ValueError(
+                f"{name}: one layer stands under two names in {names}, but it keeps what came by "
+                "in one place only: make a layer for each."
+            )
+        self.input_shape = shape = _checked_shape(f"{name}: input_shape", input_shape)
+        if len(shape) != 3:
+            raise ValueError(f"{name}: input_shape is (C, H, W), three numbers, got {shape}.")
         self.shapes: dict[str, tuple[int, ...]] = {}
         """The shape of one output of each layer, without the batch axis."""
-        shape = self.input_shape
-        for layer_name, layer in self.layers.items():
+        for layer_name, layer in pairs:
+            place = f"{name}, layer {layer_name}"
             try:
                 shape = layer.output_shape(shape)
             except ValueError as error:
-                raise ValueError(f"{name}, layer {layer_name}: {error}") from None
-            self.shapes[layer_name] = shape
+                raise ValueError(f"{place}: {error}") from None
+            self.shapes[layer_name] = shape = _checked_shape(f"{place}: output_shape", shape)
+        # By which shared layers know whose pass they ran last.
+        self._number = next(_numbers)
 
     def variant(self, name: str, **layers: Layer | None) -> "Network":
         """Return a network with some layers replaced, or left out where None is given.
@@ -75,7 +96,8 @@ class Network:
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """All gradients of the last backward pass, under the names of ``parameters``."""
+        """All gradients of this network's last backward pass, under the names of ``parameters``;
+        none of a layer that another network's pass has gone through since."""
         return self._arrays("gradients")
 
     @property
@@ -84,13 +106,33 @@ class Network:
         return self._arrays("buffers")
 
     def _arrays(self, which: str) -> dict[str, Array]:
-        layers = self.layers.items()
-        return {f"{n}.{key}": a for n, layer in layers for key, a in getattr(layer, which).items()}
+        return {
+            f"{name}.{key}": array
+            for name, layer in self.layers.items()
+            if which != "gradients" or layer._gradients_of in (None, self._number)
+            for key, array in getattr(layer, which).items()
+        }
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients that the layers hold, those of another network's pass included."""
+        for layer in self.layers.values():
+            layer.gradients, layer._gradients_of = {}, self._number
 
     @property
     def parameter_count(self) -> int:
         """How many numbers the network learns."""
         return sum(layer.parameter_count for layer in self.layers.values())
+
+    @property
+    def classes(self) -> int:
+        """How many logits the last layer gives an image; ValueError where it gives no row."""
+        name, shape = list(self.shapes.items())[-1]
+        if len(shape) != 1:
+            raise ValueError(
+                f"{self.name} ends in {name} with an output of shape {shape} for an image; a "
+                "classifier ends in (classes,), such as behind Flatten and Linear."
+            )
+        return shape[0]
 
     def check_input(self, x: Array, labels: Array | None = None) -> None:
         """Refuse a batch that does not fit this network, and labels that do not fit the batch
@@ -110,7 +152,7 @@ class Network:
             )
         if labels is not None:
             array_module(x, labels)
-            check_labels(labels, len(x), next(reversed(self.shapes.values()))[0])
+            check_labels(labels, len(x), self.classes)
 
     def forward(
         self, x: Array, training: bool = False, after: Callable[[str], None] | None = None
@@ -121,7 +163,10 @@ class Network:
         """
         self.check_input(x)
         for name, layer in self.layers.items():
-            x = layer.forward(x, training)
+            out = layer.forward(x, training)
+            if not layer.gives_words:
+                self._check_passed(name, "forward", out, (len(x), *self.shapes[name]), x.dtype)
+            x, layer._kept_of = out, self._number
             if after is not None:
                 after(name)
         return x
@@ -132,17 +177,45 @@ class Network:
         Down to the first layer that learns: nothing below it has a use for a gradient. ``after`` is
         called with each layer's name when its gradients are there, and with those below as well.
         """
-        for layer in self.layers.values():
-            layer.gradients = {}  # of an earlier pass, maybe another network's
+        for name, layer in self.layers.items():
+            if layer._kept_of not in (None, self._number):
+                raise RuntimeError(
+                    f"{self.name}, layer {name}: another network's pass has gone through it since "
+                    "this one's; run forward(x, training=True) again, or loss_and_gradients()."
+                )
+        self.drop_gradients()
         learning = [place for place, layer in enumerate(self.layers.values()) if layer.parameters]
         first = learning[0] if learning else len(self.layers)
         for place, (name, layer) in reversed([*enumerate(self.layers.items())]):
             if place > first:
-                grad_out = layer.backward(grad_out)
+                made, wanted = layer.backward(grad_out), self.input_shape_of(name)
+                self._check_passed(name, "backward", made, (len(grad_out), *wanted), grad_out.dtype)
+                grad_out = made
             elif place == first:
                 layer.backward_weights(grad_out)
+            for key, gradient in layer.gradients.items():
+                shape = layer.parameters[key].shape
+                if gradient.shape != shape:
+                    raise ValueError(
+                        f"{self.name}, layer {name}: backward() left a gradient of shape "
+                        f"{gradient.shape} for {key}, whose shape is {shape}."
+                    )
             if after is not None:
                 after(name)
+
+    def _check_passed(
+        self, name: str, what: str, made: Any, shape: tuple[int, ...], dtype: Any
+    ) -> None:
+        """Refuse what a layer passes on where it is not what the layer says of itself."""
+        place = f"{self.name}, layer {name}: {what}() gave"
+        if getattr(made, "shape", None) != shape:
+            got = getattr(made, "shape", type(made).__name__)
+            raise ValueError(f"{place} {got} where output_shape() promises {shape}; mend either.")
+        if made.dtype != dtype:
+            raise TypeError(
+                f"{place} {made.dtype} for {dtype}; keep the dtype that comes in: NumPy's own "
+                "float64 widens float32, a plain float does not."
+            )
 
     def loss_and_gradients(self, x: Array, labels: Array, *, scale: float = 1.0) -> float:
         """One training pass, forward and backward: return the loss, leave ``gradients`` filled.
@@ -267,3 +340,30 @@ def _as_weight(array: np.ndarray, weight: Array | None) -> np.ndarray | None:
 
 def _in_words(array: Array | None) -> str:
     return "missing" if array is None else f"{array.dtype} {array.shape}"
+
+
+def _checked_pair(network: str, pair: Any) -> tuple[str, Layer]:
+    """A layer's name and the layer."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise TypeError(f"{network}: layers are (name, layer) pairs, got {pair!r}.")
+    name, layer = pair
+    place = f"{network}, layer {name}"
+    if not name or "." in name:  # "conv1.weight" is a weight's name
+        raise ValueError(f"{network}: a layer's name is text without a dot, got {name!r}.")
+    if not isinstance(layer, Layer):
+        made = isinstance(layer, type) and issubclass(layer, Layer)
+        got = f"the class itself: write {layer.__name__}(...)" if made else f"{layer!r}"
+        raise TypeError(f"{place} must be made of a subclass of Layer, got {got}.")
+    if not all(hasattr(layer, name) for name in vars(Layer())):
+        raise TypeError(
+            f"{place}: the __init__ of {type(layer).__name__} does not begin with "
+            "super().__init__(); write that as its first line."
+        )
+    check_choice(f"{place}: kind", layer.kind, KINDS)
+    return name, layer
+
+
+def _checked_shape(what: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"{what} must be a tuple of whole numbers, got {shape!r}.")
+    return tuple(check_whole_number(f"{what} {shape}: each", size, 1) for size in shape)

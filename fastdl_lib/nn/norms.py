@@ -8,7 +8,7 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import sum_in_order
-from fastdl_lib.nn.layers import Layer, check_batch, check_float, in_rows
+from fastdl_lib.nn.layers import Layer, check_batch, check_float, check_image_shape, in_rows
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -55,6 +55,9 @@ class LocalResponseNorm(Layer):
             raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
         # Plain floats: a NumPy float64 would widen a float32 batch.
         self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return check_image_shape(self, input_shape)
 
     def _window_sum(self, a: Array, b: Array) -> Array:
         """Sum the products a * b over the neighbouring channels of each channel, (pixels, C)."""

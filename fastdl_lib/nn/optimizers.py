@@ -69,9 +69,10 @@ class Optimizer:
         """
         parameters, gradients = network.parameters, network.gradients
         if gradients.keys() != parameters.keys():
+            missing = [name for name in parameters if name not in gradients]
             raise RuntimeError(
-                f"{type(self).__name__}.step() needs the gradients of {network.name}: "
-                "call network.loss_and_gradients(x, labels) first."
+                f"{type(self).__name__}.step() needs the gradients of {network.name}: call "
+                f"network.loss_and_gradients(x, labels) first; there is none for {missing}."
             )
         for key, kept in self.state.items():
             weight = parameters.get(key.partition(".")[2], kept)

@@ -299,6 +299,7 @@ class MpiWorkers(Workers):
             loss, correct = self._pass_here(network, x, labels, images, loss_scale)
             loss_sum = len(x) * loss
         else:  # an epoch's last batch may have fewer images than there are ranks
+            network.drop_gradients()
             for name, layer in reversed(network.layers.items()):
                 layer.gradients = {
                     key: array_module(weight).zeros_like(weight)

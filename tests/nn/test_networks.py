@@ -14,11 +14,15 @@ from helpers import (
     toy,
     with_a_byte_changed,
 )  # fmt: skip
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.loss import softmax_cross_entropy as loss_of
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD
+from fastdl_lib.nn.training import evaluate
 from fastdl_lib.nn.zoo import alexnet, deep_convnet
 
 # Of the layers: output shape, number of parameters, shape of the weight.
@@ -160,21 +164,61 @@ def test_gradients_of_a_whole_network():
     assert checked >= len(weights)
 
 
-def test_two_networks_may_share_layers():
-    """What a network knows of a layer's place is the network's: after training the head alone, the
-    whole gets the gradients that it would have had without a head."""
-    whole = toy()
-    names = list(whole.layers)
-    head = Network("head", list(whole.layers.items())[names.index("pool") :], (6, 8, 8))
-    x, labels = IMAGES[:6], LABELS[:6]
-    whole.layers["drop"].rate = 0.0
-    whole.loss_and_gradients(x, labels)
-    expected = {name: gradient.copy() for name, gradient in whole.gradients.items()}
-    head.loss_and_gradients(np.ones((6, 6, 8, 8), np.float32), labels)
-    assert whole.gradients.keys() - head.gradients.keys() == {"conv.weight", "conv.bias"}
-    whole.loss_and_gradients(x, labels)
-    for name, gradient in whole.gradients.items():
-        assert (gradient == expected[name]).all(), name
+SHARED_STEPS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=8)
+
+
+@given(steps=SHARED_STEPS)
+def test_networks_that_share_layers_train_as_if_they_shared_only_weights(steps):
+    """A whole, its head, a variant where a layer has another place, and one with a layer more, in
+    any order: as twins do that are made anew for each step and get the weights by value."""
+
+    def make():
+        whole = with_norm()
+        layers = list(whole.layers.items())
+        extra = [("first", Conv2d(1, 1, 3, padding=1, rng=np.random.default_rng(9)))]
+        return [
+            whole,
+            Network("head", layers[3:], whole.shapes["relu"]),
+            Network("turned", [layers[0], layers[2], layers[1], *layers[3:]], whole.input_shape),
+            Network("longer", [*extra, *layers], whole.input_shape),
+        ]
+
+    networks, rng = make(), np.random.default_rng(0)
+    for which, step in steps:
+        network, twin = networks[which], make()[which]
+        x = rng.standard_normal((4, *network.input_shape), dtype=np.float32)
+        for arrays in ("parameters", "buffers"):
+            for name, array in getattr(twin, arrays).items():
+                array[...] = getattr(network, arrays)[name]
+        assert network.loss_and_gradients(x, LABELS[:4]) == twin.loss_and_gradients(x, LABELS[:4])
+        assert network.gradients.keys() == network.parameters.keys()
+        for name, gradient in network.gradients.items():
+            np.testing.assert_array_equal(gradient, twin.gradients[name], err_msg=name)
+        if step:
+            SGD(0.1).step(network)
+
+
+def with_norm():
+    layers = toy().variant("whole", drop=None).layers
+    return Network("whole", [("conv", layers.pop("conv")), ("norm", BatchNorm(6)),
+                             *layers.items()], (1, 8, 8))  # fmt: skip
+
+
+def test_a_pass_of_one_network_is_never_taken_for_anothers():
+    whole = with_norm()
+    head = Network("head", list(whole.layers.items())[3:], (6, 8, 8))
+    x, inside = IMAGES[:4], np.ones((4, 6, 8, 8), np.float32)
+    whole.loss_and_gradients(x, LABELS[:4])
+    evaluate(head, inside, LABELS[:4])  # takes nothing away
+    assert whole.gradients.keys() == whole.parameters.keys()
+    head.loss_and_gradients(inside, LABELS[:4])
+    assert not whole.gradients.keys() & head.gradients.keys()
+    with pytest.raises(RuntimeError, match=r"needs the gradients of whole: .* none for \['fc\.wei"):
+        SGD(0.1).step(whole)
+    logits = whole.forward(x, training=True)
+    head.forward(inside, training=True)
+    with pytest.raises(RuntimeError, match="whole, layer pool: another network's pass has gone"):
+        whole.backward(np.ones_like(logits))
 
 
 def test_no_gradient_of_an_earlier_pass_survives():
@@ -332,30 +376,84 @@ def test_images_that_do_not_fit_are_refused(x, error, message):
         deep_convnet().forward(x)
 
 
-def two_convolutions():
-    rng = np.random.default_rng(0)
-    return [("conv1", Conv2d(3, 8, 3, rng=rng)), ("conv2", Conv2d(4, 8, 3, rng=rng))]
+class Unfinished(Layer):
+    def __init__(self):
+        self.parameters = {}
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: Network("N", two_convolutions(), (3, 9, 9)), ValueError,
-         "N, layer conv2: this Conv2d takes 4 channels, got 8"),
-        (lambda: Network("N", [("pool1", MaxPool2d(5))], (3, 4, 4)), ValueError,
-         "N, layer pool1: a window of 5 does not fit"),
-        (lambda: Network("N", [("a", ReLU()), ("a", Dropout(0.5))], (1, 2, 2)), ValueError,
-         "two layers share a name"),
-        (lambda: Network("empty", [], (1, 28, 28)), ValueError, "has no layers"),
-        (lambda: deep_convnet().variant("x", pool9=None), ValueError, "has no layer 'pool9'"),
-        (lambda: deep_convnet().variant("no pool", pool6=None), ValueError,
-         "no pool, layer fc1: this Linear takes"),
-        (lambda: deep_convnet().input_shape_of("conv9"), KeyError, "has no layer 'conv9'"),
-        (lambda: deep_convnet().astype(np.int32), TypeError, "float32 or float64, got int32"),
-        (lambda: deep_convnet().backward(np.zeros((1, 10), np.float32)), RuntimeError,
-         r"Dropout\.backward\(\) needs a forward"),
-    ],
-)  # fmt: skip
+def net(*layers, shape=(1, 28, 28)):
+    return Network("N", [(f"l{number}", layer) for number, layer in enumerate(layers)], shape)
+
+
+def own(**members):
+    """A layer whose class has these members."""
+    return type("Own", (Layer,), {"forward": lambda self, x, training=False: x, **members})()
+
+
+def passed(forward=None, backward=lambda self, grad_out: grad_out, **members):
+    """A training pass through a layer that gives something else than it says."""
+    forward = forward or (lambda self, x, training=False: x)
+    layer = own(forward=forward, backward=backward, **members)
+    conv, relu = Conv2d(1, 2, 3, rng=np.random.default_rng(0)), ReLU()
+    network = net(conv, layer, relu, Flatten(), Linear(8, 3, rng=np.random.default_rng(0)),
+                  shape=(1, 4, 4))  # fmt: skip
+    network.loss_and_gradients(np.ones((2, 1, 4, 4), np.float32), np.array([0, 1]))
+
+
+CONV = Conv2d(3, 8, 3, rng=np.random.default_rng(0))
+NO_NETWORK = [
+    (lambda: net(CONV, Conv2d(4, 8, 3, rng=np.random.default_rng(0)), shape=(3, 9, 9)),
+     ValueError, "N, layer l1: this Conv2d takes 4 channels, got 8"),
+    (lambda: net(MaxPool2d(5), shape=(3, 4, 4)), ValueError, "N, layer l0: a window of 5 does not"),
+    (lambda: net(Flatten(), MaxPool2d(2)), ValueError,
+     r"N, layer l1: this MaxPool2d takes images of shape \(C, H, W\), got \(784,\)"),
+    (lambda: net(Flatten(), LocalResponseNorm()), ValueError, "LocalResponseNorm takes images"),
+    (lambda: net(Flatten(), Flatten()), ValueError, "this Flatten takes images of shape"),
+    (lambda: Network("N", [("a", ReLU()), ("a", Dropout(0.5))], (1, 2, 2)), ValueError,
+     "two layers share a name"),
+    (lambda: net(*[ReLU()] * 2), ValueError, r"one layer stands under two names in \['l0', 'l1'\]"),
+    (lambda: net(), ValueError, "has no layers"),
+    (lambda: Network("N", [ReLU()], (1, 2, 2)), TypeError, r"are \(name, layer\) pairs, got <"),
+    (lambda: Network("N", {"relu": ReLU()}, (1, 2, 2)), TypeError, "pairs, got 'relu'"),
+    (lambda: Network("N", [("a.b", ReLU())], (1, 2, 2)), ValueError, "without a dot, got 'a.b'"),
+    (lambda: net(ReLU), TypeError, r"l0 must be made of a .* class itself: write ReLU\(\.\.\.\)"),
+    (lambda: net(np.tanh), TypeError, "must be made of a subclass of Layer, got <ufunc 'tanh'>"),
+    (lambda: net(None), TypeError, "must be made of a subclass of Layer, got None"),
+    (lambda: net(Unfinished()), TypeError,
+     r"the __init__ of Unfinished does not begin with super\(\)\.__init__\(\)"),
+    (lambda: net(own(kind="convolution")), ValueError,
+     "N, layer l0: kind must be one of 'conv', 'fc', .*, got 'convolution'"),
+    (lambda: net(own(output_shape=lambda self, shape: 5)), TypeError,
+     "N, layer l0: output_shape must be a tuple of whole numbers, got 5"),
+    (lambda: net(own(output_shape=lambda self, shape: (2.5,))), TypeError,
+     r"layer l0: output_shape \(2\.5,\): each must be a whole number, got 2\.5"),
+    (lambda: net(ReLU(), shape=(28, 28)), ValueError, r"input_shape is \(C, H, W\), .* \(28, 28\)"),
+    (lambda: net(ReLU(), shape=(0, 28, 28)), ValueError, r"each must be at least 1, got 0"),
+    (lambda: net(ReLU(), shape=(1, 28.0, 28)), TypeError, "must be a whole number, got 28.0"),
+    (lambda: net(ReLU(), shape=784), TypeError, "input_shape must be a tuple of whole num.* 784"),
+    (lambda: passed(lambda self, x, training=False: x[:, :1]), ValueError,
+     r"layer l1: forward\(\) gave \(2, 1, 2, 2\) where output_shape\(\) promises \(2, 2, 2, 2\)"),
+    (lambda: passed(lambda self, x, training=False: None), ValueError, "gave NoneType"),
+    (lambda: passed(lambda self, x, training=False: x * np.float64(2)), TypeError,
+     r"N, layer l1: forward\(\) gave float64 for float32; keep the dtype"),
+    (lambda: passed(output_shape=lambda self, shape: (2, 2, 3)), ValueError, "this Linear takes"),
+    (lambda: passed(backward=lambda self, grad_out: grad_out.astype(float)), TypeError,
+     r"N, layer l1: backward\(\) gave float64 for float32"),
+    (lambda: passed(backward=lambda self, grad_out: grad_out[0]), ValueError,
+     r"N, layer l1: backward\(\) gave \(2, 2, 2\) where"),
+    (lambda: net(ReLU(), shape=(1, 4, 4)).check_input(np.ones((1, 1, 4, 4)), np.zeros(1, int)),
+     ValueError, r"N ends in l0 with an output of shape \(1, 4, 4\) .* ends in \(classes,\)"),
+    (lambda: deep_convnet().variant("x", pool9=None), ValueError, "has no layer 'pool9'"),
+    (lambda: deep_convnet().variant("no pool", pool6=None), ValueError,
+     "no pool, layer fc1: this Linear takes"),
+    (lambda: deep_convnet().input_shape_of("conv9"), KeyError, "has no layer 'conv9'"),
+    (lambda: deep_convnet().astype(np.int32), TypeError, "float32 or float64, got int32"),
+    (lambda: deep_convnet().backward(np.zeros((1, 10), np.float32)), RuntimeError,
+     r"Dropout\.backward\(\) needs a forward"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), NO_NETWORK)
 def test_what_a_network_cannot_do_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
