@@ -215,53 +215,71 @@ class _Generator:
 
 
 _C_LOOP = """
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #define __popcll __builtin_popcountll
+/* As in CUDA: of a number and what is none, the number. */
+#define fastdl_pick(a, b, sign) \\
+    ({{ __auto_type a_ = (a); __typeof__(a_ + (b)) b_ = (b); a_ sign b_ || b_ != b_ ? a_ : b_; }})
+#define max(a, b) fastdl_pick(a, b, >)
+#define min(a, b) fastdl_pick(a, b, <)
 typedef _Float16 float16;
 typedef float float32;
 typedef double float64;
 typedef int8_t int8; typedef int16_t int16; typedef int32_t int32; typedef int64_t int64;
 typedef uint8_t uint8; typedef uint16_t uint16; typedef uint32_t uint32; typedef uint64_t uint64;
-typedef {dtype} T;
-#define {out} fastdl_out[i]
-void run({inputs}, T *fastdl_out, ptrdiff_t size) {{
+typedef {T} T;
+{entries}
+void run({arrays}, ptrdiff_t size) {{
     for (ptrdiff_t i = 0; i < size; ++i) {{ {operation}; }}
 }}
 """
 
 
 class _ElementwiseKernel:
-    """CuPy's, for what the course needs: raw arrays and numbers in, one array out; T is its dtype,
-    other types have their names."""
+    """CuPy's, for what the course needs: arrays and numbers in, one array out, made if not given.
+    The code indexes a raw array itself and sees one entry of another; T is any dtype, the same
+    wherever it stands, other types have their names."""
 
     def __init__(self, in_params, out_params, operation, name):
-        self._inputs = [tuple(one.split()) for one in in_params.split(",")]
-        (self._out,) = (one.split()[1] for one in out_params.split(","))
+        both = f"{in_params},{out_params}".split(",")
+        self._parameters = [tuple(one.split()) for one in both]
         self._operation, self.name = operation, name
 
-    def __call__(self, *arguments):
-        *given, out = arguments
-        if len(given) != len(self._inputs):
+    def __call__(self, *given):
+        parameters = self._parameters
+        if not 0 <= len(parameters) - len(given) <= 1:
             raise TypeError(f"Wrong number of arguments for '{self.name}'")
-        inputs, values = [], []
-        for (*kind, name), value in zip(self._inputs, given, strict=True):
-            if kind[0] == "raw":
-                wanted = out.dtype if kind[1] == "T" else np.dtype(kind[1])
-                if not isinstance(value, ndarray) or value.dtype != wanted:
-                    raise TypeError(f"Type is mismatched. {name}: {value!r}, not {wanted}")
-                if not value.flags.c_contiguous:
-                    raise TypeError(f"The stand-in takes contiguous arrays only; {name} is not.")
-                inputs.append(f"const {wanted.name} *{name}")
-                values.append(ctypes.c_void_p(value._array.ctypes.data))
-            else:
-                inputs.append(f"{kind[0]} {name}")
-                values.append(np.ctypeslib.as_ctypes_type(np.dtype(kind[0]))(value))
-        names = {"dtype": out.dtype.name, "out": self._out, "inputs": ", ".join(inputs)}
-        made = np.empty(out.shape, out.dtype)
-        run = _compiled(_C_LOOP.format(**names, operation=self._operation))
-        run(*values, ctypes.c_void_p(made.ctypes.data), ctypes.c_ssize_t(made.size))
-        out._array[...] = made
+        pairs = zip(parameters, given, strict=False)
+        arrays = [(words, value) for words, value in pairs if isinstance(value, ndarray)]
+        dtypes = {words[-2]: value.dtype for words, value in arrays if words[-2] == "T"}
+        if len(given) < len(parameters):
+            shapes = [value.shape for words, value in arrays if words[0] != "raw"]
+            if not shapes:
+                raise ValueError("Loop size is undecided.")
+            kind, shape = parameters[-1][0], np.broadcast_shapes(*shapes)
+            given = (*given, ndarray(np.empty(shape, dtypes.get(kind, kind))))
+        out = given[-1]
+        texts, entries, pointed = [], [], []
+        for (*raw, kind, name), value in zip(parameters, given, strict=True):
+            wanted = np.dtype(dtypes.get(kind, kind))
+            if np.isscalar(value) and not raw:
+                value = ndarray(np.full(out.shape, value, wanted))
+            if not isinstance(value, ndarray) or value.dtype != wanted:
+                raise TypeError(f"Type is mismatched. {name}: {value!r}, not {wanted}")
+            if raw and not value.flags.c_contiguous:
+                raise TypeError(f"The stand-in takes contiguous arrays only; {name} is not.")
+            texts.append(f"{kind} *{name}" if raw else f"{kind} *fastdl_{name}")
+            entries += [] if raw else [f"#define {name} fastdl_{name}[i]"]
+            array = value._array if raw else np.broadcast_to(value._array, out.shape)
+            pointed.append(np.ascontiguousarray(array))
+        pointed[-1] = np.empty(out.shape, out.dtype)
+        code = {"T": dtypes.get("T", "float32"), "arrays": ", ".join(texts)}
+        code |= {"entries": "\n".join(entries), "operation": self._operation}
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in pointed]
+        _compiled(_C_LOOP.format(**code))(*pointers, ctypes.c_ssize_t(out.size))
+        out._array[...] = pointed[-1]
         return out
 
 

@@ -77,13 +77,17 @@ def test_a_kernel_refuses_what_cupy_refuses(fake_gpu):
     x = to_gpu(np.arange(6, dtype=np.float32).reshape(2, 3))
     assert kernel(x, 3, fake_gpu.empty_like(x)).tolist() == [[0, 3, 6], [9, 12, 15]]
     for given, words in (
-        ((x, fake_gpu.empty_like(x)), "Wrong number of arguments for 'scaled'"),
+        ((x,), "Wrong number of arguments for 'scaled'"),
+        ((x, 3, x, x), "Wrong number of arguments for 'scaled'"),
+        ((x, fake_gpu.empty_like(x)), r"Type is mismatched\. k: "),
         ((x, 3, fake_gpu.empty((2, 3), np.float64)), "Type is mismatched"),
         ((np.ones((2, 3), np.float32), 3, x), "Type is mismatched"),
         ((x.T, 3, x), "contiguous"),
     ):
         with pytest.raises(TypeError, match=words):
             kernel(*given)
+    with pytest.raises(ValueError, match="Loop size is undecided"):
+        kernel(x, 3)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "float64"])
@@ -92,6 +96,20 @@ def test_a_kernel_takes_any_common_dtype(fake_gpu, dtype):
     code = ("raw T x, float32 half", "T y", "y = (T) (x[i] * half) + x[5]", "any_dtype")
     y = fake_gpu.ElementwiseKernel(*code)(x, 0.5, fake_gpu.empty_like(x))
     assert y.dtype == dtype and y.tolist() == ((np.arange(6) * 0.5).astype(dtype) + 5).tolist()
+
+
+def test_a_kernel_sees_an_entry_of_what_is_not_raw_and_makes_its_output(fake_gpu):
+    """Chapter 03's kernel, and CUDA's max and min: where one is no number they give the other."""
+    square = fake_gpu.ElementwiseKernel("float32 x", "float32 y", "y = x * x + 1.0f", "squares")
+    x = to_gpu(np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert square(x.T).tolist() == (x.get().T ** 2 + 1).tolist()
+    clip = fake_gpu.ElementwiseKernel("T a, T low", "T b", "b = min(max(a, low), (T) 4)", "clip")
+    low = to_gpu(np.array([[2], [np.nan]], np.float32))
+    for out in ((), (x,)):
+        assert clip(x, low, *out).tolist() == [[2, 2, 2], [3, 4, 4]]
+    assert clip(x, 4, x).tolist() == [[4, 4, 4]] * 2
+    whole = fake_gpu.ElementwiseKernel("T a, int8 b", "T c", "c = max(a, (T) b) - min(a, 1)", "w")
+    assert whole(to_gpu(np.array([-3, 5])), -2).tolist() == [1, 4]
 
 
 def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
