@@ -227,12 +227,12 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
     is -1 by default, which is what a picture's background is.
 
     Args:
-        in_channels, out_channels, kernel, stride, padding: as of Conv2d; without groups.
+        in_channels, out_channels, kernel: as of Conv2d.
         padding_value: what stands around the image; 0.0 in front of a layer of whole numbers.
         scaled: as of :class:`BinaryLinear`.
-        algorithm: a key of ``ALGORITHMS`` or "auto", which takes one with exact sums: not
-            Winograd's.
         rng: where the seeded random weights come from.
+        options: stride, padding and algorithm, as of Conv2d; "auto" takes an algorithm with exact
+            sums, not Winograd's. There are no groups.
 
     Input (N, C, H, W), output (N, K, OH, OW).
 
@@ -247,15 +247,12 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         out_channels: int,
         kernel: int,
         *,
-        stride: int = 1,
-        padding: int = 0,
         padding_value: float = -1.0,
         scaled: bool = False,
-        algorithm: str = "auto",
         rng: np.random.Generator,
+        **options: Any,
     ) -> None:
-        window = {"stride": stride, "padding": padding, "algorithm": algorithm}
-        super().__init__(in_channels, out_channels, kernel, **window, rng=rng)
+        super().__init__(in_channels, out_channels, kernel, rng=rng, groups=1, **options)
         del self.parameters["bias"]
         self.padding_value, self.scaled = float(padding_value), scaled
 

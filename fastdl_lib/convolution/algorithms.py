@@ -29,6 +29,10 @@ class Algorithm:
     """(grad_out, x, weight, geometry, need_grad_x) -> gradients by x (or None), weight, bias."""
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
+    loops: bool = False
+    """Whether it goes from pixel to pixel in one thread: to be read, and compared with."""
+    fast: bool = False
+    """Whether it is one to train with; the others show a step on the way there."""
     channels_last: bool = False
     """Whether its weights and outputs lie in memory with the channels of a pixel side by side."""
     status: Callable[[], Status] = lambda: Status(True, "The CPU is always there.")
@@ -36,14 +40,15 @@ class Algorithm:
 
 
 _WIDE = ("float32", "float64")
-_GPU = {"devices": ("gpu",), "channels_last": True}
+_FAST = {"fast": True, "channels_last": True}
+_GPU = {**_FAST, "devices": ("gpu",)}
 _ROWS = (
-    Algorithm("loops", loops.forward, im2col.backward),
-    Algorithm("compiled", loops.forward_compiled, im2col.backward, dtypes=_WIDE),
+    Algorithm("loops", loops.forward, im2col.backward, loops=True),
+    Algorithm("compiled", loops.forward_compiled, im2col.backward, dtypes=_WIDE, loops=True),
     Algorithm("im2col", im2col.forward, im2col.backward, devices=("cpu", "gpu")),
-    Algorithm("blocked", blocked.forward, blocked.backward, channels_last=True),
+    Algorithm("blocked", blocked.forward, blocked.backward, **_FAST),
     # Float16 is too coarse for Winograd's transforms.
-    Algorithm("winograd", winograd.forward, winograd.backward, dtypes=_WIDE, channels_last=True),
+    Algorithm("winograd", winograd.forward, winograd.backward, dtypes=_WIDE, **_FAST),
     Algorithm("gpu", gpu.forward, gpu.backward, **_GPU, status=gpu_status),
     Algorithm("cudnn", gpu.cudnn_forward, gpu.cudnn_backward, **_GPU, status=gpu.cudnn_status),
 )
@@ -62,17 +67,14 @@ def choose(name: str, x: Array, geometry: Geometry) -> Algorithm:
     if name == "auto":
         fast = x.dtype != np.float16 and on_cpu and winograd.saves_work(geometry)
         name = "winograd" if fast else "blocked" if on_cpu else "gpu"
-    row = ALGORITHMS[name]
-    if ("cpu" if on_cpu else "gpu") not in row.devices:
-        only = row.devices[0]
+    row, device = ALGORITHMS[name], "cpu" if on_cpu else "gpu"
+    if device not in row.devices or str(x.dtype) not in row.dtypes:
+        fit = (one for one in _ROWS if device in one.devices and str(x.dtype) in one.dtypes)
+        others = " or ".join(repr(one.name) for one in fit if not one.loops)
+        way = "x.astype(np.float32)" if device in row.devices else f"to_{row.devices[0]}()"
         raise TypeError(
-            f"algorithm {name!r} runs on the {only.upper()} only: move x, weight and bias there "
-            f"with to_{only}()."
-        )
-    if str(x.dtype) not in row.dtypes:
-        raise TypeError(
-            f"algorithm {name!r} does not take {x.dtype}: use 'blocked' or 'im2col', or "
-            "x.astype(np.float32)."
+            f"algorithm {name!r} takes {', '.join(row.dtypes)} on the {row.devices[0].upper()}, "
+            f"got {x.dtype} on the {device.upper()}: use {others} there, or {way} first."
         )
     return row
 
@@ -82,18 +84,16 @@ def conv2d(
     weight: Array,
     bias: Array | None = None,
     *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
     algorithm: str = "im2col",
+    **window: int,
 ) -> Array:
     """Convolve (N, C, H, W) with (K, C / groups, FH, FW): (N, K, OH, OW), all of one dtype.
 
     Args:
         bias: (K,), or None.
-        stride, padding: in pixels, the same on both axes; the padding is zeros on every side.
-        groups: the channels are cut into so many parts that do not see each other.
         algorithm: a key of :data:`ALGORITHMS`, or "auto" (:func:`choose`).
+        window: stride=1 and padding=0 in pixels, the same on both axes, zeros on every side;
+            groups=1, into how many parts the channels are cut that do not see each other.
 
     Raises: TypeError for arrays that do not belong together or that the algorithm does not take,
     ValueError for shapes that do not fit.
@@ -102,7 +102,7 @@ def conv2d(
     >>> conv2d(x, w, padding=1, algorithm="winograd").shape
     (2, 4, 8, 8)
     """
-    geometry = Geometry.of(x, weight, bias, stride=stride, padding=padding, groups=groups)
+    geometry = Geometry.of(x, weight, bias, **window)
     return choose(algorithm, x, geometry).forward(x, weight, bias, geometry)
 
 
@@ -111,11 +111,9 @@ def conv2d_backward(
     x: Array,
     weight: Array,
     *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
     algorithm: str = "im2col",
     need_grad_x: bool = True,
+    **window: int,
 ) -> tuple[Array | None, Array, Array]:
     """Return the gradients of :func:`conv2d` by x, weight and bias, in their shapes.
 
@@ -128,7 +126,7 @@ def conv2d_backward(
     >>> [g.shape for g in conv2d_backward(np.ones((2, 4, 6, 6), np.float32), x, w)]
     [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]
     """
-    geometry = Geometry.of(x, weight, stride=stride, padding=padding, groups=groups)
+    geometry = Geometry.of(x, weight, **window)
     geometry.check_grad_out(grad_out, x)
     row = choose(algorithm, x, geometry)
     return row.backward(grad_out, x, weight, geometry, need_grad_x)

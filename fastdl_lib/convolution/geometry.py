@@ -6,7 +6,7 @@ all of one dtype: float16, float32 or float64; float16 adds up in float32.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,32 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
     return (size + 2 * padding - kernel) // stride + 1
 
 
+def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(check_whole_number(f"every size of {name}", size, 1) for size in shape)
+
+
+def places(
+    shape: Sequence[int], kernel: tuple[int, int], stride: int, padding: int = 0
+) -> tuple[Shape, tuple[int, ...]]:
+    """What a batch and a window that slides over it come to, as Python's own whole numbers:
+    (N, C, H, W) and (FH, FW, stride, padding, OH, OW).
+
+    Raises: TypeError for what is not whole or no pair, ValueError for what does not fit.
+    """
+    if len(shape) != 4:
+        raise ValueError(f"expected a batch of shape (N, C, H, W), got {tuple(shape)}.")
+    try:
+        filter_h, filter_w = kernel
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"kernel must be a pair (FH, FW), such as (3, 3); got {kernel!r}."
+        ) from None
+    shape = _sizes("a batch", shape)
+    windows = [check_window(size, stride, padding) for size in (filter_h, filter_w)]
+    out_h, out_w = (output_size(s, *window) for s, window in zip(shape[2:], windows, strict=True))
+    return shape, (windows[0][0], *windows[1], out_h, out_w)
+
+
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """The sizes of one convolution, which fit together and are Python's own whole numbers.
@@ -73,11 +99,12 @@ class Geometry:
                 "convolution takes x of shape (N, C, H, W) and weight of shape (K, C/groups, FH, "
                 f"FW); got {x} and {weight}. For one image use x[None]."
             )
-        if 0 in x or 0 in weight:
-            raise ValueError(f"empty array: x {x}, weight {weight}; every size must be >= 1.")
+        sizes = {"x_shape": _sizes("x", x), "weight_shape": _sizes("weight", weight)}
         for name, least in (("stride", 1), ("padding", 0), ("groups", 1)):
-            value = check_whole_number(name, getattr(self, name), least)
+            sizes[name] = check_whole_number(name, getattr(self, name), least)
+        for name, value in sizes.items():
             object.__setattr__(self, name, value)
+        x, weight = self.x_shape, self.weight_shape
         if x[1] % self.groups or weight[0] % self.groups:
             raise ValueError(
                 f"groups={self.groups} must divide the {x[1]} input channels and the {weight[0]} "
@@ -157,13 +184,12 @@ def tap_views(x: Array, kernel: tuple[int, int], stride: int) -> Iterator[tuple[
     >>> [view[0, 0].tolist() for _, _, view in tap_views(x, (1, 2), 2)]
     [[[0, 2], [8, 10]], [[1, 3], [9, 11]]]
     """
-    (filter_h, filter_w), stride = map(int, kernel), int(stride)
-    out_h = output_size(x.shape[2], filter_h, stride)
-    out_w = output_size(x.shape[3], filter_w, stride)
-    for p, q in np.ndindex(filter_h, filter_w):
-        rows = slice(p, p + stride * (out_h - 1) + 1, stride)
-        columns = slice(q, q + stride * (out_w - 1) + 1, stride)
-        yield p, q, x[:, :, rows, columns]
+    _, (filter_h, filter_w, stride, _, out_h, out_w) = places(x.shape, kernel, stride)
+    height, width = stride * (out_h - 1) + 1, stride * (out_w - 1) + 1
+    return (
+        (p, q, x[:, :, p : p + height : stride, q : q + width : stride])
+        for p, q in np.ndindex(filter_h, filter_w)
+    )
 
 
 def channels_last(shape: Shape, dtype: Any) -> np.ndarray:

@@ -8,24 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.convolution.geometry import Geometry, output_size, tap_views
+from fastdl_lib.convolution.geometry import Geometry, places, tap_views
 from fastdl_lib.core.arrays import array_module, wide
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-
-
-def _places(
-    size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int
-) -> tuple[int, ...]:
-    """FH, FW, stride and padding as Python's own whole numbers, OH and OW."""
-    try:
-        filter_h, filter_w = kernel
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"kernel must be a pair (FH, FW), such as (3, 3); got {kernel!r}."
-        ) from None
-    out_h, out_w = (output_size(s, k, stride, padding) for s, k in zip(size, kernel, strict=True))
-    return *map(int, (filter_h, filter_w, stride, padding)), out_h, out_w
 
 
 def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0) -> Array:
@@ -46,10 +32,8 @@ def im2col(x: Array, kernel: tuple[int, int], stride: int = 1, padding: int = 0)
     [[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]]
     """
     xp = array_module(x)
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"im2col takes x of shape (N, C, H, W), no size 0; got {x.shape}.")
-    batch, channels, *size = x.shape
-    filter_h, filter_w, stride, padding, out_h, out_w = _places(size, kernel, stride, padding)
+    (batch, channels, _, _), window = places(x.shape, kernel, stride, padding)
+    filter_h, filter_w, stride, padding, out_h, out_w = window
     if padding:
         x = xp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     columns = xp.empty((batch, channels, filter_h, filter_w, out_h, out_w), dtype=x.dtype)
@@ -82,18 +66,16 @@ def col2im(
     [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
     """
     xp = array_module(columns)
-    batch, channels, height, width = map(int, input_shape)
-    filter_h, filter_w, stride, padding, out_h, out_w = _places(
-        (height, width), kernel, stride, padding
-    )
+    (batch, channels, height, width), window = places(input_shape, kernel, stride, padding)
+    filter_h, filter_w, stride, padding, out_h, out_w = window
     expected = (batch, channels * filter_h * filter_w, out_h * out_w)
     if columns.shape != expected:
         raise ValueError(
-            f"columns of an input {tuple(input_shape)} with kernel {tuple(kernel)}, "
+            f"columns of an input {tuple(input_shape)} with kernel {filter_h, filter_w}, "
             f"stride {stride}, padding {padding} have the shape {expected}, got {columns.shape}."
         )
     columns = columns.reshape(batch, channels, filter_h, filter_w, out_h, out_w)
-    sums = wide(columns.dtype) if columns.dtype == np.float16 else columns.dtype
+    sums = np.float32 if columns.dtype == np.float16 else columns.dtype
     image = xp.zeros((batch, channels, height + 2 * padding, width + 2 * padding), dtype=sums)
     for p, q, view in tap_views(image, (filter_h, filter_w), stride):
         view += columns[:, :, p, q]

@@ -116,7 +116,7 @@ def photos(count: int = 2) -> np.ndarray:
     >>> photos(5).shape
     (5, 3, 227, 227)
     """
-    check_whole_number("count", count, 1)
+    count = check_whole_number("count", count, 1)
     both = np.stack([_read_photo(name) for name in _PHOTO_SHA256])
     return both[np.arange(count) % len(both)]
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdl_lib.binary.bits import pack, xnor_product
-from fastdl_lib.convolution.algorithms import ALGORITHMS, conv2d
+from fastdl_lib.convolution.algorithms import ALGORITHMS, Algorithm, conv2d
 from fastdl_lib.core.arrays import (
     array_module,
     gpu_available,
@@ -493,10 +493,9 @@ class _Work:
         self.optimizer.step(self.network)
 
 
-def _fast_algorithms(device: str) -> list[str]:
-    """Those with a memory layout of their own, which can be used here."""
-    fast = (row for row in ALGORITHMS.values() if row.channels_last and device in row.devices)
-    return [row.name for row in fast if row.status().available]
+def _algorithms(device: str) -> list[Algorithm]:
+    """Those of a device that can be used here."""
+    return [a for a in ALGORITHMS.values() if device in a.devices and a.status().available]
 
 
 def _race(run: _Run, device: str) -> None:
@@ -519,16 +518,17 @@ def _race_of(
         run(title, partial(benchmark, work), 0.7, device, threads, part="race", **where)
 
     image = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
-    if device == "cpu":
-        loops, part_macs = _cut(layer, image)
-        race("loops", loops, 1, part_macs, [1])
-        layer.algorithm = "compiled"
-        race("compiled", partial(layer.forward, image), 1, macs, [1])
     batch = run.plan.sizes[device].race_batch
     images = _there(np.repeat(image, batch, axis=0), device)
-    for algorithm in ["im2col", *_fast_algorithms(device)]:
-        layer.algorithm = algorithm
-        race(algorithm, partial(layer.forward, images), batch, batch * macs)
+    for algorithm in _algorithms(device):
+        layer.algorithm = algorithm.name
+        if algorithm.name == "loops":
+            loops, part_macs = _cut(layer, image)
+            race("loops", loops, 1, part_macs, [1])
+        elif algorithm.loops:
+            race(algorithm.name, partial(layer.forward, image), 1, macs, [1])
+        else:
+            race(algorithm.name, partial(layer.forward, images), batch, batch * macs)
 
 
 def _cut(layer: Conv2d, image: np.ndarray) -> tuple[Callable[[], Any], int]:
@@ -571,7 +571,8 @@ def _passes(run: _Run, device: str) -> None:
     for dtype in ["float32"] if device == "cpu" else ["float32", "tf32", "float16"]:
         network = _placed(plan.network(), device, dtype)
         narrow = [(plan.narrow_batch, way) for way in _BOTH]
-        for algorithm in ["auto"] if device == "cpu" else _fast_algorithms(device):
+        fast = [algorithm.name for algorithm in _algorithms(device) if algorithm.fast]
+        for algorithm in ["auto"] if device == "cpu" else fast:
             for layer in network.layers.values():
                 if isinstance(layer, Conv2d):
                     layer.algorithm = algorithm

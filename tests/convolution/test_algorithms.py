@@ -4,11 +4,12 @@ A new row of ALGORITHMS is tested by being there; those of the GPU are in test_g
 """
 
 import functools
+import re
 
 import numpy as np
 import pytest
+from helpers import convolutions, reference
 from hypothesis import given
-from references import convolutions, reference
 
 from fastdl_lib.convolution.algorithms import ALGORITHMS, choose, conv2d, conv2d_backward
 from fastdl_lib.convolution.geometry import Geometry, channels_last
@@ -101,20 +102,21 @@ def test_not_a_number_reaches_its_own_outputs_alone(algorithm):
 # --- the table and its doors --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_what_the_table_does_not_list_is_refused(algorithm, fake_gpu):
-    row = ALGORITHMS[algorithm]
-    refused = []
-    if "cpu" not in row.devices:
-        refused.append((np, "float64", r"runs on the GPU only: .* to_gpu\(\)"))
-    if "gpu" not in row.devices:
-        refused.append((fake_gpu, "float64", r"runs on the CPU only: .* to_cpu\(\)"))
-    if "float16" not in row.dtypes:
-        refused.append((np, "float16", "does not take float16: use 'blocked'"))
-    for xp, dtype, words in refused:
-        x, weight = xp.ones((1, 4, 5, 5), dtype), xp.ones((6, 4, 3, 3), dtype)
-        with pytest.raises(TypeError, match=f"'{algorithm}' {words}"):
-            conv2d(x, weight, algorithm=algorithm)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_what_the_table_does_not_list_is_refused_and_what_is_advised_works(device, dtype, fake_gpu):
+    xp = np if device == "cpu" else fake_gpu
+    x, weight = xp.ones((1, 4, 5, 5), dtype), xp.ones((6, 4, 3, 3), dtype)
+    for name, row in ALGORITHMS.items():
+        if device in row.devices and dtype in row.dtypes:
+            continue
+        with pytest.raises(TypeError, match=f"'{name}' takes .* got {dtype} on the") as refused:
+            conv2d(x, weight, algorithm=name)
+        _, advice = str(refused.value).split(": use ")
+        others = re.findall(r"'(\w+)'", advice)
+        assert others and all(choose(one, x, Geometry.of(x, weight)) for one in others)
+        moved = f"to_{row.devices[0]}()" in advice
+        assert moved == (device not in row.devices), "a move to where it runs"
 
 
 @pytest.mark.parametrize("algorithm", [n for n in ON_CPU if "float16" in ALGORITHMS[n].dtypes])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from references import reference
+from helpers import reference
 
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import (
