@@ -14,7 +14,7 @@ def test_a_name_comes_from_where_it_is_defined(name):
     found = getattr(fastdl_lib, name)
     assert getattr(importlib.import_module(found.__module__), name) is found
     assert found.__module__ == f"fastdl_lib.{fastdl_lib._HOMES[name]}"
-    assert name in dir(fastdl_lib)
+    assert dir(fastdl_lib) == sorted(fastdl_lib.__all__)
 
 
 def test_an_unknown_name_is_an_error():

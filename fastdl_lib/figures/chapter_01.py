@@ -7,21 +7,21 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import KINDS_SHOWN, Bar, Shares
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.forms import Bar, Shares, kind_colour
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
 from fastdl_lib.measuring.costs import KINDS, Ceilings, LayerCost
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.timing import LayerProfile
 
 
-@style()
+@drawn()
 def share_bars(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     """Draw shares as stacked bars: lengths are easier to compare than angles."""
     figure, axes = canvas(9.5, 1.7 + 0.6 * len(shares))
     for place, share in enumerate(shares):
         hatch = HATCH[share.origin.provenance]
         parts = [
-            Bar(name, p, f"{name}\n{p:.1f}" * (p >= 5.5), KINDS_SHOWN[kind][0], hatch)
+            Bar(name, p, f"{name}\n{p:.1f}" * (p >= 5.5), kind_colour(kind), hatch)
             for name, kind, p in share.parts()
         ]
         forms.stacked_bar(axes, place, parts)
@@ -30,7 +30,7 @@ def share_bars(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     return forms.shares_picture(figure, "Stacked bars", shares, notes, title)
 
 
-@style()
+@drawn()
 def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
     """Draw, layer by layer, who holds the parameters and who does the multiplications."""
     costs = [cost for cost in costs if cost.macs]
@@ -43,33 +43,32 @@ def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
     for axis, (label, values) in zip(axes, counts.items(), strict=True):
         percents = [100 * value / sum(values) for value in values]
         shares = list(zip(costs, percents, strict=True))
-        conv = sum(percent for cost, percent in shares if cost.kind == "conv")
-        bars = [Bar(c.name, p, f"{p:.1f}", KINDS_SHOWN[c.kind][0], hatch) for c, p in shares]
+        conv, fc = (sum(p for c, p in shares if c.kind == kind) for kind in ("conv", "fc"))
+        bars = [Bar(c.name, p, f"{p:.1f}", kind_colour(c.kind), hatch) for c, p in shares]
         forms.horizontal_bars(axis, bars, height=0.8)
         axis.set_xlabel(label)
-        words.append(f"{label}: convolution {conv:.1f}, fully connected {100 - conv:.1f}")
+        words.append(f"{label}: convolution {conv:.1f}, fully connected {fc:.1f}")
     counted = Origin(Provenance.COMPUTED, "counted from the layers' shapes, no clock involved")
-    legend = forms.kind_patches(["conv", "fc"])
+    legend = forms.kind_patches({cost.kind for cost in costs})
     return Picture(figure, title, [counted], "; ".join(words), notes, legend)
 
 
-@style()
+@drawn()
 def layer_bars(profile: LayerProfile, *notes: str, title: str) -> Picture:
     """Draw each layer's time, median with quartiles; backward beside forward if measured."""
-    names = [name for name in profile.forward if profile.kinds[name] != "other"]
-    colours = {name: KINDS_SHOWN[profile.kinds[name]][0] for name in names}
-    series, legend = [], forms.kind_patches({profile.kinds[name] for name in names})
+    colours = {name: kind_colour(kind) for name, kind in profile.kinds.items()}
+    series, legend = [], forms.kind_patches(profile.kinds.values())
     for word, hatch in {"forward": "", "backward": "\\\\"}.items():
         if times := getattr(profile, word):
-            bars = [Bar.of(times[name], "", colours[name], name) for name in names]
+            bars = [Bar.of(time, "", colours[name], name) for name, time in times.items()]
             series.append([bar._replace(hatch=hatch) for bar in bars])
         if profile.backward:
             legend += forms.patches({word: Colour.GREY}, edgecolor="white", hatch=hatch)
-    figure, axes = canvas(9, 1.7 + (0.32 if profile.backward else 0.25) * len(names))
+    figure, axes = canvas(9, 1.7 + (0.32 if profile.backward else 0.25) * len(colours))
     forms.clustered_bars(axes, series)
     axes.set_xlabel(f"time for a batch of {profile.batch}, ms (median, line: quartiles)")
-    ms = profile.layer_ms()
-    words = ", ".join(f"{name} {format_number(ms[name])} ms" for name in names)
+    ms = profile.layer_ms().items()
+    words = ", ".join(f"{name} {format_number(time)} ms" for name, time in ms)
     alt = f"Time of each layer, batch {profile.batch}: {words}"
     return _ran(profile, figure, title, alt, notes, legend)
 
@@ -83,7 +82,7 @@ def _ran(
     return Picture(figure, title, [Origin.of_profile(profile)], alt, (run, *notes), legend)
 
 
-@style()
+@drawn()
 def roofline_against_measured(
     profile: LayerProfile, costs: Sequence[LayerCost], ceilings: Ceilings, *notes: str,
     title: str = "How far each layer is from the roofline's promise",
@@ -94,7 +93,7 @@ def roofline_against_measured(
     words = []
     for place, cost in enumerate(costs):
         promise, actual = cost.roofline_ms(ceilings), profile.forward[cost.name].median
-        dot = {"color": KINDS_SHOWN[cost.kind][0], "markersize": 7}
+        dot = {"color": kind_colour(cost.kind), "markersize": 7}
         axes.plot([promise, actual], [place, place], linewidth=3, alpha=0.35, color=dot["color"])
         axes.plot(promise, place, "o", markerfacecolor="white", **dot)
         axes.plot(actual, place, "o", **dot)
@@ -105,26 +104,27 @@ def roofline_against_measured(
     forms.name_rows(axes, [cost.name for cost in costs])
     axes.set_xlabel(f"time for a batch of {profile.batch}, ms")
     faces = {f"roofline ({Provenance.COMPUTED})": "white"}
-    faces[f"measured ({profile.first.provenance})"] = Colour.GREY
+    faces[f"time taken ({profile.first.provenance})"] = Colour.GREY
     dot = {"linestyle": "", "marker": "o", "color": Colour.GREY}
     legend = [Line2D([], [], mfc=face, label=label, **dot) for label, face in faces.items()]
     alt = "Measured time over roofline time: " + ", ".join(words)
     return _ran(profile, figure, title, alt, notes, legend)
 
 
-@style()
+@drawn()
 def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -> Picture:
     """Draw the time an image takes, by kind of layer, against the batch size."""
     batches = sorted(profiles)
-    shares = [profiles[batch].kind_shares() for batch in batches]
+    profile_shares = [Shares.of_profile("", profiles[batch]) for batch in batches]
+    shares = [{kind: share.of_kind(kind) for kind in KINDS} for share in profile_shares]
     image_ms = np.array([profiles[batch].total_ms / batch for batch in batches])
     figure, (left, right) = canvas(9.5, 4.2, 2)
     each = {kind: np.array([share[kind] for share in shares]) / 100 * image_ms for kind in KINDS}
     shown = [kind for kind in KINDS if kind != "other" or each[kind].max() >= 0.01]
-    forms.stacked_columns(left, batches, [(KINDS_SHOWN[kind][0], each[kind]) for kind in shown])
+    forms.stacked_columns(left, batches, [(kind_colour(kind), each[kind]) for kind in shown])
     left.set(xlabel="batch size, images", ylabel="time an image takes, ms")
     for kind, other in (("conv", "fc"), ("fc", "conv")):
-        line, colour = [share[kind] for share in shares], KINDS_SHOWN[kind][0]
+        line, colour = [share[kind] for share in shares], kind_colour(kind)
         right.plot(range(len(batches)), line, "o-", color=colour, linewidth=2)
         for place, share in enumerate(shares):
             # The label of a dot closely below another one stands below: so two never meet.

@@ -13,12 +13,12 @@ from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Curves, Sweeps
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, origins_of, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn, origins_of
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 
 
-@style()
+@drawn()
 def patch_matrix(
     kernel: int, stride: int = 1, padding: int = 0, patch: int = 1, *, size: int = 5, pixel: int = 0
 ) -> Picture:
@@ -90,7 +90,7 @@ def _number_grid(axis: Any, values: np.ndarray, circled: int) -> None:
     axis.set(xlim=(0, columns), ylim=(rows, 0), aspect=aspect)
 
 
-@style()
+@drawn()
 def memory_bars(memory: Curves, origin: MachineCard, *notes: str, title: str) -> Picture:
     """Draw what im2col holds on top of its input, predicted and measured, beside that input.
 
@@ -120,7 +120,7 @@ def memory_bars(memory: Curves, origin: MachineCard, *notes: str, title: str) ->
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)
 
 
-@style()
+@drawn()
 def race(
     speeds: Mapping[tuple[str, str, int], Measurement], ceilings: Mapping[int, Measurement],
     *notes: str, title: str,
@@ -168,7 +168,7 @@ def race(
     return Picture(figure, title, origins_of(speeds.values()), alt, notes, legend)
 
 
-@style()
+@drawn()
 def block_sweep(sweeps: Sweeps, *notes: str, title: str) -> Picture:
     """Draw the speed of an algorithm against how much memory the patches of a block take.
 
@@ -193,7 +193,7 @@ def block_sweep(sweeps: Sweeps, *notes: str, title: str) -> Picture:
     return Picture(figure, title, origins_of(everything), "; ".join(words), notes, legend)
 
 
-@style()
+@drawn()
 def error_against_speed(
     speeds: Sequence[Measurement], errors: Sequence[float], *notes: str, title: str
 ) -> Picture:
@@ -210,10 +210,12 @@ def error_against_speed(
         axes.plot(speed.median, error, "o" if place else "D", color=colour, ms=8)
         # In turn to the right and to the left: neighbours in the list are close in speed.
         side = {"xytext": (-9, 4), "ha": "right"} if place % 2 else {"xytext": (9, 4)}
+        if not place:
+            side = {"xytext": (0, -14), "ha": "center"}
         forms.write_beside(axes, speed.name, (speed.median, error), bbox=forms.PALE_BOX, **side)
         words.append(f"{speed.name}: {format_number(speed.median)} {speed.unit}, error {error:.1e}")
     axes.axvline(speeds[0].median, color=Colour.VERMILION, linewidth=0.8, linestyle=":")
-    axes.set_yscale("log")
+    forms.log_axes(axes, 0, 10)
     axes.set(ylim=(min(errors) / 3, max(errors) * 4), ylabel="largest error, relative")
     limits = (0, 1.25 * max(speed.high for speed in speeds))
     axes.set(xlim=limits, xlabel=f"speed, {speeds[0].unit} (line: quartiles)")
@@ -231,7 +233,7 @@ class Trial(NamedTuple):
     error: float
 
 
-@style()
+@drawn()
 def trials(results: Sequence[Trial], *notes: str, title: str) -> Picture:
     """Draw time, memory and error of what was tried; the last one stands out."""
     times = [trial.image_ms for trial in results]

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Sweeps
-from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, origins_of, style
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn, origins_of
 from fastdl_lib.measuring.evidence import Provenance, format_number
 
 
-@style()
+@drawn()
 def size_sweep(lines: Sweeps, *notes: str, title: str, cpu_wins_to: int = 0) -> Picture:
     """Draw how long a square product takes against its size, a line for each device.
 
@@ -35,7 +35,7 @@ def size_sweep(lines: Sweeps, *notes: str, title: str, cpu_wins_to: int = 0) -> 
     return Picture(figure, title, origins_of(times), alt, notes, legend)
 
 
-@style()
+@drawn()
 def transfer_bars(rows: Sweeps, *notes: str, title: str) -> Picture:
     """Draw what a step takes on the way to the GPU and on it, one part after the other.
 
@@ -62,7 +62,7 @@ def transfer_bars(rows: Sweeps, *notes: str, title: str) -> Picture:
     return Picture(figure, title, origins_of(times), "; ".join(words), notes, legend)
 
 
-@style()
+@drawn()
 def memory_against_batch(
     needs: Mapping[str, Mapping[int, float]], limits: Mapping[str, float], *notes: str, title: str
 ) -> Picture:

@@ -7,13 +7,13 @@ import matplotlib.ticker
 import numpy as np
 
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.scaling.simulator import Scaling, all_reduce_schedule
 
 
-@style()
+@drawn()
 def all_reduce_steps(way: str, workers: int = 4) -> Picture:
     """Draw who holds which sums after each step of an all-reduce.
 
@@ -59,7 +59,7 @@ def _held(has: set[int], workers: int) -> str:
     return "all" if len(has) == workers else "".join(str(w + 1) for w in sorted(has))
 
 
-@style()
+@drawn()
 def scaling_lines(
     lines: Sequence[tuple], *notes: str, title: str, logarithmic: bool = True
 ) -> Picture:
@@ -85,7 +85,7 @@ def scaling_lines(
     return Picture(figure, title, list(origins), ". ".join(words), notes)
 
 
-@style()
+@drawn()
 def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
     """Draw what a simulated step is made of, and the speed-up, against the number of workers."""
     figure, (left, right) = canvas(9.5, 4.3, 2)
@@ -112,7 +112,7 @@ def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
     return Picture(figure, title, [simulated], f"{title}. {'; '.join(words)}", notes, legend)
 
 
-@style()
+@drawn(shows_gaps=True)
 def epoch_lines(
     lines: forms.Curves, origin: MachineCard, *notes: str, title: str, ylabel: str
 ) -> Picture:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
@@ -23,7 +23,7 @@ _LEAST = -60
 _BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
 
 
-@style()
+@drawn(shows_gaps=True)
 def bit_layout(
     number_format: FloatFormat, value: float | str, *, asked: float | None = None
 ) -> Picture:
@@ -76,7 +76,7 @@ def bit_layout(
 def _draw_bits(axes: Any, bits: str, exponent_bits: int, flips: Sequence[int]) -> None:
     """A box a bit: above it its number, below it what a 1 there counts."""
     weights = ["+/-", *(f"{2**power}" for power in range(exponent_bits)[::-1])]
-    weights += [f"$2^{{-{place}}}$" for place in range(1, len(bits) - exponent_bits)]
+    weights += [forms.power_of_two(-place) for place in range(1, len(bits) - exponent_bits)]
     for place, (bit, weight) in enumerate(zip(bits, weights, strict=True)):
         part = "fraction" if place > exponent_bits else "exponent" if place else "sign"
         look = {"fc": _BITS[part], "alpha": 0.9 if bit == "1" else 0.3, "ec": "white", "lw": 1.5}
@@ -107,8 +107,9 @@ def _decoding(number_format: FloatFormat, bits: str, stored: float) -> tuple[str
     if exponent == 0:
         exponent, factor, note = 1, factor - 1, "   (subnormal: no 1 is hidden)"
     shown = f"{exponent} - {number_format.bias}"
-    formula = rf"$(-1)^{sign} \times 2^{{{shown}}} \times {factor:.9g}$ = {stored:.9g}{note}"
-    return formula, f"(-1)^{sign} x 2^({shown}) x {factor:.9g} = {stored:.9g}{note}"
+    end = f"x {factor:.9g} = {stored:.9g}{note}"
+    formula = f"(-1){forms.raised(str(sign))} x 2{forms.raised(shown.replace(' ', ''))} {end}"
+    return formula, f"(-1)^{sign} x 2^({shown}) {end}"
 
 
 def _stored_in_words(number_format: FloatFormat, asked: float | None, stored: float) -> str:
@@ -148,7 +149,7 @@ def _range_bar(axis: Any, place: float, number_format: NumberFormat) -> None:
 
 def _powers_of_two(axis: Any) -> None:
     axis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"$2^{{{v:.0f}}}$"))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: forms.power_of_two(v)))
 
 
 def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
@@ -159,7 +160,7 @@ def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
     return legend if all(floats) else legend + forms.patches({"evenly spaced": Colour.ORANGE})
 
 
-@style()
+@drawn()
 def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> Picture:
     """Draw from which to which size the positive numbers of each format reach.
 
@@ -189,22 +190,20 @@ def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> P
     return Picture(figure, title, origins, "; ".join(words), notes, legend)
 
 
-@style()
+@drawn()
 def magnitude_histogram(
     groups: dict, formats: Sequence[NumberFormat], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
-    ``groups`` are label to an array of any shape, NumPy or CuPy, whose zeros are counted apart;
-    infinite values or NaN raise ValueError. Each format has a bar below, with lines up to it.
+    ``groups`` are label to an array of any shape, NumPy or CuPy, whose zeros are counted apart.
+    Each format has a bar below, with lines up to it.
     """
     heights = {"rows": 2, "height_ratios": [8, 0.8 + 0.85 * len(formats)]}
     figure, (upper, lower) = canvas(9.5, 4.1 + 0.3 * len(formats), sharex=True, **heights)
     words, ends = [], []
     for (label, array), (colour, dashes, _) in zip(groups.items(), forms.LOOKS, strict=False):
         values = np.abs(to_cpu(array).astype(np.float64)).ravel()
-        if not np.isfinite(values).all():
-            raise ValueError(f"{label!r} holds infinite values or NaN, which have no size.")
         sizes = values[values > 0]
         zeros = 100 * float(np.mean(values == 0))
         powers = np.maximum(np.frexp(sizes)[1] - 1, _LEAST)
@@ -257,7 +256,7 @@ def _draw_limits(upper: Any, lower: Any, formats: Sequence[NumberFormat], ends: 
     lower.set_xlabel("size |x| of a value, in powers of two")
 
 
-@style()
+@drawn()
 def accuracy_lines(
     panels: Mapping[tuple[str, str], dict], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
@@ -281,7 +280,7 @@ def accuracy_lines(
             powers = {x: math.frexp(x)[1] - 1 for x in numbers if math.frexp(x)[0] == 0.5}
             forms.log_axes(axis, 2 if len(powers) == len(numbers) else 10)
             if len(powers) == len(numbers):
-                axis.set_xticks(list(powers), [f"$2^{{{n}}}$" for n in powers.values()])
+                axis.set_xticks(list(powers), [*map(forms.power_of_two, powers.values())])
         axis.set_xlabel(xlabel)
         axis.grid(axis="y", color=Colour.GREY, alpha=0.2, linewidth=0.8)
     axes[0][0].set(ylim=(-2, 102), ylabel=f"accuracy, % ({Provenance.MEASURED})")
@@ -292,7 +291,7 @@ def accuracy_lines(
     return Picture(figure, title, [Origin.on(origin)], ". ".join(words), notes, legend)
 
 
-@style()
+@drawn()
 def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title: str) -> Picture:
     """Draw accuracy, size and speed of one network against the bits of a number.
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar
-from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, style
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 
@@ -21,7 +21,7 @@ _AROUND_ZERO = matplotlib.colors.LinearSegmentedColormap.from_list(
 )
 
 
-@style()
+@drawn()
 def sign_gradient(*notes: str, title: str) -> Picture:
     """Draw sign, its true gradient and the straight-through one that takes its place."""
     figure, (forward, true, straight) = canvas(9.5, 3.4, 3)
@@ -58,7 +58,7 @@ def sign_gradient(*notes: str, title: str) -> Picture:
     return Picture(figure, title, [Origin(Provenance.COMPUTED, "sign(0) is +1")], alt, notes)
 
 
-@style()
+@drawn()
 def sign_pictures(
     rows: Mapping[str, Any], names: Sequence[str], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
@@ -104,7 +104,7 @@ def _look(values: np.ndarray) -> tuple[dict[str, Any], str, dict[str, Any]]:
     return look, f"from {values.min():.3g} to {values.max():.3g}", marks
 
 
-@style()
+@drawn()
 def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture:
     """Multiply two rows of +1 and -1 by eye: number by number, and with XNOR and a count.
 
@@ -147,7 +147,7 @@ def popcount_steps(a_bits: str, b_bits: str, *notes: str, title: str) -> Picture
     return Picture(figure, title, [origin], alt, notes)
 
 
-@style()
+@drawn()
 def size_accuracy(
     rows: Sequence[tuple[str, int, int, int]], origin: MachineCard, *notes: str, title: str
 ) -> Picture:
@@ -177,6 +177,7 @@ def size_accuracy(
     forms.horizontal_bars(size, bars, height=0.55)
     size.set_ylim(len(rows) - 0.5, -0.65)
     forms.plain_ticks(size.xaxis)
+    size.locator_params(axis="x", nbins=5)
     size.set_xlabel("bytes on disk, kB")
     error.tick_params(axis="y", length=0)
     error.grid(axis="x", color=Colour.GREY, alpha=0.2, linewidth=0.8)

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from fastdl_lib.figures.forms import guess_and_truth
-from fastdl_lib.figures.picture import Picture
+from fastdl_lib.figures.picture import Picture, style
 from fastdl_lib.measuring.evidence import Measurement
 
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -86,7 +86,8 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> w
     controls = {name: _control(name, values) for name, values in choices.items()}
 
     def picture() -> Picture:
-        return draw(**{name: control.value for name, control in controls.items()})
+        with style():
+            return draw(**{name: control.value for name, control in controls.items()})
 
     first = picture()
     image = widgets.HTML(_image_tag(first))

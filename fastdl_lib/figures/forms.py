@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.threads import threads_in_words
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, origins_of, style
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn, origins_of
 from fastdl_lib.measuring.costs import KINDS, Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
@@ -26,7 +26,7 @@ KINDS_SHOWN = {
     "conv": (Colour.BLUE, "convolution"),
     "fc": (Colour.VERMILION, "fully connected"),
     "pool": (Colour.GREEN, "max-pooling"),
-    "norm": (Colour.ORANGE, "local response norm"),
+    "norm": (Colour.ORANGE, "normalisation"),
     "relu": (Colour.SKY, "ReLU"),
     "other": (Colour.SILVER, "other"),
 }
@@ -186,6 +186,16 @@ def draw_line(axis: Any, label: str, dots: Mapping[float, Any], colour: str, loo
     return f"{label}: {', '.join(words)}"
 
 
+def power_of_two(exponent: float) -> str:
+    """2 to this power, for an axis: 2\N{SUPERSCRIPT ONE}\N{SUPERSCRIPT ZERO}."""
+    return f"2{raised(f'{exponent:.0f}')}"
+
+
+def raised(number: str) -> str:
+    """A whole number's text in small figures above the line."""
+    return number.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def plain(number: float) -> str:
     """A number for words; a power of two that is far from 1 as such: 2^-24."""
     mantissa, exponent = math.frexp(number)
@@ -242,8 +252,19 @@ def patches(labels: Mapping[str, str], **look: Any) -> list[Patch]:
     return [Patch(facecolor=colour, label=label, **look) for label, colour in labels.items()]
 
 
+def _known(kind: str) -> str:
+    """A kind that has a colour; one of somebody's own layer is another."""
+    return kind if kind in KINDS_SHOWN else "other"
+
+
+def kind_colour(kind: str) -> str:
+    """The colour of this kind of layer."""
+    return KINDS_SHOWN[_known(kind)][0]
+
+
 def kind_patches(kinds: Collection[str]) -> list[Patch]:
     """What the colours of these kinds of layers mean."""
+    kinds = {*map(_known, kinds)}
     return patches({name: colour for kind, (colour, name) in KINDS_SHOWN.items() if kind in kinds})
 
 
@@ -272,7 +293,7 @@ def ran_on(measurement: Measurement, what: str = "run") -> str:
 # --- figures of several chapters ----------------------------------------------------------------
 
 
-@style()
+@drawn()
 def roofline(
     ceilings: Ceilings, points: Sequence[tuple] = (), *notes: str,
     title: str = "Your machine's roof: memory limits on the left, arithmetic on the right",
@@ -299,7 +320,7 @@ def roofline(
     axes.text(ridge * 1.1, lowest * 1.2, f"ridge: {at} FLOP/byte", **grey)
     words = []
     for name, intensity, gflops, *kind in points:
-        colour = KINDS_SHOWN[kind[0]][0] if kind else Colour.PURPLE
+        colour = kind_colour(kind[0]) if kind else Colour.PURPLE
         axes.plot(intensity, gflops, "o", color=colour, markersize=8, zorder=3)
         reached = f"{format_number(gflops)} GFLOP/s at {format_number(intensity)} FLOP/byte"
         words.append(f"{name}: {reached}")
@@ -328,7 +349,7 @@ def _together(points: Sequence[tuple]) -> list[tuple[str, float, float]]:
     return [(", ".join(names), max(x), float(np.mean(y))) for names, x, y in joined]
 
 
-@style()
+@drawn()
 def guess_and_truth(
     name: str, unit: str, guess: float, measured: Measurement, *published: Measurement
 ) -> Picture:
@@ -350,7 +371,7 @@ def guess_and_truth(
     return Picture(figure, heading, origins_of([measured]), f"{name}: {words}", notes)
 
 
-@style()
+@drawn()
 def image_row(
     images: np.ndarray, titles: Sequence[str], origin: MachineCard | str, *notes: str, title: str
 ) -> Picture:
@@ -358,7 +379,8 @@ def image_row(
 
     ``origin`` is the card of the machine that chose them, or the source of what was published.
     """
-    figure, axes = canvas(max(5.2, 2.6 * len(images)), 3.5, len(images), squeeze=False)
+    width = min(10.5, max(5.2, 2.6 * len(images)))  # that of a notebook's column at most
+    figure, axes = canvas(width, 0.9 + width / len(images), len(images), squeeze=False)
     for axis, image, name in zip(axes[0], images, titles, strict=True):
         axis.imshow(image.transpose(1, 2, 0), cmap="gray", interpolation="none")
         axis.set_title(name)
@@ -397,8 +419,7 @@ class Shares(NamedTuple):
         percent = {row["layer"]: row[value] for row in rows}
         if {column.key: column.unit for column in table.columns}[value] != "%":
             percent = _of_their_sum(percent)
-        stems = ((name, name.rstrip("0123456789")) for name in percent)
-        kinds = {name: stem if stem in KINDS else "other" for name, stem in stems}
+        kinds = {name: name.rstrip("0123456789") for name in percent}
         origin = Origin(Provenance.PUBLISHED, table.source.partition(";")[0])
         return cls(label, percent, kinds, origin, str(Provenance.PUBLISHED))
 
@@ -412,12 +433,12 @@ class Shares(NamedTuple):
 
     def of_kind(self, *kinds: str) -> float:
         """The percentage of all layers of these kinds together."""
-        return sum(p for name, p in self.percent.items() if self.kinds[name] in kinds)
+        return sum(p for name, p in self.percent.items() if _known(self.kinds[name]) in kinds)
 
     def parts(self) -> list[tuple[str, str, float]]:
         """(layer, kind, percent), grouped by kind, what is unlabelled last."""
-        by_kind = sorted(self.percent, key=lambda name: KINDS.index(self.kinds[name]))
-        parts = [(n, self.kinds[n], self.percent[n]) for n in by_kind if self.percent[n] > 0]
+        parts = [(n, _known(self.kinds[n]), p) for n, p in self.percent.items() if p > 0]
+        parts.sort(key=lambda part: KINDS.index(part[1]))
         rest = 100 - sum(part[2] for part in parts)
         return [*parts, ("unlabelled", "other", rest)] if rest > 0.05 else parts
 
@@ -443,7 +464,7 @@ def shares_picture(
     return Picture(figure, title, origins, alt, notes, legend)
 
 
-@style()
+@drawn()
 def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     """Draw one pie for each of ``shares``, layers coloured by kind, convolution's sum in words.
 
@@ -458,7 +479,7 @@ def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
         names, kinds, percents = zip(*share.parts(), strict=True)
         provenance = share.origin.provenance
         labels = [name if p >= 4.5 else "" for name, p in zip(names, percents, strict=True)]
-        colours = [KINDS_SHOWN[kind][0] for kind in kinds]
+        colours = [kind_colour(kind) for kind in kinds]
         wedges, _ = axis.pie(
             percents, labels=labels, colors=colours, hatch=[HATCH[provenance]],
             startangle=90, counterclock=False, labeldistance=1.06, textprops={"fontsize": 8},
@@ -472,7 +493,7 @@ def share_pies(shares: Sequence[Shares], *notes: str, title: str) -> Picture:
     return shares_picture(figure, "Pies", shares, notes, title)
 
 
-@style()
+@drawn()
 def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) -> Picture:
     """Draw every sample of several measurements of the same thing, the median marked.
 
@@ -503,7 +524,7 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
     return Picture(figure, title, origins, f"{title}. {'; '.join(words)}", notes)
 
 
-@style()
+@drawn()
 def measured_bars(
     groups: Groups, *notes: str, title: str, xlabel: str = "", start: float = 0.0
 ) -> Picture:
@@ -516,7 +537,7 @@ def measured_bars(
     everything = [m for group in groups.values() for m in group]
     units = {m.unit for m in everything}
     if len(units) != 1 or min(m.low for m in everything) <= 0:
-        raise ValueError(f"bars need numbers above 0 of one unit, got {sorted(units) or 'none'}.")
+        raise ValueError(f"bars need numbers above 0 of one unit, got {sorted(units)}.")
     figure, axes = canvas(10, 1.8 + 0.32 * (len(everything) + 1.2 * len(groups)))
     drawn = ([Bar.of(m, _said(m), device_colour(m)) for m in group] for group in groups.values())
     bars = dict(zip(groups, drawn, strict=True))
@@ -542,7 +563,7 @@ def _said(m: Measurement) -> str:
     return f"{format_number(m.median)}{unit} ({m.provenance}{speed})"
 
 
-@style()
+@drawn()
 def ladder(panels: Groups, *notes: str, title: str) -> Picture:
     """Draw the speed of each rung, slowest first, a panel for each piece of work.
 
@@ -570,7 +591,7 @@ def ladder(panels: Groups, *notes: str, title: str) -> Picture:
     return Picture(figure, title, origins_of(everything), ". ".join(words), notes, legend)
 
 
-@style()
+@drawn(shows_gaps=True)
 def loss_curves(curves: Curves, origin: MachineCard, *notes: str, title: str) -> Picture:
     """Draw training losses step by step, as moving means, with the name at each line's end.
 
@@ -588,8 +609,8 @@ def loss_curves(curves: Curves, origin: MachineCard, *notes: str, title: str) ->
         marked = {"marker": marker, "markersize": 5, "linewidth": 1.8}
         marked["markevery"] = (max(1, count // 20), max(1, count // 8))
         axes.plot(np.arange(1, count + 1), means, dashes, color=colour, **marked)
-        text = f"{label}: {last:.3g}"
-        said = f"{label}: from {means[0]:.3g} to {last:.3g} after {at} steps" if count else label
+        text, steps = f"{label}: {format_number(last)}", "1 step" if at == 1 else f"{at} steps"
+        said = f"{label}: from {means[0]:.3g} to {last:.3g} after {steps}" if count else label
         if count < len(curve):
             axes.plot(at, last, "x", color=colour, markersize=10, markeredgewidth=2.5, zorder=4)
             text = f"{label}: NaN after step {count}"
@@ -597,7 +618,7 @@ def loss_curves(curves: Curves, origin: MachineCard, *notes: str, title: str) ->
         ends.append((text, colour, marker, at, last))
         words.append(said)
     _label_ends(axes, ends)
-    axes.set(xlabel="step", ylabel=f"training loss ({Provenance.MEASURED})")
+    axes.set(xlabel="step", ylabel=f"training loss, nats ({Provenance.MEASURED})")
     notes = (f"each point the mean of {width} steps" * (width > 1), *notes)
     return Picture(figure, title, [Origin.on(origin)], f"Training loss. {'; '.join(words)}", notes)
 

@@ -3,7 +3,7 @@
 A figure function returns a :class:`Picture`: it shows itself in a notebook, carries a text that
 says the same in words, and bears a caption with provenance and machine or source. Colours are
 Okabe and Ito's, which colour-blind readers can tell apart; hatching shows provenance. Figures look
-the same whatever style the reader has set, and leave that style alone: see :func:`style`.
+the same whatever style the reader has set, and leave that style alone: see :func:`drawn`.
 """
 
 import base64
@@ -11,17 +11,21 @@ import contextlib
 import enum
 import functools
 import html
+import inspect
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from IPython.display import display
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.measuring.timing import LayerProfile
@@ -53,9 +57,10 @@ DOTS_AN_INCH = 130
 _PIXELS_AN_INCH = 96
 _STYLE = {
     "hatch.linewidth": 0.45, "axes.titlesize": 10, "legend.fontsize": 9, "legend.frameon": False,
-    "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "text.parse_math": False,  # a name with two $ is no formula
 }  # fmt: skip
-# Longer lists of sources would not be read in a caption; the text alternative has the numbers.
+# A longer list of sources would not be read in a caption.
 _LONGEST_SOURCES = 240
 
 
@@ -91,24 +96,68 @@ def origins_of(measurements: Iterable[Measurement]) -> list[Origin]:
             machine = m.machine.summary if m.machine and clock is m.provenance else ""
             found[m.provenance]["; ".join(filter(None, [m.source, machine]))] = None
     origins = [Origin(clock, machine) for clock in CLOCKED for machine in found.pop(clock)]
-    for provenance, sources in found.items():
-        if sources:
-            text = "; ".join(sources)
-            origins.append(Origin(provenance, text if len(text) <= _LONGEST_SOURCES else ""))
-    return origins
+    return origins + [Origin(each, _shortened([*texts])) for each, texts in found.items() if texts]
+
+
+def _shortened(sources: list[str]) -> str:
+    """As many of the sources as a caption has room for, and how many more there are."""
+    text, *others = sources
+    text = textwrap.shorten(text, _LONGEST_SOURCES, placeholder=" ...")
+    for place, source in enumerate(others):
+        if len(text) + len(source) > _LONGEST_SOURCES:
+            return f"{text}; and {len(others) - place} more"
+        text += f"; {source}"
+    return text
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The course's style; after it the process's ``rcParams`` are the reader's again.
-
-    Each figure function is decorated with it, so that no style of the reader's gets into a figure.
-    """
+    """The course's style; after it the process's ``rcParams`` are the reader's again."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         # Thin hatching, so that none is taken for the border of a slice.
         matplotlib.rcParams |= _STYLE
         yield
+
+
+def drawn(shows_gaps: bool = False) -> Callable:
+    """Decorate a function that draws: in the course's style, and from data that can be drawn.
+
+    The function then raises ValueError, naming the argument, for data without a value and, unless
+    it shows them as gaps, for infinite values and NaN.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def draw(*data: Any, **options: Any) -> Any:
+            given = inspect.signature(function).bind(*data, **options).arguments
+            for name, value in given.items():
+                _check_drawable(value, f"{function.__name__}: {name}", shows_gaps)
+            with style():
+                return function(*data, **options)
+
+        return draw
+
+    return decorate
+
+
+def _check_drawable(value: Any, name: str, shows_gaps: bool) -> None:
+    """Refuse data that are empty somewhere, or not finite."""
+    if isinstance(value, Mapping | list | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            _check_drawable(part, f"{name}[{key!r}]", shows_gaps)
+        size, finite = len(value), True
+    elif isinstance(value, Real):
+        size, finite = 1, math.isfinite(value)
+    elif hasattr(value, "astype") and value.dtype.kind not in "OSU":
+        size, finite = value.size, np.isfinite(to_cpu(value).astype(np.float64)).all()
+    else:
+        return
+    if not size:
+        raise ValueError(f"{name} is empty; there is nothing to draw.")
+    if not (finite or shows_gaps):
+        raise ValueError(f"{name} holds infinite values or NaN, which have no place in the figure.")
 
 
 class Picture:
@@ -129,14 +178,17 @@ class Picture:
         notes: Sequence[str] = (), legend: Sequence[Artist] = (),
     ) -> None:  # fmt: skip
         """Set title, legend and caption around the axes, which get the room between them."""
-        if not origins or isinstance(origins, str):
+        origins = [origins] if isinstance(origins, Origin) else origins
+        if not origins or not all(isinstance(origin, tuple) for origin in origins):
             raise ValueError(
-                f"the figure {title!r} does not say where its numbers come from; pass origins, "
-                "such as origins_of(measurements)."
+                f"the figure {title!r} does not say where its numbers come from; pass a list of "
+                "origins, such as origins_of(measurements)."
             )
+        origins = [Origin(Provenance(kind), *where) for kind, *where in origins]
         for provenance, where in origins:
-            if Provenance(provenance) in CLOCKED and not where:
+            if provenance in CLOCKED and not where:
                 raise ValueError(f"{title!r}: {provenance} needs a machine: Origin.on(card).")
+        notes = [notes] if isinstance(notes, str) else notes
         self.figure, self.title, self.alt = figure, title, alt
         self.caption = " | ".join([*map(str, origins), *filter(None, notes)])
         with style():
@@ -145,8 +197,11 @@ class Picture:
     def _set_around(self, legend: Sequence[Artist]) -> None:
         figure = self.figure
         width, height = figure.get_size_inches()
-        lines = textwrap.wrap(self.caption, width=int(width * 16), break_long_words=False)
-        height += 0.14 * max(0, len(lines) - 2)  # a long caption takes nothing from the axes
+        lines = textwrap.wrap(self.caption, width=int(width * 16))
+        heading = textwrap.wrap(self.title, width=int(width * 9)) or [""]
+        above = 0.3 + 0.2 * len(heading)
+        # A long caption or title takes nothing from the axes.
+        height += 0.14 * max(0, len(lines) - 2) + 0.2 * (len(heading) - 1)
         figure.set_figheight(height)
         below = (0.14 * len(lines) + 0.12) / height
         look = {"fontsize": 8, "color": Colour.GREY, "va": "bottom"}
@@ -158,8 +213,9 @@ class Picture:
                 borderaxespad=0.2, ncols=math.ceil(len(legend) / rows), columnspacing=1.2,
             )  # fmt: skip
             below += (0.08 + 0.2 * rows) / height
-        figure.text(0.01, 1 - 0.08 / height, self.title, fontsize=12, color=Colour.INK, va="top")
-        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - 0.5 / height))
+        look = {"fontsize": 12, "color": Colour.INK, "va": "top"}
+        figure.text(0.01, 1 - 0.08 / height, "\n".join(heading), **look)
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - above / height))
 
     @functools.cached_property
     def png(self) -> bytes:

@@ -241,13 +241,13 @@ def device_in_words(conditions: Mapping[str, Any]) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, plainly: 0.123, 12.3, 1,230.
+    """Three significant digits, plainly: 0.123, 12.3, 1,230; what is not finite as such.
 
-    >>> [format_number(v) for v in (0.01234, 12.34, 1234.5, 0)]
-    ['0.0123', '12.3', '1,230', '0']
+    >>> [format_number(v) for v in (0.01234, 12.34, 1234.5, 0, -math.inf)]
+    ['0.0123', '12.3', '1,230', '0', '-inf']
     """
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{abs(value) if value == 0 else value:g}"
     digits = 2 - math.floor(math.log10(abs(value)))
     rounded = round(value, digits)
     if 1e-4 <= abs(rounded) < 1e15:

@@ -10,10 +10,12 @@ import re
 from functools import partial
 
 import matplotlib
+import matplotlib.patheffects
 import matplotlib.style
 import numpy as np
 import pytest
 from helpers import ceilings, example
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -173,7 +175,7 @@ FIGURES = [
      "2 images of 9x9 pixels", "a cat", "a cup", "Published: a photographer, CC0"),
     (forms.share_pies, (SHARES, "batch 4"),
      "this machine (measured here): convolution 30.0 %, fully connected 39.5 %",
-     "local response norm 20.0 %", "GPU, 2014 (published): convolution 90.0 %",
+     "normalisation 20.0 %", "GPU, 2014 (published): convolution 90.0 %",
      MACHINE, "Published: A thesis |", "batch 4"),
     (forms.samples_strip, ([measured("fair", 10.0, 11.0, 12.0), measured("shot", 44.0)],),
      "fair: median 11.0 ms, from 10.0 to 12.0, 1.00 times",
@@ -192,14 +194,15 @@ FIGURES = [
     (forms.loss_curves,
      ({"float16": [2.0, 1.5, 1.0], "diverges": [2.0, np.nan, np.nan]}, CARD, "SGD"),
      "float16: from 2 to 1 after 3 steps",
-     "diverges: from 2 to 2 after 1 steps, not finite from step 2 on", MACHINE, "SGD"),
+     "diverges: from 2 to 2 after 1 step, not finite from step 2 on", MACHINE, "SGD"),
     (chapter_01.share_bars, (SHARES, "batch 4"),
      "this machine (measured here): convolution 30.0 %", "(published): convolution 90.0 %",
      MACHINE, "Published: A thesis |", "batch 4"),
     (chapter_01.cost_shares, (layer_costs(deep_convnet()),),
      "share of the parameters, %: convolution 58.1, fully connected 41.9", "share of the MACs",
      "Computed: counted from the layers' shapes"),
-    (chapter_01.layer_bars, (TRAINING,), "batch 4", "conv1 90.0 ms", "fc2 118 ms",
+    (chapter_01.layer_bars, (TRAINING,), "batch 4", "conv1 90.0 ms", "flatten 1.50",
+     "fc2 118 ms",
      MACHINE, "batch 4, BLAS on 4 threads, 3 passes"),
     (chapter_01.roofline_against_measured, deep_profile(),
      "Measured time over roofline time: conv1 ", "fc2 ", MACHINE, "batch 4"),
@@ -385,11 +388,58 @@ def test_a_picture_shows_itself_in_a_notebook(monkeypatch):
     assert html.escape(drawn.alt) in words["text/html"]
 
 
-def test_the_same_numbers_give_the_same_image_in_every_style():
+STYLES = [
+    "dark_background",
+    {"text.usetex": True},
+    {"font.family": ["No Such Font"], "mathtext.fontset": "stix"},
+    {"figure.dpi": 3000, "savefig.dpi": 3000, "font.size": 60, "lines.linewidth": 30},
+    {"path.sketch": (1, 100, 2), "path.effects": [matplotlib.patheffects.Normal()]},  # as xkcd()
+    {"savefig.bbox": "tight", "savefig.transparent": True, "savefig.format": "pdf"},
+    {"axes.grid": True, "axes.formatter.use_locale": True, "figure.constrained_layout.h_pad": 3},
+]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_the_same_numbers_give_the_same_image_in_every_style(style):
+    """Whether it is set before a figure is built or between building and saving it."""
     function, arguments, *_ = FIGURES[4]
-    image = draw(function, *arguments).png
-    with matplotlib.style.context(LEARNERS_STYLE):
-        assert draw(function, *arguments).png == image
+    early, image = draw(function, *arguments), draw(function, *arguments).png
+    with matplotlib.style.context(style):
+        assert draw(function, *arguments).png == image == early.png
+
+
+@pytest.mark.parametrize("backend", ["svg", "pdf", "module://matplotlib_inline.backend_inline"])
+def test_no_backend_matters_and_no_figure_stays_open(backend):
+    function, arguments, *_ = FIGURES[4]
+    image, before = draw(function, *arguments).png, matplotlib.get_backend()
+    try:
+        pyplot.switch_backend(backend)
+        with pyplot.ion():
+            assert draw(function, *arguments).png == image
+        assert not pyplot.get_fignums()
+    finally:
+        pyplot.switch_backend(before)
+
+
+def test_a_dollar_is_a_dollar():
+    """Two of them in a name make no formula, nor does one with a backslash fail."""
+    named = measured(r"$5 to \$6 or $\frac", 1.0)
+    drawn = forms.samples_strip([named], "$x$", title="from $1 to $2")
+    drawn.png  # noqa: B018
+    assert not [t for t in drawn.figure.findobj(matplotlib.text.Text) if t.get_parse_math()]
+
+
+def test_a_long_title_goes_on_below_and_takes_no_room_from_the_axes():
+    _, arguments, *_ = FIGURES[4]
+    short, long = (forms.samples_strip(*arguments, title=title) for title in ("T", "long " * 60))
+    heights = []
+    for drawn in (short, long):
+        drawn.png  # noqa: B018
+        (axes,) = drawn.figure.axes
+        heights.append(axes.get_window_extent().height)
+        right = [text.get_window_extent().x1 for text in drawn.figure.texts]
+        assert max(right) < drawn.figure.bbox.width
+    assert heights[1] == pytest.approx(heights[0], rel=0.02)
 
 
 def test_origins_name_each_machine_whose_clock_ran_once_and_the_sources():
@@ -401,7 +451,10 @@ def test_origins_name_each_machine_whose_clock_ran_once_and_the_sources():
     assert own.startswith(MACHINE) and replayed.startswith("Recorded: Other CPU, 8 cores")
     assert (computed, published) == ("Computed: a piece", "Published: a log")
     many = [dataclasses.replace(LOOPS, source=f"source {i} " * 5) for i in range(9)]
-    assert origins_of(many) == [(COMPUTED, "")]
+    (origin,) = origins_of(many)
+    assert origin.where.startswith("source 0 ") and origin.where.endswith("; and 4 more")
+    (origin,) = origins_of([dataclasses.replace(LOOPS, source="a long title " * 40)])
+    assert origin.where.endswith(" title a ...") and len(origin.where) <= 240
     gain = dataclasses.replace(LOOPS, machine=CARD)
     assert str(origins_of([gain])[0]).startswith("Computed: a piece; Example CPU")
 
@@ -446,6 +499,16 @@ def test_shares_of_a_recording():
         Shares.of_recording("recorded", recording, "caffe")
 
 
+def test_a_layer_of_an_own_kind_is_drawn_as_another():
+    times = {"conv1": 3.0, "mix1": 1.0}
+    own = dataclasses.replace(profile_of(times), kinds={"conv1": "conv", "mix1": "attention"})
+    shares = Shares.of_profile("own", own)
+    assert shares.in_words().endswith("convolution 75.0 %, other 25.0 %")
+    assert "mix1 1.00 ms" in draw(chapter_01.layer_bars, own).alt
+    assert "convolution 75 %" in draw(chapter_01.batch_sweep, {4: own}).alt
+    assert draw(forms.share_pies, [shares]).png and draw(chapter_01.share_bars, [shares]).png
+
+
 # --- single figures -----------------------------------------------------------------------------
 
 
@@ -464,6 +527,9 @@ def test_shares_of_a_recording():
         ((chapter_05.magnitude_histogram, {"g": np.zeros(5)}, [FLOAT16], CARD), "100.0 % are 0"),
         ((forms.loss_curves, {"a": [*range(100), np.inf, 5.0]}, CARD),
          "from 0 to 98.5 after 100 steps, not finite from step 101 on"),
+        ((forms.loss_curves, {"a": [np.nan, 5.0]}, CARD), "a, not finite from step 1 on"),
+        ((partial(chapter_04.epoch_lines, ylabel="loss"), {"a": [2.0, np.nan, np.inf]}, CARD),
+         "a: 1: 2.00, 2: nan, 3: inf"),
     ],
 )  # fmt: skip
 def test_a_figure_says_in_words(figure, words):
@@ -535,18 +601,35 @@ CURVES = {f"line {i}": [1.0] for i in range(8)}
 BITS = "two texts of 2 to 16 characters 0 or 1"
 
 
-def caption(origins, title):
-    return Picture(Figure(layout="constrained"), "T", origins, "words")
+def caption(origins, notes=(), title="T"):
+    return Picture(Figure(layout="constrained"), title, origins, "words", notes)
+
+
+def test_a_caption_takes_one_origin_or_plain_tuples_and_one_note():
+    counted = Origin(COMPUTED, "counted")
+    for origins in (counted, [counted], [("computed", "counted")], (counted,)):
+        assert caption(origins, "batch 1").caption == "Computed: counted | batch 1"
 
 
 @pytest.mark.parametrize(
     ("function", "arguments", "error", "message"),
     [
-        (caption, ([],), ValueError, "the figure 'T' does not say where its numbers come from"),
-        (caption, ([Origin(MEASURED)],), ValueError, "'T': measured here needs a machine"),
+        *((caption, (none,), ValueError, "the figure 'A title' does not say where its numbers")
+          for none in ([], "computed", ("computed", "counted"), None)),
+        (caption, ([Origin(MEASURED)],), ValueError, "'A title': measured here needs a machine"),
         (caption, ([Origin("guessed")],), ValueError, "'guessed' is not a valid Provenance"),
         (forms.loss_curves, (CURVES, CARD), ValueError, "1 to 7 lines can be told apart, got 8"),
-        (forms.measured_bars, ({},), ValueError, "above 0 of one unit, got none"),
+        (forms.measured_bars, ({},), ValueError, "measured_bars: groups is empty; there is noth"),
+        (forms.ladder, ({"conv3": []},), ValueError, "ladder: panels['conv3'] is empty"),
+        (forms.samples_strip, ([],), ValueError, "samples_strip: measurements is empty"),
+        (forms.image_row, (np.zeros((0, 3, 9, 9)), ["a"], CARD), ValueError, "images is empty"),
+        (chapter_01.cost_shares, ([],), ValueError, "costs is empty"),
+        (chapter_02.error_against_speed, ([speed(80.0)], [np.nan]), ValueError,
+         "error_against_speed: errors[0] holds infinite values or NaN"),
+        (chapter_03.memory_against_batch, ({"a": {1: 3e8, 2: np.inf}}, {"a GPU": 1.0}), ValueError,
+         "holds infinite values or NaN"),
+        (chapter_06.sign_pictures, ({"w": np.full((1, 2, 2), np.nan)}, ["a"], CARD), ValueError,
+         "sign_pictures: rows['w'] holds infinite values or NaN, which have no place"),
         (forms.measured_bars, ({"g": [measured("a", 0.0)]},), ValueError, "above 0"),
         (forms.measured_bars, ({"g": [measured("a", 3.0), measured("b", 1.0, unit="x")]},),
          ValueError, "of one unit, got ['ms', 'x']"),
@@ -555,7 +638,7 @@ def caption(origins, title):
         (chapter_05.bit_layout, (FLOAT64, 1.0), ValueError, "float64 has 64 bits; 32 at most"),
         (chapter_05.bit_layout, (FLOAT16, "0101"), ValueError, "float16 has 16 bits"),
         (chapter_05.magnitude_histogram, ({"g": np.array([1, np.inf])}, [FLOAT16], CARD),
-         ValueError, "'g' holds infinite values"),
+         ValueError, "groups['g'] holds infinite values"),
         (chapter_06.popcount_steps, ("10", "101"), ValueError, BITS),
         (chapter_06.popcount_steps, ("12", "10"), ValueError, BITS),
         (chapter_06.popcount_steps, ("1" * 17, "1" * 17), ValueError, BITS),
