@@ -192,8 +192,8 @@ def power_of_two(exponent: float) -> str:
 
 
 def raised(number: str) -> str:
-    """A whole number's text in small figures above the line."""
-    return number.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    """A text of whole numbers, without blanks, in small figures above the line."""
+    return number.replace(" ", "").translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def plain(number: float) -> str:
