@@ -5,6 +5,11 @@ import os
 import uuid
 from pathlib import Path
 
+# Before NumPy is loaded, and for every kernel and job that a test starts. Workers of OpenBLAS spin
+# on after a product for a core that another test wants; measurements need not be precise here.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+os.environ.setdefault("FASTDL_TIME_SCALE", "0.1")
+
 import hypothesis
 import psutil
 import pytest
