@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import fit
+from fastdl_lib.precision.formats import FixedPoint, FloatFormat, Stored
 
 
 def example(**changes):
@@ -258,3 +260,30 @@ def convolutions(draw, dtypes=(np.float32, np.float64)):
     weight = rng.standard_normal((filters, channels // groups, *kernel)).astype(dtype)
     bias = rng.standard_normal(filters).astype(dtype) if draw(st.booleans()) else None
     return x, weight, bias, {"stride": stride, "padding": padding, "groups": groups}
+
+
+# --- number formats -----------------------------------------------------------------------------
+
+
+def all_values(kind):
+    """Every finite value of a format of few bits, ascending, float64; the two zeros are one."""
+    if isinstance(kind, FloatFormat):
+        codes = np.arange(2**kind.bits).astype(np.min_scalar_type(2**kind.bits - 1))
+        values = Stored(kind, codes).decode(np.float64)
+        return np.unique(values[np.isfinite(values)])
+    end = 2 ** (kind.bits - 1)
+    return np.arange(-end + (not isinstance(kind, FixedPoint)), end) * kind.epsilon
+
+
+def nearest(exact, kind):
+    """A Fraction rounded to a float format, to even where two are equally near; beyond doubt."""
+    if not exact:
+        return 0.0
+    size = abs(exact)
+    exponent = size.numerator.bit_length() - size.denominator.bit_length()
+    exponent -= Fraction(2) ** exponent > size
+    step = Fraction(2) ** (max(exponent, 1 - kind.bias) - kind.fraction_bits)
+    rounded = round(exact / step) * step  # Python's round() of a Fraction: halves to even
+    if abs(rounded) <= kind.largest:
+        return float(rounded)
+    return math.copysign(math.inf, exact) if kind.has_infinity else math.nan

@@ -9,7 +9,6 @@ bits that are all 1 mean infinity (fraction 0) or NaN, "not a number" (any other
 Fixed-point numbers and scaled integers have the same distance everywhere instead.
 """
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -43,28 +42,7 @@ class NumberFormat(ABC):
     epsilon: float
     """The distance from 1.0 to the next number; the step where the spacing is even."""
 
-    def spacing(self, x: Array | float) -> Array | float:
-        """Return the distance between neighbours where x lies: the same from one power of two to
-        the next.
-
-        Args:
-            x: a number, or an array of any real dtype and shape, NumPy or CuPy.
-
-        Returns:
-            float64 of x's shape, a Python float for a number; NaN where x is NaN or beyond the
-            largest.
-
-        >>> FLOAT16.spacing(1.0) == FLOAT16.epsilon, FLOAT16.spacing(2048.0)
-        (True, 2.0)
-        """
-        if isinstance(x, Real):
-            return float(self._spacing(np.array([float(x)]))[0])
-        return self._spacing(x.astype(np.float64).reshape(-1)).reshape(x.shape)
-
-    @abstractmethod
-    def _spacing(self, x: Array) -> Array: ...
-
-    def round(self, x: Array, *, rng: Any = None, saturate: bool = False) -> Array:
+    def round(self, x: Array, *, rng: Any = None) -> Array:
         """Round every value to one that the format holds; the array keeps its dtype.
 
         To the nearest, between two equally near ones to the one whose last bit is 0 ("ties to
@@ -72,22 +50,21 @@ class NumberFormat(ABC):
         likely, so that the mean is x; S. Gupta et al., "Deep learning with limited numerical
         precision", ICML 2015. A value that the format holds stays in both.
 
+        Beyond ``largest`` floats become infinite (NaN in float8_e4m3, which has no infinity) as if
+        the numbers went on there: from half a spacing above on, or, stochastically, with a
+        probability that grows from 0 to 1 within a spacing. Fixed point and integers saturate.
+
         Args:
             x: float32 or float64, any shape, NumPy or CuPy; it is kept.
             rng: None, or a random generator of x's library, such as ``np.random.default_rng(0)``.
                 It is asked for one number per value, as fine as x's dtype. One seed, one result.
-            saturate: what lies beyond ``largest`` becomes ``largest``. Otherwise floats become
-                infinite (NaN in float8_e4m3, which has no infinity) as if the numbers went on
-                there: from half a spacing above on, or, for stochastic rounding, with a
-                probability that grows from 0 to 1 within a spacing. Fixed point and integers
-                always saturate.
 
         Returns:
             An array of x's shape, dtype, library and order in memory.
 
         Raises:
-            TypeError: x is no array of float32 or float64, or rng no generator of its library.
-            ValueError: fixed point and integers: x holds a NaN; scaled integers: or an infinity.
+            TypeError, ValueError: another dtype or generator; a NaN, or for scaled integers an
+                infinity, which fixed point and integers do not have.
 
         >>> FLOAT16.round(np.array([0.1, 2049.0, 70000.0], np.float32)).tolist()
         [0.0999755859375, 2048.0, inf]
@@ -97,16 +74,16 @@ class NumberFormat(ABC):
         """
         chance = self._chance(x, rng)
         out = array_module(x).empty_like(x)
-        self._round_into(x, chance, out, saturate)
+        self._round_into(x, chance, out)
         return out
 
     @abstractmethod
-    def _round_into(self, x: Array, chance: Array | None, out: Array, saturate: bool) -> None:
+    def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
         """Round x to out, which lies in memory as x and ``chance`` do."""
 
     @abstractmethod
-    def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
-        """Round as :meth:`round` does, with its arguments and errors, and keep the bits alone.
+    def store(self, x: Array) -> "Stored":
+        """Round to nearest, as :meth:`round` does, and keep the bits alone.
 
         >>> stored = FLOAT16.store(np.array([1.0, -2.0], np.float32))
         >>> [hex(code) for code in stored.codes.tolist()], stored.nbytes
@@ -117,29 +94,9 @@ class NumberFormat(ABC):
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
         """The values behind the codes."""
 
-    def all_values(self) -> np.ndarray:
-        """Return every finite value of the format, ascending, float64; the two zeros are one.
-
-        Raises:
-            ValueError: the format has more than 16 bits.
-
-        >>> FLOAT8_E5M2.all_values()[-3:].tolist(), len(FLOAT16.all_values())
-        ([40960.0, 49152.0, 57344.0], 63487)
-        """
-        if self.bits > 16:
-            raise ValueError(
-                f"{self.name} has {self.bits} bits and about 2^{self.bits} values; all_values() "
-                "lists formats of up to 16 bits."
-            )
-        return self._all_values()
-
-    @abstractmethod
-    def _all_values(self) -> np.ndarray: ...
-
     def _chance(self, x: Array, rng: Any) -> Array | None:
-        """A uniform random number for each value, in the order of x's shape whatever its order in
-        memory; None without a generator. Other dtypes, and a generator of another library, are
-        refused."""
+        """A uniform random number for each value, drawn in the order of x's shape whatever its
+        order in memory; None without a generator."""
         xp = array_module(x)
         if x.dtype not in _ROUNDED:
             raise TypeError(
@@ -171,10 +128,8 @@ class NumberFormat(ABC):
 def check_format(name: str, format: Any, kind: type[NumberFormat] = NumberFormat) -> None:
     """Refuse, by a TypeError, what is no format of that kind."""
     if not isinstance(format, kind):
-        wanted = "a floating-point format such as FLOAT16"
-        if kind is NumberFormat:
-            wanted = "a number format such as FLOAT16 or FixedPoint(8, 8)"
-        raise TypeError(f"{name} must be {wanted}, got {format!r}.")
+        wanted = "number" if kind is NumberFormat else "floating-point"
+        raise TypeError(f"{name} must be a {wanted} format such as FLOAT16, got {format!r}.")
 
 
 def _in_blocks(work: Callable[..., None], arrays: Sequence[Array | None]) -> None:
@@ -276,20 +231,13 @@ class FloatFormat(NumberFormat):
         top = 2.0 ** (math.frexp(self.largest)[1] - 1)
         return array_module(x).clip(powers, self.smallest_normal, top, out=powers)
 
-    def _spacing(self, x: Array) -> Array:
-        xp = array_module(x)
-        return xp.where(xp.abs(x) <= self.largest, self._powers(x) * self.epsilon, xp.nan)
-
-    def _round_into(self, x: Array, chance: Array | None, out: Array, saturate: bool) -> None:
+    def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
         if self.bits >= 8 * x.dtype.itemsize:  # every value of that dtype is one of this format
             out[...] = x
-            if saturate:  # infinities; float64's own largest is no float32
-                largest = min(self.largest, float(np.finfo(x.dtype).max))
-                array_module(x).clip(out, -largest, largest, out=out)
             return
-        _in_blocks(functools.partial(self._round_block, saturate), [x, chance, out])
+        _in_blocks(self._round_block, [x, chance, out])
 
-    def _round_block(self, saturate: bool, x: Array, chance: Array | None, out: Array) -> None:
+    def _round_block(self, x: Array, chance: Array | None, out: Array) -> None:
         xp = array_module(x)
         powers = self._powers(x)
         xp.abs(x, out=out)
@@ -299,24 +247,20 @@ class FloatFormat(NumberFormat):
         _to_whole(out, chance)
         out *= self.epsilon
         out *= powers
-        if saturate:
-            xp.minimum(out, self.largest, out=out)
-        else:
-            beyond = out > self.largest
-            if xp is not np or beyond.any():
-                out[beyond] = np.inf if self.has_infinity else np.nan
+        beyond = out > self.largest
+        if xp is not np or beyond.any():
+            out[beyond] = np.inf if self.has_infinity else np.nan
         _take_sign(out, x)
 
-    def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
-        plain = rng is None and not saturate
+    def store(self, x: Array) -> "Stored":
         xp = array_module(x)
-        if plain and self.dtype is not None and xp is np and x.dtype == np.float32:
+        if self.dtype is not None and xp is np and x.dtype == np.float32:
             # The same bits as below, several times as fast.
             with np.errstate(over="ignore", invalid="ignore"):
                 return Stored(self, x.astype(self.dtype).view(self._code_dtype))
         # NumPy and CuPy round to their own formats in the same way, and keep what a NaN carries.
-        direct = plain and self.dtype in _NATIVE and x.dtype in _ROUNDED
-        rounded = x if direct else self.round(x, rng=rng, saturate=saturate)
+        direct = self.dtype in _NATIVE and x.dtype in _ROUNDED
+        rounded = x if direct else self.round(x)
         codes = xp.empty_like(rounded, dtype=self._code_dtype)
         _in_blocks(self._encode_block, [rounded, codes])
         return Stored(self, codes)
@@ -378,16 +322,8 @@ class FloatFormat(NumberFormat):
         _in_blocks(self._decode_block, [stored.codes, out])
         return out
 
-    def _all_values(self) -> np.ndarray:
-        codes = np.arange(2**self.bits).astype(self._code_dtype)
-        values = Stored(self, codes).decode(np.float64)
-        return np.unique(values[np.isfinite(values)])
-
     def bits_of(self, value: float) -> str:
         """Return sign, exponent and fraction of a number rounded to this format, as 0s and 1s.
-
-        Raises:
-            TypeError: the value is no number.
 
         >>> FLOAT16.bits_of(1.5), FLOAT16.bits_of(-2**-24)
         ('0 01111 1000000000', '1 00000 0000000001')
@@ -400,11 +336,8 @@ class FloatFormat(NumberFormat):
         return f"{text[0]} {text[1:end]} {text[end:]}"
 
     def value_of(self, bits: str) -> float:
-        """Return the number behind a string of 0s and 1s; spaces may stand anywhere.
-
-        Raises:
-            TypeError: no string.
-            ValueError: other characters, or not as many as the format has bits.
+        """Return the number behind a string of 0s and 1s, as many as the format has bits; spaces
+        may stand anywhere.
 
         >>> FLOAT16.value_of("0 01111 1000000000"), FLOAT8_E4M3.value_of("0 1111 110")
         (1.5, 448.0)
@@ -453,11 +386,6 @@ class _EvenlySpaced(NumberFormat):
 
     smallest_subnormal = epsilon = smallest_normal
 
-    def _spacing(self, x: Array) -> Array:
-        xp = array_module(x)
-        inside = (x >= self._lowest * self._step) & (x <= self.largest)
-        return xp.where(inside, self._step, xp.nan)
-
     @property
     def _code_dtype(self) -> np.dtype:
         return np.dtype(next(f"int{size}" for size in (8, 16, 32) if self.bits <= size))
@@ -475,9 +403,6 @@ class _EvenlySpaced(NumberFormat):
         if float(y.dtype.type(highest)) > highest:
             highest = float(np.nextafter(y.dtype.type(highest), y.dtype.type(0)))
         xp.clip(y, float(self._lowest), highest, out=y)
-
-    def _all_values(self) -> np.ndarray:
-        return np.arange(self._lowest, self._highest + 1) * self._step
 
 
 @dataclass(frozen=True, repr=False)
@@ -526,7 +451,7 @@ class FixedPoint(_EvenlySpaced):
     def _lowest(self) -> int:
         return -(2 ** (self.bits - 1))
 
-    def _round_into(self, x: Array, chance: Array | None, out: Array, saturate: bool) -> None:
+    def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
         if bool(array_module(x).isnan(x).any()):
             raise ValueError(f"{self.name} has no NaN, and x holds one.")
 
@@ -537,8 +462,8 @@ class FixedPoint(_EvenlySpaced):
 
         _in_blocks(work, [x, chance, out])
 
-    def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
-        rounded = self.round(x, rng=rng)
+    def store(self, x: Array) -> "Stored":
+        rounded = self.round(x)
         rounded *= 1 / self._step
         return Stored(self, rounded.astype(self._code_dtype))
 
@@ -555,8 +480,7 @@ class ScaledInteger(_EvenlySpaced):
 
     The scale, a float32, is max\\|x\\| / 127: of the whole array, or one for each index of an axis
     (axis 0 of a weight is its output channels). Of zeros alone it is 1. A value is the product of
-    both, rounded to the array's dtype. As a format without an array (``largest``, ``spacing`` ...)
-    it has the scale 1.
+    both, rounded to the array's dtype. ``largest`` and ``epsilon`` are those of the scale 1.
 
     Args:
         bits: 2 to 16.
@@ -620,12 +544,12 @@ class ScaledInteger(_EvenlySpaced):
         _in_blocks(self._whole_block, [whole, chance])
         return whole, scale
 
-    def _round_into(self, x: Array, chance: Array | None, out: Array, saturate: bool) -> None:
+    def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
         whole, scale = self._in_steps(x, chance)
         array_module(x).multiply(whole, self._spread(scale, x, x.dtype), out=out)
 
-    def store(self, x: Array, *, rng: Any = None, saturate: bool = False) -> "Stored":
-        whole, scale = self._in_steps(x, self._chance(x, rng))
+    def store(self, x: Array) -> "Stored":
+        whole, scale = self._in_steps(x, self._chance(x, None))
         return Stored(self, whole.astype(self._code_dtype), scale)
 
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
@@ -637,10 +561,7 @@ class ScaledInteger(_EvenlySpaced):
 INT8 = ScaledInteger(8)
 INT8_PER_CHANNEL = ScaledInteger(8, axis=0)
 
-_NAMED = (
-    *(FLOAT64, FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2),
-    *(INT8, INT8_PER_CHANNEL),
-)
+_NAMED = [FLOAT64, FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, INT8, INT8_PER_CHANNEL]
 FORMATS: dict[str, NumberFormat] = {format.name: format for format in _NAMED}
 """The formats with a name of their own, widest first."""
 

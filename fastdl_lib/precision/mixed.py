@@ -30,15 +30,6 @@ from fastdl_lib.precision.formats import (
 )
 from fastdl_lib.precision.products import product
 
-__all__ = [
-    "DynamicLossScale",
-    "MixedPrecision",
-    "Precision",
-    "Rounding",
-    "in_precision",
-    "weight_bytes",
-]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
 
@@ -69,8 +60,8 @@ class Rounding(Layer):
     """Round what passes to a format: values on the way forward, gradients on the way back.
 
     Stochastic rounding draws in training only; elsewhere it is to nearest, so that a network gives
-    one answer. (Ranks that share a batch all draw alike, each for its own images.) The scale of an
-    integer format is that of the whole batch. Any shape, float32 or float64.
+    one answer. Ranks that share a batch draw for the whole of it. The scale of an integer format is
+    that of the whole batch, so that these do not share one. Any shape, float32 or float64.
 
     >>> from fastdl_lib.precision.formats import FLOAT16
     >>> Rounding(FLOAT16).forward(np.array([[2049, 70000]], np.float32)).tolist()
@@ -81,6 +72,7 @@ class Rounding(Layer):
         super().__init__()
         check_format("format", format)
         self.format, self.stochastic, self.seed = format, bool(stochastic), seed
+        self._shared: tuple[slice, int] | None = None
         self._generators: dict[str, Any] = {}
 
     @property
@@ -90,9 +82,15 @@ class Rounding(Layer):
     def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
         return 0  # the layer before it writes what is rounded here
 
+    @property
+    def mixes_images(self) -> bool:
+        return isinstance(self.format, ScaledInteger)
+
+    def share(self, here: slice | None, images: int) -> None:
+        self._shared = None if here is None else (here, images)
+
     def reseed(self, seed: int) -> None:
-        self.seed = seed
-        self._generators = {}
+        self.seed, self._generators = seed, {}
 
     def _round(self, x: Array, draw: bool) -> Array:
         if not draw:
@@ -100,7 +98,13 @@ class Rounding(Layer):
         xp = array_module(x)
         if xp.__name__ not in self._generators:
             self._generators[xp.__name__] = xp.random.default_rng(self.seed)
-        return self.format.round(x, rng=self._generators[xp.__name__])
+        rng = self._generators[xp.__name__]
+        if self._shared is None:
+            return self.format.round(x, rng=rng)
+        here, images = self._shared
+        whole = xp.zeros_like(x, shape=(images, *x.shape[1:]))
+        whole[here] = x
+        return self.format.round(whole, rng=rng)[here]
 
     def forward(self, x: Array, training: bool = False) -> Array:
         out = self._round(x, self.stochastic and training)
@@ -268,7 +272,7 @@ def weight_bytes(network: Network, format: NumberFormat) -> int:
 
 def _seed(seed: int, *place: int) -> int:
     """The seed of one source of randomness."""
-    sequence = np.random.SeedSequence(int(seed), spawn_key=place)
+    sequence = np.random.SeedSequence(seed, spawn_key=place)
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
@@ -308,9 +312,8 @@ class DynamicLossScale:
         check_number("start", start, low=LEAST_LOSS_SCALE)
         check_number("growth", growth, low=1, low_included=False)
         check_number("backoff", backoff, low=0, low_included=False, high=1)
-        check_whole_number("interval", interval, 1)
+        self.interval = check_whole_number("interval", interval, 1)
         self.start, self.growth, self.backoff = float(start), float(growth), float(backoff)
-        self.interval = int(interval)
         self.scale = self.start
         """The scale now."""
         self.good_steps = 0
@@ -387,7 +390,7 @@ class MixedPrecision(Optimizer):
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, MixedPrecision):
             raise TypeError(f"optimizer must be a plain one such as Adam(), got {optimizer!r}.")
         check_format("storage", storage)
-        check_whole_number("seed", seed, 0)
+        self.seed = check_whole_number("seed", seed, 0)
         self.dynamic = loss_scale if isinstance(loss_scale, DynamicLossScale) else None
         if self.dynamic is None:
             check_number("loss_scale", loss_scale, low=0, low_included=False)
@@ -403,7 +406,6 @@ class MixedPrecision(Optimizer):
         self.steps, self.state = optimizer.steps, optimizer.state
         self.optimizer, self.storage = optimizer, storage
         self.master_weights, self.stochastic = bool(master_weights), bool(stochastic)
-        self.seed = int(seed)
 
     @property
     def numbers(self) -> dict[str, float]:

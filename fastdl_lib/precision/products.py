@@ -16,8 +16,6 @@ from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.threads import in_parallel
 from fastdl_lib.precision.formats import FLOAT16, FLOAT32, FLOAT64, FloatFormat, check_format
 
-__all__ = ["product"]
-
 # So many sums are carried on at a time: they and their part of the second matrix stay in cache.
 SUMS = 256
 
@@ -78,7 +76,7 @@ def _compiled_sums(round_products: bool, round_sums: bool, sticky: bool) -> Call
 def _constants(rounding: FloatFormat) -> tuple[float, float, float, float]:
     """What the loops need to round: the smallest normal number; 1.5 * 2^52 spacings at 1; the
     largest float64 that does not overflow; and the factor that makes the rest infinite, or NaN."""
-    limit = rounding.largest + rounding.spacing(rounding.largest) / 2
+    limit = rounding.largest + rounding.epsilon / 2 * 2.0 ** (math.frexp(rounding.largest)[1] - 1)
     if rounding.has_infinity:  # the tie goes to the even one, which is infinity
         limit = math.nextafter(limit, 0.0)
     beyond = math.inf if rounding.has_infinity else math.nan
@@ -102,9 +100,7 @@ def product(
     :func:`fastdl_lib.core.threads.in_parallel`.
 
     Raises:
-        TypeError: an array is on the GPU or neither float32 nor float64; a format is no
-            FloatFormat.
-        ValueError: the matrices do not fit.
+        TypeError, ValueError: an array of another device or dtype; shapes that do not fit.
 
     >>> ones = np.ones((1, 4096), np.float32)
     >>> float(product(ones, ones.T, compute=FLOAT16, accumulate=FLOAT16)[0, 0])  # 2048 + 1 = 2048

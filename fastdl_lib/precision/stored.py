@@ -25,8 +25,6 @@ from fastdl_lib.precision.formats import (
     check_format,
 )
 
-__all__ = ["StoredLinear"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
 
@@ -150,8 +148,7 @@ class StoredLinear(Layer):
         format: the weights' format, any but float64 (which float32 sums would not do justice).
 
     Raises:
-        TypeError, ValueError: layer is no such Linear; a format this has no way to multiply from,
-            or that does not hold a weight.
+        TypeError, ValueError: no such Linear; a format this cannot multiply from, or too narrow.
 
     >>> from fastdl_lib.precision.formats import INT8
     >>> wide = Linear(512, 256, rng=np.random.default_rng(0))

@@ -31,7 +31,18 @@ from fastdl_lib.nn.loss import softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam
 from fastdl_lib.nn.zoo import deep_convnet
-from fastdl_lib.precision.formats import FORMATS, FixedPoint
+from fastdl_lib.precision.formats import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT8_E5M2,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    FORMATS,
+    INT8,
+    INT8_PER_CHANNEL,
+    FixedPoint,
+)
 from fastdl_lib.precision.mixed import (
     DynamicLossScale,
     MixedPrecision,
@@ -41,7 +52,6 @@ from fastdl_lib.precision.mixed import (
     weight_bytes,
 )
 
-FLOAT64, FLOAT32, FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, INT8, PER_CHANNEL = FORMATS.values()
 FIXED = FixedPoint(8, 8)
 REAL = {
     FLOAT16: np.float16,
@@ -185,7 +195,7 @@ def test_weights_are_those_a_cast_gives(trained):
 
 
 def test_int8_per_channel_has_a_scale_for_each_output(trained):
-    network = rounded(trained, PER_CHANNEL)
+    network = rounded(trained, INT8_PER_CHANNEL)
     for name, array in network.parameters.items():
         weight = trained.parameters[name]
         groups = weight if name.endswith("weight") else weight[None]
@@ -224,6 +234,23 @@ def test_chance_is_in_training_only_and_seeded():
     draws = roundings(networks[0])
     assert len({layer.seed for layer in draws}) == len(draws) > 3
     assert all(layer.stochastic for layer in draws)
+
+
+@pytest.mark.parametrize("format", [FLOAT16, FIXED], ids=str)
+def test_ranks_draw_what_one_process_draws(format):
+    """Each for its images of the batch, whatever their order in memory, pass after pass."""
+    x = np.random.default_rng(0).standard_normal((7, 3, 4, 5), dtype=np.float32)
+    whole = Rounding(format, stochastic=True, seed=2)
+    parts = [Rounding(format, stochastic=True, seed=2) for _ in range(2)]
+    for batch in (x, x[:6], x.transpose(0, 2, 3, 1)):
+        expected = whole.forward(batch, training=True), whole.backward(batch)
+        for here, layer in zip((slice(0, 3), slice(3, len(batch))), parts, strict=True):
+            layer.share(here, len(batch))
+            part = np.asfortranarray(batch[here])
+            assert (layer.forward(part, training=True) == expected[0][here]).all()
+            assert (layer.backward(part) == expected[1][here]).all()
+            layer.share(None, 0)
+            assert (layer.forward(part) == format.round(part)).all()
 
 
 # --- products in few bits -----------------------------------------------------------------------
@@ -367,7 +394,7 @@ def test_what_is_no_format_or_constant_is_refused(make, error, message):
 def test_bytes_are_those_of_the_stored_codes(format):
     network, stored = small_alexnet(), 0
     for array in network.parameters.values():
-        whole = INT8 if format is PER_CHANNEL and array.ndim == 1 else format
+        whole = INT8 if format is INT8_PER_CHANNEL and array.ndim == 1 else format
         stored += whole.store(array).nbytes
     assert weight_bytes(network, format) == stored
 

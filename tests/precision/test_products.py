@@ -1,11 +1,11 @@
 """Products of matrices, rounded one step at a time."""
 
 import itertools
-import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers import nearest
 
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.precision.formats import (
@@ -84,18 +84,6 @@ def test_product_against_numpys_running_sum_of_halves():
         assert running.dtype == np.float16 and got[i, j] == running[-1]
 
 
-def nearest_exactly(total, kind):
-    """A Fraction rounded to a format; slow and beyond doubt."""
-    if total == 0:
-        return Fraction(0)
-    exponent = math.floor(math.log2(abs(total.numerator)) - math.log2(total.denominator)) + 2
-    while Fraction(2) ** exponent > abs(total):
-        exponent -= 1
-    lowest = round(math.log2(kind.smallest_normal))
-    step = Fraction(2) ** (max(exponent, lowest) - kind.fraction_bits)
-    return round(total / step) * step  # Python's round() of a Fraction: halves to even
-
-
 @pytest.mark.parametrize(
     "pair",
     [
@@ -125,7 +113,7 @@ def test_sums_of_longer_products_are_rounded_once(pair):
     for row, value in zip(rows, got, strict=True):
         total = Fraction(0)
         for term in row:
-            total = nearest_exactly(total + Fraction(float(term)), accumulate)
+            total = Fraction(nearest(total + Fraction(float(term)), accumulate))
         assert value == float(total), row
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import all_values
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,7 +75,7 @@ def test_forward_is_the_product_with_the_decoded_weights(format, count, inputs, 
 @pytest.mark.parametrize("format", [FLOAT16, BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, INT8], ids=str)
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_value_of_the_format_is_widened_exactly(format, count):
-    values = format.all_values()  # for 8-bit integers -127 to 127: the scale is 1
+    values = all_values(format)  # for 8-bit integers -127 to 127: the scale is 1
     stored = StoredLinear(linear(values[:, None]), format)
     out = stored.forward(np.ones((count, 1), np.float32))
     assert np.array_equal(out, np.tile(values.astype(np.float32), (count, 1)))
