@@ -258,11 +258,12 @@ class MpiWorkers(Workers):
     # --- what fit asks for ---
 
     def begin(self, network, optimizer, settings, epochs):
-        mixing = any(layer.mixes_images for layer in network.layers.values())
+        mixing = [name for name, layer in network.layers.items() if layer.mixes_images]
         if mixing and self.size > 1:  # of each rank's part, they would drift apart
+            kind = type(network.layers[mixing[0]]).__name__
             raise ValueError(
-                f"{network.name} has batch normalisation, whose means and variances are the whole "
-                "batch's: train it in one process, with fit()."
+                f"{network.name} has a layer, {mixing[0]}, a {kind}, that computes with means or "
+                "scales of the whole batch: train it in one process, with fit()."
             )
         own = json.loads(json.dumps(settings))
         first = [own, epochs, optimizer.steps, optimizer.numbers, list(optimizer.state)]

@@ -15,6 +15,9 @@ from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core import arrays
 from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.training import fit
+from fastdl_lib.nn.zoo import deep_convnet
+from fastdl_lib.precision.formats import INT8
+from fastdl_lib.precision.mixed import Precision, in_precision
 from fastdl_lib.scaling import workers
 from fastdl_lib.scaling.mpi import run_program
 from fastdl_lib.scaling.workers import Delayed
@@ -132,9 +135,16 @@ def test_what_goes_wrong_among_ranks_is_named(scenario, says):
         job(2, scenario)
 
 
-def test_batch_norm_is_not_shared_out():
-    network, two = binary_mlp(hidden=8), SimpleNamespace(size=2, rank=0)
-    with pytest.raises(ValueError, match=r"has batch normalisation.* train it in one process"):
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (lambda: binary_mlp(hidden=8), "a BatchNorm"),
+        (lambda: in_precision(deep_convnet(), Precision(INT8)), "input stored, a Rounding"),
+    ],
+)
+def test_what_depends_on_the_whole_batch_is_not_shared_out(make, layer):
+    network, two = make(), SimpleNamespace(size=2, rank=0)
+    with pytest.raises(ValueError, match=rf"{layer}, .* train it in one process"):
         workers.MpiWorkers.begin(two, network, SGD(0.1), {}, [])
 
 
