@@ -13,6 +13,16 @@ from typing import Any
 _DAY_S = 86_400.0
 
 
+def check_destination(path: str | os.PathLike) -> None:
+    """Refuse, before the work, the name of a file that could not be written after it.
+
+    Raises: OSError, such as FileNotFoundError where there is no such folder, PermissionError where
+    it is read-only, and IsADirectoryError where ``path`` itself is a folder; leaves no trace.
+    """
+    with _part_of(Path(os.path.realpath(path))):
+        pass
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path of the same name; the block writes it, then it takes ``path``'s place.
@@ -20,7 +30,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     If the block raises or the process dies, ``path`` stays as it was. Two writers at once do no
     harm: the later one wins. Where ``path`` is a symbolic link, the file that it names is written.
 
-    Raises: FileNotFoundError or PermissionError where the folder does not exist or is read-only.
+    Raises: as :func:`check_destination`.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with whole_file(Path(folder) / "note.txt") as part:
@@ -29,26 +39,38 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     'all of it'
     """
     path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot write {path.name}: the folder {path.parent.name!r} does not exist; make it."
-        )
-    try:
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
-    except OSError as error:  # a read-only disk gives no PermissionError
-        raise PermissionError(
-            f"cannot write {path.name}: the folder {path.parent.name!r} cannot be written to "
-            f"({error.strerror}); make it writable or choose another."
-        ) from error
-    for left in path.parent.glob(".writing-*"):  # by a process that died
-        if time.time() - left.stat().st_mtime > _DAY_S:
-            shutil.rmtree(left, ignore_errors=True)
-    with folder:
-        part = Path(folder.name) / path.name
+    with _part_of(path) as part:
+        for left in path.parent.glob(".writing-*"):  # by a process that died
+            if time.time() - left.stat().st_mtime > _DAY_S:
+                shutil.rmtree(left, ignore_errors=True)
         yield part
         if path.exists():
             shutil.copymode(path, part)
         os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """A file of the same name, not there yet, in a temporary folder beside ``path``."""
+    where = f"cannot write {path.name}: the folder {path.parent.name!r}"
+    if os.path.isdir(path):  # a name too long is no folder, and raises below
+        raise IsADirectoryError(f"cannot write {path.name}: it is a folder; give another name.")
+    if not path.parent.is_dir():
+        if path.parent.exists():
+            raise NotADirectoryError(f"{where} is a file; give another folder.")
+        raise FileNotFoundError(f"{where} does not exist; make it.")
+    with contextlib.ExitStack() as stack:
+        try:
+            beside = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
+            part = Path(stack.enter_context(beside), path.name)
+            part.touch()
+            part.unlink()
+        except OSError as error:  # a read-only disk gives no PermissionError
+            raise PermissionError(
+                f"{where} cannot be written to ({error.strerror}); make it writable or choose "
+                "another."
+            ) from error
+        yield part
 
 
 def read_json(path: Path, schema: str) -> dict:

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.datasets import mnist
-from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.files import check_destination, whole_file
 from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import Evaluation, History, evaluate, fit, hold_out
@@ -67,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> None:
-    if options.out is not None:
-        _check_place(options.out)
+    made = options.out and options.out.with_suffix(".json")
+    for path in filter(None, (options.out, made, options.checkpoint)):
+        check_destination(path)
     if options.images is not None:
         check_whole_number("--images", options.images, HELD_OUT_SHARE)
     card = machine_card()
@@ -98,25 +98,14 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
         print(f"Test: {test}")
     if options.out is not None:
         network.save_weights(options.out, packed=options.packed)
-        made = _how_made(options, arguments, history, test) | {
+        how = _how_made(options, arguments, history, test) | {
             "training_images": len(images),
             "validation_images": 0 if validation is None else len(validation[0]),
             "machine": card.to_dict(),
         }
-        with whole_file(options.out.with_suffix(".json")) as part:
-            part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        print(f"Wrote {options.out.name} and {options.out.stem}.json")
-
-
-def _check_place(out: Path) -> None:
-    """Refuse before the work what could not be written after it."""
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent.name!r}; make it.")
-    if not os.access(out.parent, os.W_OK):
-        raise PermissionError(f"the folder {out.parent.name!r} cannot be written to.")
-    for path in (out, out.with_suffix(".json")):
-        if path.is_dir():
-            raise IsADirectoryError(f"{path.name} is a folder; give the weights another name.")
+        with whole_file(made) as part:
+            part.write_text(json.dumps(how, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"Wrote {options.out.name} and {made.name}")
 
 
 def _how_made(

@@ -1,7 +1,9 @@
 """A training run in a file: stored whole after every epoch, taken up exactly where it stopped."""
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,14 +11,33 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.core.arrays import array_module, beside, to_cpu
-from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.arrays import array_module, beside, to_cpu, wide
+from fastdl_lib.core.files import check_destination, whole_file
+from fastdl_lib.nn.archives import holding, is_checkpoint, read_arrays
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 CHECKPOINT_SCHEMA = "fastdl-checkpoint/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training images gave."""
+
+    epoch: int
+    """From 1 up."""
+    loss: float
+    """Mean over the images while they were trained on, nats; Dropout at work."""
+    accuracy: float
+    """The share that was right while they were trained on, 0 to 1; Dropout at work."""
+    validation_accuracy: float | None
+    """Of the network at the epoch's end, 0 to 1; None where there are no validation images."""
+    learning_rate: float
+    """At the epoch's last step."""
+    seconds: float = dataclasses.field(compare=False)
+    """Of training, validation and checkpoint not counted. Two equal epochs may take others."""
 
 
 class Checkpoint:
@@ -28,6 +49,7 @@ class Checkpoint:
         self.path = Path(path)
         if self.path.suffix != ".npz":
             raise ValueError(f"a checkpoint is stored as .npz, got the name {self.path.name!r}.")
+        check_destination(self.path)
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.start = digest(self._weights().values())
 
@@ -68,20 +90,28 @@ class Checkpoint:
 
     def restore(self) -> list[dict]:
         """Set weights and optimiser back to what is stored, and return the epochs."""
-        return self._restore(*self._read())
+        record, arrays = self._read()
+        self._check_whole(record, arrays)
+        return self._restore(record, arrays)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        arrays = read_arrays(self.path)
+        what, other = holding(arrays), "give this run's checkpoint another name"
+        if not is_checkpoint(arrays):
+            raise ValueError(f"{self.path.name} is no checkpoint but holds {what}: {other}.")
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
             record = json.loads(str(arrays.pop("record")))
-            if record["schema"] != CHECKPOINT_SCHEMA:
-                raise ValueError(f"it has the schema {record['schema']!r}")
-        except Exception as error:  # damage in an archive raises many types
+            schema = record["schema"]
+            kinds = {"settings": dict, "start": str, "steps": int, "epochs": list}
+            whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
+        except (ValueError, TypeError, LookupError, RecursionError):
+            schema, whole = None, False
+        if schema != CHECKPOINT_SCHEMA or not whole:
+            expected = f"expected a whole one of {CHECKPOINT_SCHEMA!r}"
             raise ValueError(
-                f"{self.path.name} is damaged, or no checkpoint ({error}): restore it, or give "
-                "this run's checkpoint another name."
-            ) from None
+                f"{self.path.name} holds {what} with a record of the schema {schema!r}, "
+                f"{expected}: {other}."
+            )
         return record, arrays
 
     def _check_same_run(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -95,11 +125,37 @@ class Checkpoint:
                 name, was, value = f"{name} {key}", was.get(key), value.get(key)
             if was != value:
                 raise ValueError(f"{another}its {name} is {was}, this call's {value}. {remedy}")
+        self._check_whole(record, arrays)
         # A network that was interrupted holds the stored weights, not those it began with.
         held = digest(arrays[f"weight.{name}"] for name in self._weights())
         if self.start not in (record["start"], held):
             began = "it began with other weights (another seed of the network?)"
             raise ValueError(f"{another}{began}. {remedy}")
+
+    def _check_whole(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Refuse what is not a whole run of this network, before anything is changed."""
+        broken = f"{self.path.name} holds no whole checkpoint of {self.network.name}: "
+        wanted = {f"weight.{name}": (a.shape, a.dtype) for name, a in self._weights().items()}
+        for kind in {key.split(".")[1] for key in arrays if key.startswith("state.")}:
+            for name, weight in self.network.parameters.items():
+                wanted[f"state.{kind}.{name}"] = weight.shape, wide(weight.dtype)
+        for key in sorted(wanted.keys() | arrays.keys()):
+            array, (shape, dtype) = arrays.get(key), wanted.get(key, ("", "nothing"))
+            found = "missing" if array is None else f"{array.dtype} {array.shape}"
+            if found != f"{dtype} {shape}":
+                raise ValueError(f"{broken}{key} is {found}, expected {dtype} {shape}.")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{broken}{key} holds numbers that are not finite.")
+        numbers = record.get("numbers", {})
+        try:
+            whole = all(map(math.isfinite, [record["steps"], *numbers.values()]))
+            whole &= not numbers or numbers.keys() == self.optimizer.numbers.keys()
+            for fields in record["epochs"]:
+                Epoch(**fields)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{broken}its record is none ({error}).") from None
+        if not whole:
+            raise ValueError(f"{broken}its numbers are {numbers} after {record['steps']} steps.")
 
     def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[dict]:
         weights = self._weights()

@@ -12,6 +12,7 @@ from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu
 from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.measuring.costs import KINDS
+from fastdl_lib.nn.archives import holding, is_checkpoint, read_arrays
 from fastdl_lib.nn.layers import Layer
 from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy
 
@@ -290,35 +291,38 @@ class Network:
             np.savez(part, **{f"{n}.{key}": a for n, stored in layers for key, a in stored.items()})
 
     def load_weights(self, path: str | os.PathLike) -> "Network":
-        """Read weights that :meth:`save_weights` wrote, and return the network.
+        """Read weights from what :meth:`save_weights` wrote, or from a checkpoint of ``fit``, and
+        return the network.
 
-        Raises ValueError, and changes nothing, where the file is damaged, belongs to another
-        network, or holds numbers that this one's dtype does not.
+        Raises OSError, ValueError, and changes nothing, where there is no such file, or it is
+        damaged, belongs to another network, or holds numbers that this one's dtype does not.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path.name} in {path.parent.name}/.")
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                loaded = self._from_store({name: archive[name] for name in archive.files})
-        except Exception as error:  # damage in an archive raises many types
-            raise ValueError(f"{path.name} is damaged ({error}); restore or remake it.") from None
+        path, arrays = Path(path), read_arrays(path)
+        what = f"{path.name} holds {holding(arrays)}"
+        if is_checkpoint(arrays):  # whose other arrays are the optimiser's
+            start = "weight."
+            arrays = {n[len(start) :]: a for n, a in arrays.items() if n.startswith(start)}
         weights = self.parameters | self.buffers
+        try:
+            loaded = self._from_store(arrays)
+        except (ValueError, LookupError, TypeError) as error:  # packed for other shapes
+            raise ValueError(f"{what}, but not {self.name}'s ({error}).") from None
         fitting = {name: _as_weight(array, weights.get(name)) for name, array in loaded.items()}
         for name in sorted(weights.keys() | loaded.keys()):
             if fitting.get(name) is None:
                 raise ValueError(
-                    f"{path.name} holds the weights of another network than {self.name}: {name} "
-                    f"is {_in_words(loaded.get(name))}, expected {_in_words(weights.get(name))}."
+                    f"{what}, but not {self.name}'s: {name} is {_in_words(loaded.get(name))}, "
+                    f"expected {_in_words(weights.get(name))}; nothing was loaded."
                 )
-            if fitting[name].dtype.kind == "f" and not np.isfinite(fitting[name]).all():
+            if not _is_kept(loaded[name], fitting[name]):
                 raise ValueError(
                     f"{path.name}: {name} holds numbers that are not finite in "
-                    f"{fitting[name].dtype}; nothing was loaded."
+                    f"{fitting[name].dtype}, or that it does not hold; nothing was loaded."
                 )
+        ready = {name: beside(fitting[name], old) for name, old in weights.items()}
         for name, old in weights.items():
             # In place: weights stay where they were, on the CPU or the GPU, and in their order.
-            old[...] = beside(fitting[name], old)
+            old[...] = ready[name]
         return self
 
     def _from_store(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -336,6 +340,11 @@ def _as_weight(array: np.ndarray, weight: Array | None) -> np.ndarray | None:
         return None
     with np.errstate(over="ignore"):
         return array.astype(weight.dtype, copy=False)
+
+
+def _is_kept(array: np.ndarray, weight: np.ndarray) -> bool:
+    """Whether another dtype rounds an array's numbers at most: floats stay finite, others equal."""
+    return bool(np.isfinite(weight).all() if weight.dtype.kind == "f" else (weight == array).all())
 
 
 def _in_words(array: Array | None) -> str:

@@ -28,7 +28,7 @@ from fastdl_lib.core.arrays import (
 )
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
-from fastdl_lib.nn.checkpoints import Checkpoint, digest
+from fastdl_lib.nn.checkpoints import Checkpoint, Epoch, digest
 from fastdl_lib.nn.loss import loss_and_right, softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer, Schedule
@@ -177,24 +177,6 @@ class Workers:
     def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
         """Run the network on all images, shared out."""
         return evaluate(network, images, labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training images gave."""
-
-    epoch: int
-    """From 1 up."""
-    loss: float
-    """Mean over the images while they were trained on, nats; Dropout at work."""
-    accuracy: float
-    """The share that was right while they were trained on, 0 to 1; Dropout at work."""
-    validation_accuracy: float | None
-    """Of the network at the epoch's end, 0 to 1; None where there are no validation images."""
-    learning_rate: float
-    """At the epoch's last step."""
-    seconds: float = dataclasses.field(compare=False)
-    """Of training, validation and checkpoint not counted. Two equal epochs may take others."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

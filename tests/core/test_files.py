@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.files import check_destination, whole_file
 
 
 def names(folder):
@@ -30,17 +30,38 @@ def test_a_failing_block_leaves_the_old_file_and_no_part(tmp_path, failure):
     assert (tmp_path / "a.json").read_text() == "old"
 
 
-def test_a_missing_and_a_read_only_folder_are_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("results/a.json", "the folder 'results' does not exist; make it"),
+        ("file/a.json", "the folder 'file' is a file; give another"),
+        ("there", "cannot write there: it is a folder; give another name"),
+        ("link", "cannot write there: it is a folder"),
+        ("a" * 300, r"cannot be written to \(File name too long\)"),
+        ("a.json", r"cannot be written to \(Read-only file system\); make it writable or choose"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_block(name, words, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    for path, words in (
-        (tmp_path / "results" / "a.json", "the folder 'results' does not exist; make it"),
-        (tmp_path / "a.json", r"cannot be written to \(Read-only file system\)"),
-    ):
-        with pytest.raises(OSError, match=words), whole_file(path):
-            pytest.fail("the block must not run")
+    (tmp_path / "file").touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    if name == "a.json":
         monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    with pytest.raises(OSError, match=words), whole_file(tmp_path / name):
+        pytest.fail("the block must not run")
+    with pytest.raises(OSError, match=words):
+        check_destination(tmp_path / name)
+    assert names(tmp_path) == ["file", "link", "there"]
+
+
+def test_where_a_file_can_be_written_the_check_leaves_no_trace(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    for name in ("a.json", "b.json"):
+        check_destination(tmp_path / name)
+    assert names(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
 
 
 def test_a_link_stays_a_link_and_what_a_dead_process_left_goes(tmp_path):

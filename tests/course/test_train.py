@@ -114,12 +114,7 @@ def test_the_command_trains_binary_networks(words, make, size, others, small_mni
 
 
 def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys, monkeypatch):
-    (tmp_path / "there.npz").mkdir()
-    for arguments, message in (
-        (["--out", str(tmp_path / "gone" / "net.npz")], "there is no folder 'gone'; make it.\n"),
-        (["--out", str(tmp_path / "there.npz")], "there.npz is a folder; give the weights another"),
-        (["--images", "11"], "--images must be at least 12, got 11.\n"),
-    ):
+    for arguments, message in ((["--images", "11"], "--images must be at least 12, got 11.\n"),):
         assert train.main(arguments) == 1
         assert capsys.readouterr().err.startswith(message)
     with pytest.raises(SystemExit) as caught:

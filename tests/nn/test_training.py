@@ -4,7 +4,6 @@ import io
 import itertools
 import math
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -30,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdl_lib.core import arrays
-from fastdl_lib.nn import checkpoints, training
+from fastdl_lib.nn import training
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import (
@@ -478,39 +477,12 @@ def test_a_damaged_checkpoint_never_passes_for_a_run(path):
         try:
             _, got = train(network, checkpoint=path, epochs=1)
         except ValueError as error:
-            assert "belongs to another run" in str(error) or str(error).startswith(
-                "run.npz is damaged, or no checkpoint ("
-            )
+            assert str(error).startswith(("run.npz ", "the checkpoint run.npz belongs to another"))
             assert_same_weights(network, toy())
         else:
             assert content not in cut_off
             assert_same_weights(network, expected)
             assert got == history
-
-
-def test_a_checkpoint_of_another_version_or_a_pickle_is_refused(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SCHEMA", "fastdl-checkpoint/0")
-    train(checkpoint=path, epochs=1)
-    monkeypatch.undo()
-    other_version = r"no checkpoint \(it has the schema 'fastdl-checkpoint/0'\)"
-    with pytest.raises(ValueError, match=other_version):
-        train(checkpoint=path, epochs=1)
-
-    class Trap:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "sprung"),))
-
-    toy().save_weights(path)  # a good file, of another kind
-    weights = path.read_bytes()
-    record = np.empty((), object)
-    record[()] = Trap()
-    np.savez(path, record=record)
-    for content in (weights, path.read_bytes(), pickle.dumps(Trap())):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="damaged, or no checkpoint"):
-            train(checkpoint=path, epochs=1)
-        assert path.read_bytes() == content
-    assert not (tmp_path / "sprung").exists()
 
 
 # --- a loss that is no number -------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""Arrays in an ``.npz`` file: read whole, or said what the file is instead."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+_BEGINNINGS = {
+    b"\x93NUMPY": "a single array (.npy)",
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x80": "a Python pickle, which is never opened",
+    b"": "empty",
+}
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Name to array of all that an ``.npz`` file holds; pickled objects are never opened.
+
+    Raises: OSError where there is no such file, ValueError where it is damaged or another kind of
+    file; says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path.name} is a folder, expected an .npz file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path.name} in {path.parent.name}/.")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK":
+        raise ValueError(f"{path.name} is no .npz file: it is {_said(path)}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # damage in an archive raises many types
+        raise ValueError(
+            f"{path.name} cannot be read to its end ({error}): it is damaged, cut off, or holds "
+            "something else than arrays. Restore it from a copy, or give another file."
+        ) from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path.name} is an archive, but no .npz file: it holds {name}.")
+    return arrays
+
+
+def is_checkpoint(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether these are the arrays of :class:`~fastdl_lib.nn.checkpoints.Checkpoint`."""
+    return "record" in arrays and arrays["record"].dtype.kind == "U"
+
+
+def holding(arrays: dict[str, np.ndarray]) -> str:
+    """What a file's arrays are, in words."""
+    if is_checkpoint(arrays):
+        return "a checkpoint of a run"
+    if arrays and all("." in name for name in arrays):
+        return "the weights of a network"
+    return f"the arrays {list(arrays)[:5]}"
+
+
+def _said(path: Path) -> str:
+    """What a file is that is no archive."""
+    content = path.read_bytes()
+    for start, kind in _BEGINNINGS.items():
+        if content[: len(start) or None] == start:
+            return kind
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return f"another kind of file, which begins with {content[:8]!r}"
+    try:
+        return f"JSON with the schema {json.loads(text)['schema']!r}, such as a recording"
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return "text"
