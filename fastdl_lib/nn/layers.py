@@ -17,6 +17,8 @@ from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.arrays import array_module, to_cpu, wide
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
+from fastdl_lib.kernels.compiled import suits
+from fastdl_lib.kernels.pixels import largest, largest_back
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -383,7 +385,17 @@ class MaxPool2d(Layer):
         check_batch(self, x, 4, "(N, C, H, W)")
         out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
 
-        in_rows(lambda part: self._largest(self._largest(x[part], 2), 3, out=out[part]), x)
+        pixels, largest_pixels = (a.transpose(0, 2, 3, 1) for a in (x, out))
+        if suits(pixels, largest_pixels):
+
+            def work(part: slice) -> None:
+                largest()(pixels[part], largest_pixels[part], self.kernel, self.stride)
+        else:
+
+            def work(part: slice) -> None:
+                self._largest(self._largest(x[part], 2), 3, out=out[part])
+
+        in_rows(work, x)
         self._keep(training, out, x, out)
         return out
 
@@ -392,8 +404,13 @@ class MaxPool2d(Layer):
         xp = array_module(x, grad_out)
         grad_x = _like(x, x.shape)
         kernel = (self.kernel, self.kernel)
+        pixels = [a.transpose(0, 2, 3, 1) for a in (x, out, grad_out, grad_x)]
+        is_compiled = suits(*pixels)
 
         def work(images: slice) -> None:
+            if is_compiled:
+                largest_back()(*(a[images] for a in pixels), self.kernel, self.stride)
+                return
             grad_x[images] = 0
             free = xp.ones_like(out[images], dtype=bool)
             taps, grad_taps = (tap_views(a[images], kernel, self.stride) for a in (x, grad_x))

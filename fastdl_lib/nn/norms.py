@@ -8,6 +8,8 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import sum_in_order
+from fastdl_lib.kernels import pixels as loops
+from fastdl_lib.kernels.compiled import suits
 from fastdl_lib.nn.layers import Layer, check_batch, check_float, check_image_shape, in_rows
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -97,8 +99,13 @@ class LocalResponseNorm(Layer):
         check_batch(self, x, 4, "(N, C, H, W)")
         pixels = _pixels(x)
         out = array_module(x).empty_like(pixels)
+        is_compiled = self.beta == 0.75 and suits(pixels)
+        constants = np.float32([self.alpha, self.k])
 
         def work(rows: slice) -> None:
+            if is_compiled:
+                loops.response_norm(self.size)(pixels[rows], out[rows], *constants)
+                return
             values = _widened(pixels[rows])
             _, divisor = self._energy_and_divisor(values)
             array_module(x).divide(values, divisor, out=out[rows])
@@ -111,8 +118,14 @@ class LocalResponseNorm(Layer):
     def backward(self, grad_out: Array) -> Array:
         (pixels,) = self._recall(grad_out)
         grads, grad_x = _pixels(grad_out), array_module(pixels).empty_like(pixels)
+        is_compiled = self.beta == 0.75 and suits(pixels, grads)
+        constants = np.float32([self.alpha, self.k, 2 * self.alpha * self.beta])
 
         def work(rows: slice) -> None:
+            if is_compiled:
+                back = loops.response_norm_back(self.size)
+                back(pixels[rows], grads[rows], grad_x[rows], *constants)
+                return
             x = _widened(pixels[rows])
             # Computing these again takes less time than storing and fetching them.
             energy, divisor = self._energy_and_divisor(x)

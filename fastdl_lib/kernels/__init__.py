@@ -1,0 +1,1 @@
+"""Loops compiled for this CPU, below the layers and algorithms that use them."""

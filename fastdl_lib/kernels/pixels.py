@@ -1,0 +1,124 @@
+"""Loops over pixels whose channels lie side by side: normalising and pooling, and their ways back.
+
+Each inner loop goes over the channels of one pixel, 4 to 16 of them at once in a vector register,
+and all that is made of a pixel on the way stays in the core's smallest cache: the image is read
+once and written once. NumPy goes through the whole image for every operation; its version stands in
+:mod:`fastdl_lib.nn.norms` and :mod:`fastdl_lib.nn.layers`, for GPUs and other dtypes too.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from fastdl_lib.kernels.compiled import compiled
+
+
+@functools.cache
+def response_norm(size: int) -> Callable[..., None]:
+    """Return ``loop(x, out, alpha, k)`` for local response normalisation with beta = 0.75.
+
+    x, out: (pixels, channels); alpha, k: np.float32. The squares of a pixel stand in a row with
+    zeros at both ends, so that ``size`` neighbours are added without a question at the edges; as
+    ``size`` is known when this is compiled, those additions become straight code.
+    """
+    reach = size // 2
+
+    @compiled
+    def loop(x, out, alpha, k):
+        pixels, channels = x.shape
+        square = np.zeros(channels + 2 * reach, x.dtype)
+        for p in range(pixels):
+            for c in range(channels):
+                square[reach + c] = x[p, c] * x[p, c]
+            for c in range(channels):
+                energy = square[c]
+                for step in range(1, size):
+                    energy += square[c + step]
+                root = np.sqrt(k + alpha * energy)
+                out[p, c] = x[p, c] / (root * np.sqrt(root))  # two roots for one power
+
+    return loop
+
+
+@functools.cache
+def response_norm_back(size: int) -> Callable[..., None]:
+    """Return ``loop(x, grad_out, grad_x, alpha, k, factor)``, the way back of
+    :func:`response_norm`; factor is 2 * alpha * beta, all arrays (pixels, channels)."""
+    reach = size // 2
+
+    @compiled
+    def loop(x, grad_out, grad_x, alpha, k, factor):
+        pixels, channels = x.shape
+        square = np.zeros(channels + 2 * reach, x.dtype)
+        ratio = np.zeros(channels + 2 * reach, x.dtype)
+        divided = np.empty(channels, x.dtype)
+        for p in range(pixels):
+            for c in range(channels):
+                square[reach + c] = x[p, c] * x[p, c]
+            for c in range(channels):
+                energy = square[c]
+                for step in range(1, size):
+                    energy += square[c + step]
+                energy = k + alpha * energy
+                root = np.sqrt(energy)
+                divided[c] = grad_out[p, c] / (root * np.sqrt(root))
+                ratio[reach + c] = divided[c] / energy * x[p, c]
+            for c in range(channels):
+                shared = ratio[c]
+                for step in range(1, size):
+                    shared += ratio[c + step]
+                grad_x[p, c] = divided[c] - factor * shared * x[p, c]
+
+    return loop
+
+
+@functools.cache
+def largest() -> Callable[..., None]:
+    """Return ``loop(x, out, kernel, stride)``: the largest value of each window, NaN where it holds
+    one. x: (N, H, W, C); out: (N, OH, OW, C)."""
+
+    @compiled
+    def loop(x, out, kernel, stride):
+        images, height, width, channels = out.shape
+        for n in range(images):
+            for i in range(height):
+                for j in range(width):
+                    most = out[n, i, j]
+                    most[:] = x[n, i * stride, j * stride]
+                    for p in range(kernel):
+                        for q in range(kernel):
+                            value = x[n, i * stride + p, j * stride + q]
+                            for c in range(channels):
+                                keep = most[c] >= value[c] or most[c] != most[c]
+                                most[c] = most[c] if keep else value[c]
+
+    return loop
+
+
+@functools.cache
+def largest_back() -> Callable[..., None]:
+    """Return ``loop(x, out, grad_out, grad_x, kernel, stride)``, the way back of :func:`largest`:
+    the first of equal values in a window gets the gradient. ``grad_x`` is filled anew."""
+
+    @compiled
+    def loop(x, out, grad_out, grad_x, kernel, stride):
+        images, height, width, channels = out.shape
+        left = np.empty(channels, x.dtype)
+        nothing = np.float32(0)
+        grad_x[:] = nothing
+        for n in range(images):
+            for i in range(height):
+                for j in range(width):
+                    left[:] = grad_out[n, i, j]
+                    most = out[n, i, j]
+                    for p in range(kernel):
+                        for q in range(kernel):
+                            value = x[n, i * stride + p, j * stride + q]
+                            grad = grad_x[n, i * stride + p, j * stride + q]
+                            for c in range(channels):
+                                hit = value[c] == most[c]
+                                grad[c] += left[c] if hit else nothing
+                                left[c] = nothing if hit else left[c]
+
+    return loop

@@ -1,0 +1,125 @@
+"""The compiled loops, beside NumPy's version of the same layer."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, seed
+from hypothesis import strategies as st
+
+from fastdl_lib import alexnet, photos
+from fastdl_lib.kernels import pixels
+from fastdl_lib.nn import layers, norms
+from fastdl_lib.nn.layers import MaxPool2d
+from fastdl_lib.nn.norms import LocalResponseNorm
+
+
+def passes(layer, x, grad_out, compiled, monkeypatch):
+    """Output and gradient, by the loops or by NumPy."""
+    with monkeypatch.context() as patch:
+        if not compiled:
+            for module in (layers, norms):
+                patch.setattr(module, "suits", lambda *arrays: False)
+        out = layer.forward(x, training=True)
+        return out, layer.backward(np.broadcast_to(grad_out, out.shape).copy())
+
+
+def images(shape, seed=0):
+    """Channels last in memory, with ties, zeros of both signs and large values."""
+    batch, channels, height, width = shape
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-3, 4, (batch, height, width, channels)).astype(np.float32)
+    x *= rng.choice(np.float32([0.1, 1, 30]), x.shape)
+    return x.transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 37])
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_response_norm(channels, size, monkeypatch):
+    layer, x = LocalResponseNorm(size, alpha=0.01), images((2, channels, 3, 5))
+    grad_out = images(x.shape, seed=1)
+    (out, grad), (want, want_grad) = (
+        passes(layer, x, grad_out, way, monkeypatch) for way in (True, False)
+    )
+    np.testing.assert_allclose(out, want, rtol=1e-6)
+    np.testing.assert_allclose(grad, want_grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (2, 2), (3, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("channels", [1, 17, 32])
+def test_pooling_and_who_gets_the_gradient_of_equal_values(kernel, stride, channels, monkeypatch):
+    layer, x = MaxPool2d(kernel, stride=stride), images((2, channels, 7, 8))
+    grad_out = np.float32([0.5, 2, 8])[np.random.default_rng(2).integers(0, 3, (2, channels, 1, 1))]
+    (out, grad), (want, want_grad) = (
+        passes(layer, x, grad_out, way, monkeypatch) for way in (True, False)
+    )
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(grad, want_grad)  # sums of powers of two are exact
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "layer", [LocalResponseNorm(), MaxPool2d(3, stride=2)], ids=["norm", "pool"]
+)
+def test_what_is_no_number_spreads_as_in_numpy(layer, bad, monkeypatch):
+    x = images((1, 20, 5, 5)).copy(order="K")
+    x[0, 7, 2, 2] = bad
+    with np.errstate(invalid="ignore"):
+        got = passes(layer, x, np.float32(1), True, monkeypatch)
+        want = passes(layer, x, np.float32(1), False, monkeypatch)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@seed(0)
+@given(
+    st.tuples(*[st.integers(1, high) for high in (2, 40, 9, 9)]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([1, 3, 5]),
+)
+def test_no_loop_touches_memory_outside_its_arrays(shape, kernel, stride, size):
+    batch, height, width, channels = shape[0], shape[2] + 3, shape[3] + 3, shape[1]
+    guard, made = np.float32(-12345.5), []
+
+    def guarded(*shape):
+        whole = np.full(int(np.prod(shape)) + 64, guard)
+        inside = whole[32:-32].reshape(shape)
+        inside[:] = np.random.default_rng(len(made)).standard_normal(shape)
+        made.append(whole)
+        return inside
+
+    window = [(edge - kernel) // stride + 1 for edge in (height, width)]
+    x, grad_x = (guarded(batch, height, width, channels) for _ in range(2))
+    out, grad_out = (guarded(batch, *window, channels) for _ in range(2))
+    pixels.largest()(x, out, kernel, stride)
+    pixels.largest_back()(x, out, grad_out, grad_x, kernel, stride)
+    rows = [a.reshape(-1, channels) for a in (x, grad_x)]
+    another = guarded(*rows[0].shape)
+    constants = np.float32([1e-4, 2, 1.5e-4])
+    pixels.response_norm(size)(rows[0], another, *constants[:2])
+    pixels.response_norm_back(size)(rows[0], another, rows[1], *constants)
+    for whole in made:
+        assert (whole[:32] == guard).all() and (whole[-32:] == guard).all()
+
+
+@pytest.mark.parametrize(
+    "before, compiles",
+    [
+        ("numba.config.DISABLE_JIT = 1", "False"),
+        ("caching._CacheImpl._locator_classes = []", "True"),
+    ],
+    ids=["no compiler", "no folder for the machine code"],
+)
+def test_where_something_is_missing(before, compiles):
+    code = (
+        f"import numba; from numba.core import caching; {before}\n"
+        "from fastdl_lib import alexnet, photos\n"
+        "from fastdl_lib.kernels.compiled import can_compile\n"
+        "print(can_compile(), alexnet(seed=0).forward(photos(1)).argmax())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    answer = alexnet(seed=0).forward(photos(1)).argmax()
+    assert ran.stdout.split() == [compiles, str(answer)], ran.stderr
