@@ -109,7 +109,7 @@ def test_no_loop_touches_memory_outside_its_arrays(shape, kernel, stride, size):
     "before, compiles",
     [
         ("numba.config.DISABLE_JIT = 1", "False"),
-        ("caching._CacheImpl._locator_classes = []", "True"),
+        ("caching.CacheImpl._locator_classes = []", "True"),
     ],
     ids=["no compiler", "no folder for the machine code"],
 )
