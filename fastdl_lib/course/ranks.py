@@ -7,7 +7,7 @@ starts two ranks on this machine. On a cluster it is the same command with ``--h
 where a rank fails before ``MpiWorkers`` are at work; after that they do it themselves, and name the
 rank that failed, was killed, or hangs.
 
-``python -m fastdl_lib.course.ranks record`` runs what chapter 04 shows, and writes
+``python -m fastdl_lib.course.record ranks`` runs what chapter 04 shows, and writes
 ``data/recordings/ranks.json``, which it replays where MPI is missing.
 """
 
@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.core.arrays import gpu_available, keep_freed_memory, synchronize, to_gpu, use_gpu
+from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.datasets import data_folder, mnist, photos
 from fastdl_lib.core.files import whole_file
-from fastdl_lib.core.threads import blas_threads
-from fastdl_lib.course.record import check_place, save
+from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording
@@ -48,6 +48,7 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 RECORDING = "ranks.json"
 ALEXNET_BYTES = 4 * 60_965_224  # of its gradients in float32
+MNIST_IMAGES = 60_000
 
 
 # --- from a notebook ----------------------------------------------------------------------------
@@ -109,6 +110,15 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
         )
         for what, (unit, samples) in _samples(result).items()
     }
+
+
+def measure_ranks() -> Recording:
+    """Run all of :data:`RANK_RUNS`. Raises RuntimeError, TimeoutError as :func:`run_ranks`."""
+    if not mpi_status().available:
+        raise RuntimeError(mpi_status().reason)
+    found = [m for name in RANK_RUNS for m in rank_run(name, show=True).values()]
+    command = "python -m fastdl_lib.course.record ranks"
+    return Recording(found[0].machine, command, tuple(found))
 
 
 def _samples(result: Mapping[str, Any]) -> dict[str, tuple[str, list[float]]]:
@@ -236,8 +246,6 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
     else:
         network = _one_layer() if options.network == "one_layer" else deep_convnet()
         x, labels = (array[:batch] for array in mnist("train"))
-        if len(x) < batch:
-            raise ValueError(f"MNIST has {len(x):,} training images; --batch {batch} takes more")
     x, labels = _on_device(options, x, labels)
     if options.device == "gpu":
         network.to_gpu()
@@ -291,9 +299,6 @@ JOBS = {"train": _train, "all-reduce": _all_reduce, "steps": _steps}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, as one rank of a job; return the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["record"]:
-        return _record(_parser().parse_args(arguments))
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError):
@@ -306,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quiet.enter_context(contextlib.redirect_stdout(null))
             quiet.enter_context(contextlib.redirect_stderr(null))
         try:
-            options = _parser().parse_args(arguments)
+            options = _parsed(arguments, MPI.COMM_WORLD.size)
         except SystemExit:  # on all ranks alike: rank 0 has said what is wrong before any leaves
             MPI.COMM_WORLD.Barrier()
             raise
@@ -319,10 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         card = machine_card()
         if first:
             for path in (options.result, getattr(options, "out", None)):
-                if path is not None and (path.is_dir() or not path.parent.is_dir()):
-                    raise FileNotFoundError(
-                        f"{path.name} cannot be written: give a file's name in a folder that exists"
-                    )
+                _check_place(path)
             counted = "1 rank" if ranks.size == 1 else f"{ranks.size} ranks"
             print(f"{counted}, each on {card.summary}", flush=True)
         if options.fault is not None and options.fault[1] == ranks.rank:
@@ -332,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome |= {
                 "job": options.job,
                 "ranks": ranks.size,
-                "threads": options.threads,
+                "device": options.device,
+                "threads": blas_threads_now(),
                 "machine": card.to_dict(),
             }
             with whole_file(options.result) as part:
@@ -340,20 +343,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _record(options: argparse.Namespace) -> int:
-    """Run all of :data:`RANK_RUNS` and write the recording."""
-    if not mpi_status().available:
-        print(mpi_status().reason, file=sys.stderr)
-        return 1
-    try:
-        check_place(options.out)
-        found = [m for name in RANK_RUNS for m in rank_run(name, show=True).values()]
-        command = "python -m fastdl_lib.course.ranks record"
-        save(Recording(found[0].machine, command, tuple(found)), options.out)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def _check_place(path: Path | None) -> None:
+    """Refuse what could not be written after the work."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{path.name} cannot be written: give a file's name in a folder that exists"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{path.name} cannot be written: its folder is read-only")
 
 
 def _fault(ranks: MpiWorkers, how: str, step: int) -> None:
@@ -382,15 +381,47 @@ def _a_fault(text: str) -> tuple[str, int, int]:
     return found[1], int(found[2]), int(found[3])
 
 
-def _from(least: int) -> Callable[[str], int]:
-    """A whole number from ``least`` up, as argparse takes it."""
+def _number(kind: type, **limits: Any) -> Callable[[str], Any]:
+    """A number within limits, as argparse takes it."""
 
-    def whole_number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
+    def number(text: str) -> Any:
+        try:
+            value = kind(text)
+            check_number("it", value, **limits)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
         return value
 
-    return whole_number
+    return number
+
+
+_COUNT = _number(int, low=1)
+
+
+def _weights_file(text: str) -> Path:
+    if Path(text).suffix != ".npz":
+        raise argparse.ArgumentTypeError(f"the name must end in .npz, got {text!r}")
+    return Path(text)
+
+
+def _parsed(arguments: Sequence[str] | None, ranks: int) -> argparse.Namespace:
+    """The command line of a job of so many ranks; what does not go together is refused."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.fault is not None and options.fault[1] >= ranks:
+        parser.error(f"--fault names rank {options.fault[1]}; there are ranks 0 to {ranks - 1}.")
+    if options.job == "train" and options.batch > options.images:
+        parser.error(
+            f"--batch {options.batch} takes more than --images {options.images}; give less."
+        )
+    if options.job == "steps":
+        most = options.batch if options.network == "alexnet" else MNIST_IMAGES
+        if not ranks <= options.batch <= most:
+            parser.error(
+                f"--batch {options.batch}: give each of {ranks} ranks an image or more; "
+                f"MNIST has {MNIST_IMAGES:,} training images."
+            )
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -400,19 +431,21 @@ def _parser() -> argparse.ArgumentParser:
         "do. With --hostfile, or under srun --kill-on-bad-exit=1, on several machines.",
     )
     jobs = parser.add_subparsers(dest="job", required=True)
+    above_0 = _number(float, low=0, low_included=False)
+    share = _number(float, low=0, high=1)
 
     def job(name: str, text: str) -> Callable[..., Any]:
         job_parser = jobs.add_parser(name, help=text, description=text)
 
-        def add(flag: str, default: Any, text: str, least: int = 1, **kind: Any) -> None:
-            kind.setdefault("type", _from(least) if isinstance(default, int) else type(default))
+        def add(flag: str, default: Any, text: str, number=_COUNT, **kind) -> None:
             text += " (default: %(default)s)"
-            job_parser.add_argument(flag, default=default, help=text, **kind)
+            number = None if "choices" in kind else number
+            job_parser.add_argument(flag, default=default, type=number, help=text, **kind)
 
         add("--threads", 1, "BLAS threads a rank")
         add("--device", "auto", "where", choices=["auto", "cpu", "gpu"])
         seconds = "seconds without a sign of life after which a rank counts as hanging"
-        add("--patience", PATIENCE_S, seconds)
+        add("--patience", PATIENCE_S, seconds, above_0)
         plain = job_parser.add_argument
         plain("--cuda-aware", action="store_true", help="the MPI library takes GPU arrays")
         wrong = "HOW:RANK:STEP, such as kill:1:20: raise, exit, kill or hang there, to see the end"
@@ -420,25 +453,26 @@ def _parser() -> argparse.ArgumentParser:
         plain("--result", type=Path, help="write the result here, as JSON")
         if name == "train":
             plain("--checkpoint", type=Path, help="store the run after every epoch; go on from it")
-            plain("--out", type=Path, help="write the weights here")
+            plain("--out", type=_weights_file, help="write the weights here")
         return add
 
     add = job("train", "train DeepConvNet on MNIST")
-    add("--images", 60_000, "train on the first so many")
-    add("--test", 10_000, "test on the first so many")
+    at_most = _number(int, low=1, high=MNIST_IMAGES + 1)
+    add("--images", MNIST_IMAGES, "train on the first so many", at_most)
+    add("--test", 10_000, "test on the first so many", _number(int, low=1, high=10_001))
     add("--epochs", 1, "passes over the training images")
     add("--batch", 100, "images a step, all ranks together")
     add("--optimizer", "adam", "kind", choices=["adam", "sgd"])
-    add("--learning-rate", 3e-3, "the highest")
-    add("--momentum", 0.9, "of sgd")
+    add("--learning-rate", 3e-3, "the highest", above_0)
+    add("--momentum", 0.9, "of sgd", share)
     add("--dropout", "none", "at work in training; the book has both", choices=DROPOUT)
-    add("--warmup", 0.1, "share in which the rate rises")
-    add("--seed", 0, "first weights and all chance", type=int)
-    add("--shift", 0, "move images by so many pixels", least=0)
+    add("--warmup", 0.1, "share in which the rate rises", share)
+    add("--seed", 0, "first weights and all chance", _number(int, low=0))
+    add("--shift", 0, "move images by so many pixels", _number(int, low=0))
 
     add = job("all-reduce", "measure how fast arrays are added up over all ranks")
     text = "of the arrays, rounded down to whole float32 values"
-    add("--bytes", [ALEXNET_BYTES], text, type=_from(4), nargs="+")
+    add("--bytes", [ALEXNET_BYTES], text, _number(int, low=4), nargs="+")
     add("--rounds", 10, "samples")
 
     add = job("steps", "measure training steps of one rank and of all, in turn")
@@ -447,11 +481,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", 100, "images a step, all ranks together")
     add("--steps", 10, "steps a sample")
     add("--rounds", 5, "samples")
-
-    text = "run the jobs of chapter 04 and record them; needs no mpiexec"
-    record = jobs.add_parser("record", help=text, description=text)
-    place = data_folder() / "recordings" / RECORDING
-    record.add_argument("--out", type=Path, default=place, help="the file")
     return parser
 
 

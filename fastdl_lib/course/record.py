@@ -2,7 +2,8 @@
 
 ``python -m fastdl_lib.course.record`` (or ``make record``) measures this machine in eight minutes
 and writes ``data/recordings/machine_<name>_<date>.json``; ``--check FILE`` judges a recording by
-what cannot be. :mod:`fastdl_lib.course.machine_parts` says what it holds.
+what cannot be. :mod:`fastdl_lib.course.machine_parts` says what it holds. ``record ranks`` records
+chapter 04's jobs of several ranks (:mod:`fastdl_lib.course.ranks`) instead.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import psutil
 
 from fastdl_lib.core.datasets import data_folder
+from fastdl_lib.course import ranks
 from fastdl_lib.course.machine_parts import MINUTES, PARTS, ROWS, Plan, measure_machine
 from fastdl_lib.measuring.costs import layer_costs
 from fastdl_lib.measuring.evidence import Measurement, Provenance
@@ -293,7 +295,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="parts:\n" + "\n".join(f"  {part:9} {what}" for part, what in PARTS.items()),
     )
     add = parser.add_argument
-    add("--out", type=Path, help="the file (default: data/recordings/machine_<name>_<date>.json)")
+    what = "this machine (default), or chapter 04's jobs of two ranks, which take --out alone"
+    add("what", nargs="?", choices=["machine", "ranks"], default="machine", help=what)
+    files = "data/recordings/machine_<name>_<date>.json, or ranks.json there"
+    add("--out", type=Path, help=f"the file (default: {files})")
     add("--minutes", type=float, default=MINUTES, help="in all (default: %(default)g)")
     add("--parts", nargs="+", choices=PARTS, metavar="PART", help="these alone; needs --out")
     add("--check", type=Path, metavar="FILE", help="measure nothing, judge this recording")
@@ -302,7 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes must be above 0, got {options.minutes:g}.")
     if options.parts and not options.out:
         parser.error("--parts makes no whole recording: say with --out where it shall go.")
+    if options.what == "ranks" and (options.parts or options.check):
+        parser.error("ranks are recorded whole: --parts and --check are for a machine's recording.")
     try:
+        if options.what == "ranks":
+            return _record_ranks(options.out)
         if options.check:
             return _report(options.check.name, check_recording(read_recording(options.check)))
         return _record(options)
@@ -326,6 +335,13 @@ def _record(options: argparse.Namespace) -> int:
     plan = Plan(minutes=options.minutes, parts=tuple(options.parts or PARTS))
     recording = measure_machine(plan, partial(print, flush=True))
     return _report(path.name, check_recording(save(recording, path)))
+
+
+def _record_ranks(out: Path | None) -> int:
+    path = out or data_folder() / "recordings" / ranks.RECORDING
+    check_place(path)
+    save(ranks.measure_ranks(), path)
+    return 0
 
 
 def _report(name: str, faults: list[str]) -> int:
