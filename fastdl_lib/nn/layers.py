@@ -411,9 +411,11 @@ class MaxPool2d(Layer):
             if is_compiled:
                 largest_back()(*(a[images] for a in pixels), self.kernel, self.stride)
                 return
-            grad_x[images] = 0
+            # Itself, but for float16: there windows that overlap are added up in float32.
+            grads = grad_x[images].astype(wide(x.dtype), copy=False)
+            grads[...] = 0
             free = xp.ones_like(out[images], dtype=bool)
-            taps, grad_taps = (tap_views(a[images], kernel, self.stride) for a in (x, grad_x))
+            taps, grad_taps = (tap_views(a, kernel, self.stride) for a in (x[images], grads))
             for (_, _, tap), (_, _, grad_tap) in zip(taps, grad_taps, strict=True):
                 first_largest = tap == out[images]
                 first_largest &= free
@@ -422,6 +424,8 @@ class MaxPool2d(Layer):
                     xp.multiply(grad_out[images], first_largest, out=grad_tap)
                 else:
                     grad_tap += grad_out[images] * first_largest
+            if grads.dtype != x.dtype:
+                grad_x[images] = grads
 
         in_rows(work, x)
         return grad_x
@@ -609,10 +613,10 @@ class Dropout(Layer):
         here, images = self._shared or (slice(0, len(x)), len(x))
         shape = (images, *x.shape[1:])
         draws = self._generators[xp.__name__].random(shape, dtype=np.float32)[here]
-        mask = (draws >= self.rate).astype(x.dtype) / (1 - self.rate)
+        mask = (draws >= self.rate).astype(wide(x.dtype)) / (1 - self.rate)
         self._keep(training, x, mask)
-        return x * mask
+        return (x * mask).astype(x.dtype, copy=False)
 
     def backward(self, grad_out: Array) -> Array:
         (mask,) = self._recall(grad_out)
-        return grad_out * mask
+        return (grad_out * mask).astype(grad_out.dtype, copy=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu
+from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu, wide
 from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.measuring.costs import KINDS
@@ -257,12 +257,19 @@ class Network:
         return loss_and_right(loss, logits, labels)  # last: a GPU is not kept waiting in between
 
     def astype(self, dtype: Any) -> "Network":
-        """Convert all weights to float16, float32 or float64, in place; return the network."""
+        """Convert all weights to float16, float32 or float64, in place; return the network. Buffers
+        such as running variances stay float32 beside float16, which would not hold them."""
         if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
             raise TypeError(f"weights are float16, float32 or float64, got {np.dtype(dtype)}.")
-        return self._map_arrays(
-            lambda array: array.astype(dtype) if array.dtype.kind == "f" else array
-        )
+
+        def converted(array: Array, to: Any) -> Array:
+            return array.astype(to) if array.dtype.kind == "f" else array
+
+        buffers = {n: converted(a, wide(np.dtype(dtype))) for n, a in self.buffers.items()}
+        self._map_arrays(lambda array: converted(array, dtype))
+        for name, layer in self.layers.items():
+            layer.buffers = {key: buffers[f"{name}.{key}"] for key in layer.buffers}
+        return self
 
     def to_gpu(self) -> "Network":
         """Move all weights to the GPU in place and return the network (RuntimeError: no GPU)."""

@@ -145,7 +145,10 @@ class BatchNorm(Layer):
     out = weight * (x - mean) / sqrt(variance + eps) + bias
 
     In training, mean and variance are the batch's own, and ``buffers`` follow them: of the old
-    value 1 - momentum stays at each step. Out of training they are those of ``buffers``. eps and
+    value 1 - momentum stays at each step; a batch of one value a feature, such as one image of one
+    pixel, says nothing of a variance, and they stay. The variance is the biased one, over n values
+    sum((x - mean)^2) / n; PyTorch normalises by it as well, but follows n / (n - 1) times that in
+    ``running_var``. Out of training mean and variance are those of ``buffers``. eps and
     momentum are the values of Courbariaux et al., "Binarized neural networks", 2016 (their
     ``Train-time/mnist.py``); the method is Ioffe's and Szegedy's, "Batch normalization", ICML 2015.
     Input and output (N, features) or (N, C, H, W); float16 is computed in float32.
@@ -229,10 +232,10 @@ class BatchNorm(Layer):
 
         in_rows(work, normal)
         # One value has no variance: 0 would be learnt of it.
-        learnt = (("mean", mean), ("variance", variance)) if len(rows) > 1 else ()
-        for name, seen in learnt:
-            self.buffers[name] *= 1 - self.momentum
-            self.buffers[name] += (self.momentum * seen).astype(self.buffers[name].dtype)
+        learnt = {"mean": mean, "variance": variance} if len(rows) > 1 else {}
+        for name, seen in learnt.items():
+            buffer = self.buffers[name]
+            buffer[...] = (1 - self.momentum) * _widened(buffer) + self.momentum * seen
         return normal, inverse
 
     def backward(self, grad_out: Array) -> Array:

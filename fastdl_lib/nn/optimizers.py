@@ -131,7 +131,7 @@ class SGD(Optimizer):
             arrays.append(self._remembered("velocity", name, weight))
 
         def change(w: Array, g: Array, v: Array | None = None) -> None:
-            g = g.astype(wide(g.dtype), copy=False)
+            g = g.astype(wide(w.dtype), copy=False)
             if self.weight_decay:
                 g = g + self.weight_decay * w.astype(g.dtype, copy=False)
             if v is not None:

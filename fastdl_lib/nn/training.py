@@ -111,9 +111,12 @@ def predict_classes(network: Network, images: Array, batch: int = 500) -> np.nda
     """
     batch = check_whole_number("batch", batch, 1)
     network.check_input(images)
-    starts = range(0, len(images), batch)
-    logits = (network.forward(images[start : start + batch]) for start in starts)
-    return np.concatenate([to_cpu(part.argmax(axis=1)) for part in logits])
+    found = []
+    for start in range(0, len(images), batch):
+        logits = network.forward(images[start : start + batch])
+        _check_logits(network, float(logits.max(axis=1).sum(dtype=np.float64)), start, len(logits))
+        found.append(to_cpu(logits.argmax(axis=1)))
+    return np.concatenate(found)
 
 
 def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -> Evaluation:
@@ -124,7 +127,9 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
         labels: (N,), whole numbers from 0 to classes - 1, beside the images.
         batch: images a forward pass; it decides the memory, and of the result the last digits.
 
-    Raises TypeError, ValueError: images or labels that do not fit, or a batch below 1.
+    Raises:
+        TypeError, ValueError: images or labels that do not fit, or a batch below 1.
+        FloatingPointError: logits or a loss that are not finite.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> evaluate(deep_convnet(), np.zeros((7, 1, 28, 28), np.float32), np.arange(7), batch=2).images
@@ -137,9 +142,20 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
         part = labels[start : start + batch]
         logits = network.forward(images[start : start + batch])
         loss, right = loss_and_right(softmax_cross_entropy(logits, part)[0], logits, part)
+        _check_logits(network, loss, start, len(part))
         loss_sum += len(part) * loss
         correct += right
     return Evaluation(len(images), correct, loss_sum / len(images))
+
+
+def _check_logits(network: Network, made_of_them: float, start: int, count: int) -> None:
+    """Refuse to take a class out of logits where there is none."""
+    if not math.isfinite(made_of_them):
+        raise FloatingPointError(
+            f"{network.name} gives no finite logits or loss for images {start} to "
+            f"{start + count - 1}: an answer would be chance. See that its weights and the images "
+            "are finite, and that their format holds what the layers compute."
+        )
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -400,19 +416,16 @@ class _Run:
                 optimizer.learning_rate = rate
                 scale = optimizer.loss_scale
                 loss, right = self.workers.gradients(network, x, labels, whole, scale)
-                _check_finite(
-                    "the loss", loss, f"epoch {number}, step {step} of {len(rates)}", rate
-                )
+                where = f"epoch {number}, step {step} of {len(rates)}"
+                _check_finite("the loss", loss, where, rate)
                 optimizer.step(network)
+                _check_weights(network.parameters | network.buffers, where, rate)
                 seen += whole
                 loss_sum += whole * loss
                 correct += right
                 bar.set_postfix_str(_so_far(loss_sum / seen, correct / seen), refresh=False)
                 bar.update()
-            # The last step's fault would else be stored, and show in the next epoch's first loss.
-            for name, weight in network.parameters.items():
-                total = float(weight.sum(dtype=wide(weight.dtype)))
-                _check_finite(f"the sum of {name}", total, f"epoch {number}, its last step", rate)
+            _check_weights(optimizer.state, f"epoch {number}", rate)
         synchronize()
         seconds = time.perf_counter() - start
         return Epoch(number, loss_sum / seen, correct / seen, None, rate, seconds)
@@ -424,6 +437,15 @@ def _check_finite(what: str, value: float, where: str, rate: float) -> None:
             f"{what} became {value} in {where}: try a lower learning rate (it was {rate:.3g} "
             "there), and see that the images are finite."
         )
+
+
+def _check_weights(arrays: dict[str, Array], where: str, rate: float) -> None:
+    """A loss need not show them: a sign is finite whatever it is of."""
+    sums = {n: a.sum(dtype=wide(a.dtype)) for n, a in arrays.items() if a.dtype.kind == "f"}
+    if sums:  # fetched together: a GPU is waited for once
+        totals = array_module(*arrays.values()).stack([*sums.values()]).tolist()
+        for name, total in zip(sums, totals, strict=True):
+            _check_finite(f"the sum of {name}", total, where, rate)
 
 
 def _so_far(loss: float, accuracy: float) -> str:

@@ -14,7 +14,10 @@ from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.nn import layers, norms
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.loss import check_labels, softmax_cross_entropy
+from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
+from fastdl_lib.nn.optimizers import SGD
+from fastdl_lib.nn.training import fit
 
 RNG = np.random.default_rng
 
@@ -233,24 +236,56 @@ def test_batch_norm_normalises_each_feature_and_remembers(shape):
     np.testing.assert_allclose(layer.forward(x), learnt, **close)
 
 
-def test_batch_norm_computes_float16_in_float32():
+def test_float16_is_computed_in_float32_and_rounded_once():
     x = RNG(0).normal(0, 300, (64, 2)).astype(np.float16)
-    layer = BatchNorm(2)
-    layer.parameters = {n: a.astype(np.float16) for n, a in layer.parameters.items()}
+    network = Network("N", [("norm", BatchNorm(2)), ("flat", Flatten())], (2, 1, 1))
+    layer = network.astype(np.float16).layers["norm"]
     out = layer.forward(x, training=True)
-    assert out.dtype == np.float16 and np.isfinite(layer.buffers["variance"]).all()
+    assert out.dtype == layer.parameters["weight"].dtype == np.float16
     np.testing.assert_allclose(out.std(axis=0, dtype=float), 1, rtol=1e-2)
     assert layer.backward(out).dtype == np.float16
+    # More than float16's largest number, 65,504.
+    assert layer.buffers["variance"].dtype == np.float32
+    for _ in range(50):
+        layer.forward(x, training=True)
+    np.testing.assert_allclose(layer.buffers["variance"], x.var(axis=0, dtype=float), rtol=0.02)
+
+    dropout = Dropout(0.1)
+    dropped = dropout.forward(x, training=True)
+    for array in (dropped, dropout.backward(x)):
+        assert (array == np.where(dropped == 0, 0, x / np.float32(0.9)).astype(np.float16)).all()
+
+    pool, x = MaxPool2d(2, stride=1), np.zeros((1, 1, 3, 3), np.float16)
+    x[0, 0, 1, 1] = 1  # the largest of four windows
+    pool.forward(x, training=True)
+    grads = np.array([[[[1, 1], [1, 2048]]]], np.float16)  # 2048 + 1 is 2048 in float16
+    assert pool.backward(grads)[0, 0, 1, 1] == np.float16(2051)
 
 
-def test_batch_norm_learns_no_variance_from_one_value():
-    """Such as that of an epoch's last batch, where one image is left."""
-    layer = BatchNorm(2)
-    before = {name: array.copy() for name, array in layer.buffers.items()}
-    layer.forward(np.array([[3.0, 4.0]], np.float32), training=True)
-    assert all((array == before[name]).all() for name, array in layer.buffers.items())
-    layer.forward(np.ones((1, 2, 1, 2), np.float32), training=True)  # two pixels are two values
-    assert (layer.buffers["mean"] != before["mean"]).all()
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 1, 3)])
+def test_batch_norm_learns_no_variance_from_the_one_image_that_is_left(shape):
+    """An epoch's last batch; over channels of one pixel, or features."""
+    x = (3 * RNG(0).standard_normal((161, *shape)) + 1).astype(np.float32)
+    norm, flat = ("norm", BatchNorm(3)), ("flat", Flatten())
+    first = [norm, flat] if shape[0] == 3 else [flat, norm]
+    network = Network("N", [*first, ("fc", Linear(3, 2, rng=RNG(0)))], shape)
+    fit(network, x, np.arange(161) % 2, epochs=5, batch=20, optimizer=SGD(0.01), progress=False)
+    variance, mean = (norm[1].buffers[name] for name in ("variance", "mean"))
+    np.testing.assert_allclose(variance, x.var(axis=0, dtype=float).ravel(), rtol=0.15)
+    np.testing.assert_allclose(mean, x.mean(axis=0, dtype=float).ravel(), atol=0.5)
+    before = variance.copy()
+    out = norm[1].forward(x[:1].reshape(1, 3), training=True)
+    assert (out == norm[1].parameters["bias"]).all() and (variance == before).all()
+    assert not norm[1].backward(np.ones_like(out)).any()
+    norm[1].forward(np.ones((1, 3, 1, 2), np.float32), training=True)  # two pixels are two values
+    assert (variance < before).all()
+
+
+def test_batch_norms_variance_is_the_biased_one():
+    """PyTorch's running_var is n / (n - 1) times that."""
+    layer = BatchNorm(1, momentum=0.5)
+    layer.forward(np.array([[1.0], [3.0]], np.float32), training=True)
+    assert layer.buffers["variance"] == 0.5 * 1 + 0.5 * 1
 
 
 def test_dropout_drops_at_its_rate_by_its_seed_and_in_training_only():

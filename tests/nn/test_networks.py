@@ -11,7 +11,7 @@ from helpers import (
     train,
     with_a_byte_changed,
 )  # fmt: skip
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.binary.networks import binary_mlp
@@ -165,6 +165,7 @@ def test_gradients_of_a_whole_network():
 SHARED_STEPS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=8)
 
 
+@settings(derandomize=True)
 @given(steps=SHARED_STEPS)
 def test_networks_that_share_layers_train_as_if_they_shared_only_weights(steps):
     """A whole, its head, a variant where a layer has another place, and one with a layer more, in

@@ -8,11 +8,14 @@ from helpers import (
     IMAGES,
     LABELS,
     OPTIMIZERS,
+    SEEDS,
     assert_same_weights,
     random_gradients,
     set_gradients,
     toy,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fastdl_lib.core import arrays, threads
 from fastdl_lib.core.threads import blas_threads
@@ -135,11 +138,39 @@ def test_an_optimizer_works_on_the_gpu(kind, fake_gpu):
     assert {type(array) for array in two.state.values()} == {fake_gpu.ndarray}
 
 
-def test_weight_decay_of_float16_weights_is_computed_in_float32():
-    weights = {"w": np.full(3, 2e-4, np.float16)}
-    optimizer = SGD(1e-3, momentum=0.9, weight_decay=1e-4)
-    optimizer.update(weights, {"w": np.zeros(3, np.float16)})
-    np.testing.assert_allclose(optimizer.state["velocity.w"], 2e-8, rtol=1e-3)  # 0 in float16
+@settings(derandomize=True)
+@given(
+    seed=SEEDS, decay=st.sampled_from([0.0, 1e-4, 0.1]), momentum=st.sampled_from([0.0, 0.9]),
+    narrow=st.sampled_from([np.float16, np.float32]),
+)  # fmt: skip
+@example(seed=0, decay=1e-4, momentum=0.9, narrow=np.float16)
+def test_narrow_weights_are_changed_in_float32_and_rounded_once(seed, decay, momentum, narrow):
+    """Of every size that float16 has: weight decay of 2e-4 by 1e-4 is 0 in float16."""
+    rng, rate = np.random.default_rng(seed), 0.1
+    sizes = 10.0 ** rng.uniform(-7, 3, (4, 50))
+    weight, *gradients = (sizes * rng.choice([-1, 1], (4, 50))).astype(narrow)
+    weights, sgd, adam = {"w": weight.copy()}, SGD(rate, momentum, decay), Adam(rate)
+    expected, velocity, sizes = weight.astype(float), np.zeros(50), np.zeros(50)
+    for gradient in gradients:
+        sgd.update(weights, {"w": gradient})
+        velocity = momentum * velocity + gradient + decay * expected
+        sizes = momentum * sizes + abs(gradient) + decay * abs(expected)
+        if momentum:
+            assert sgd.state["velocity.w"].dtype == np.float32
+            assert (abs(sgd.state["velocity.w"] - velocity) <= 1e-6 * sizes).all()
+        expected = (expected - rate * velocity).astype(narrow)
+        assert (abs(weights["w"] - expected) <= np.spacing(abs(expected)) + 1e-6 * sizes).all()
+        expected = weights["w"].astype(float)
+    adam.update({"w": weight}, {"w": gradients[0]})
+    assert {array.dtype for array in adam.state.values()} == {np.dtype(np.float32)}
+    square = 0.001 * gradients[0].astype(float) ** 2
+    np.testing.assert_allclose(adam.state["square.w"], square, rtol=1e-5, atol=1e-45)
+
+
+def test_wide_weights_decay_in_their_own_dtype():
+    weights = {"w": np.array([1 / 3])}
+    SGD(1.0, weight_decay=0.5).update(weights, {"w": np.zeros(1, np.float32)})
+    assert weights["w"][0] == 1 / 3 - 0.5 * (1 / 3)
 
 
 @pytest.mark.parametrize(

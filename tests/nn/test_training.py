@@ -28,9 +28,12 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdl_lib.binary.layers import BinaryLinear, Sign
 from fastdl_lib.core import arrays
 from fastdl_lib.nn import training
+from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.norms import BatchNorm
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import (
     Epoch,
@@ -159,6 +162,41 @@ def test_every_image_counts_those_of_the_last_batch_included(batch):
     assert got.loss == pytest.approx(sum(losses) / 70, rel=1e-5)
     classes = predict_classes(network, IMAGES, batch=batch)
     assert classes.shape == (70,) and (classes == logits.argmax(axis=1)).all()
+
+
+def spoilt(value, name="fc.bias"):
+    network = toy()
+    network.parameters[name].flat[0] = value
+    return network
+
+
+NO_ANSWERS = {
+    "a weight": (lambda: spoilt(np.nan, "conv.weight"), lambda x: x),
+    "a logit": (lambda: spoilt(np.nan), lambda x: x),
+    "an infinite logit": (lambda: spoilt(np.inf), lambda x: x),
+    "the images": (toy, lambda x: np.where(np.arange(70)[:, None, None, None] == 41, np.nan, x)),
+    "too small a format": (lambda: toy().astype(np.float16), lambda x: x.astype(np.float16) * 6e4),
+}
+
+
+@pytest.mark.parametrize("what", NO_ANSWERS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_where_there_are_no_numbers_there_is_no_answer(what):
+    make, change = NO_ANSWERS[what]
+    network, images = make(), change(IMAGES)
+    images = images.astype(network.parameters["fc.bias"].dtype)
+    message = "toy gives no finite logits or loss for images (0 to 15|32 to 47): an answer would be"
+    for use in (
+        lambda: evaluate(network, images, LABELS, batch=16),
+        lambda: predict_classes(network, images, batch=16),
+    ):
+        with pytest.raises(FloatingPointError, match=message):
+            use()
+
+
+def test_a_validation_that_has_no_numbers_stops_the_run():
+    with pytest.raises(FloatingPointError, match="no finite logits or loss for images 0 to 69"):
+        train(validation=(np.full_like(IMAGES, np.nan), LABELS))
 
 
 def test_a_network_that_cannot_decide_takes_the_first_class():
@@ -506,13 +544,50 @@ def test_a_run_that_goes_astray_stops_and_keeps_the_last_good_epoch(path):
     assert all(np.isfinite(array).all() for array in network.parameters.values())
 
 
+@pytest.mark.parametrize(("step", "where"), [(7, "epoch 2, step 2"), (20, "epoch 4, step 5")])
 @pytest.mark.filterwarnings("error")
-def test_weights_that_the_last_step_ruined_are_not_stored(path):
-    last = 1 - 0.6 / (RUN["epochs"] * STEPS)
+def test_weights_that_a_step_ruined_are_noticed_at_that_step(step, where, path):
+    def schedule(done):
+        return 1e200 * (0 < done - (step - 0.6) / (RUN["epochs"] * STEPS) < 0.3 / 20)
+
     network = toy()
-    with pytest.raises(FloatingPointError, match=r"the sum of conv\.weight became .* last step"):
-        train(network, SGD(1e20), schedule=lambda done: 1e200 * (done > last), checkpoint=path)
+    with pytest.raises(FloatingPointError, match=rf"sum of conv\.weight became .* {where} of 5"):
+        train(network, SGD(1e20), schedule=schedule, checkpoint=path)
     assert_same_weights(network, toy())
+
+
+class Ruin(SGD):
+    """Leaves a number that is none in step 10, the last of the second epoch."""
+
+    def __init__(self, what):
+        super().__init__(0.01, momentum=0.9)
+        self.what = what
+
+    def step(self, network):
+        super().step(network)
+        if self.steps == 10:
+            arrays = network.parameters | network.buffers | self.state
+            arrays[self.what].flat[-1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [("binary.weight", "epoch 2, step 5 of 5"), ("norm.variance", "epoch 2, step 5 of 5"),
+     ("velocity.binary.weight", "epoch 2:")],
+)  # fmt: skip
+def test_numbers_that_the_loss_does_not_show_are_noticed(what, where, path):
+    """The sign of what is no number is a number."""
+    rng = np.random.default_rng(0)
+    layers = [
+        ("flatten", Flatten()), ("binary", BinaryLinear(64, 8, rng=rng)), ("norm", BatchNorm(8)),
+        ("sign", Sign()), ("fc", Linear(8, 3, rng=rng)),
+    ]  # fmt: skip
+    network = Network("binary", layers, (1, 8, 8))
+    with pytest.raises(FloatingPointError, match=f"the sum of .* became nan in {where}"):
+        train(network, Ruin(what), checkpoint=path)
+    stored = Network("binary", layers, (1, 8, 8)).load_weights(path)
+    arrays = [*stored.parameters.values(), *stored.buffers.values()]
+    assert all(np.isfinite(array).all() for array in arrays)
 
 
 @pytest.mark.filterwarnings("error")
