@@ -404,6 +404,15 @@ def test_float32_stays_and_nothing_given_is_changed(layer_and_x):
         layer.forward(x.tolist(), training=True)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_no_number_stays_none(layer_and_x, training):
+    layer, x = layer_and_x
+    x[-1].flat[:] = np.nan
+    with np.errstate(invalid="ignore"):
+        out = layer.forward(x, training=training)
+    assert np.isnan(out[-1]).all()
+
+
 def test_numbers_of_numpy_do_not_widen():
     x = np.ones((1, 4, 2, 2), np.float32)
     numbers = {"alpha": np.float64(1e-4), "beta": np.float64(0.75), "k": np.float64(2)}
