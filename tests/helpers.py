@@ -20,7 +20,7 @@ from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import fit
-from fastdl_lib.precision.formats import FixedPoint, FloatFormat, Stored
+from fastdl_lib.precision.formats import FORMATS, FixedPoint, FloatFormat, Stored
 
 
 def example(**changes):
@@ -265,6 +265,19 @@ def convolutions(draw, dtypes=(np.float32, np.float64)):
 # --- number formats -----------------------------------------------------------------------------
 
 
+FLOATS = [kind for kind in FORMATS.values() if isinstance(kind, FloatFormat)]
+
+
+@st.composite
+def float_formats(draw):
+    """Those with a name, and others of one's own."""
+    if draw(st.booleans()):
+        return draw(st.sampled_from(FLOATS))
+    exponent_bits = draw(st.integers(2, 8))
+    infinity = exponent_bits == 8 or draw(st.booleans())
+    return FloatFormat("own", exponent_bits, draw(st.integers(1, 23)), has_infinity=infinity)
+
+
 def all_values(kind):
     """Every finite value of a format of few bits, ascending, float64; the two zeros are one."""
     if isinstance(kind, FloatFormat):
@@ -286,4 +299,4 @@ def nearest(exact, kind):
     rounded = round(exact / step) * step  # Python's round() of a Fraction: halves to even
     if abs(rounded) <= kind.largest:
         return float(rounded)
-    return math.copysign(math.inf, exact) if kind.has_infinity else math.nan
+    return (math.inf if exact > 0 else -math.inf) if kind.has_infinity else math.nan

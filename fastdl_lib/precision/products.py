@@ -64,7 +64,8 @@ def _compiled_sums(round_products: bool, round_sums: bool, sticky: bool) -> Call
                         lost = (before - (s - part)) + (term - part)
                         bits = np.float64(s).view(np.int64)
                         step = 1 if (lost > 0) == (s > 0) else -1
-                        bits += step if lost != 0 and bits & 1 == 0 else 0
+                        # Of an infinite sum nothing that is a number is lost.
+                        bits += step if abs(lost) > 0 and bits & 1 == 0 else 0
                         s = np.int64(bits).view(np.float64)
                     total[i] = rounded(s, s0, s1, s2, s3) if round_sums else s
             for i in range(b.shape[1]):
@@ -95,8 +96,9 @@ def product(
     Both matrices are rounded to ``compute``, and so is each product of two numbers. The sums begin
     at 0 and go on in the order of k; each is the exact sum rounded once, to ``accumulate``, to
     nearest even. With float32 for both, or float64 for both, it is the BLAS's product, which adds
-    up in an order of its own. A zero has no sign. CPU only; the first call for each kind of
-    rounding compiles, which takes about a second. Threads as in
+    up in an order of its own (and where two of its partial sums overflow, to NaN). A zero has no
+    sign. CPU only; the first call for each kind of rounding compiles, which takes about a second.
+    Threads as in
     :func:`fastdl_lib.core.threads.in_parallel`.
 
     Raises:

@@ -9,7 +9,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import all_values, nearest
+from helpers import FLOATS, all_values, float_formats, nearest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +30,6 @@ from fastdl_lib.precision.formats import (
 )
 
 # A format that comes to FORMATS is tested with the others.
-FLOATS = [kind for kind in FORMATS.values() if isinstance(kind, FloatFormat)]
 NARROW = [kind for kind in FLOATS if kind.bits <= 16]
 EVERY = [*FORMATS.values(), FixedPoint(8, 8), FixedPoint(4, 28), ScaledInteger(4)]
 
@@ -138,16 +137,6 @@ def test_rounding_float64_is_numpys(kind):
     inside = inside[~np.isnan(inside)].astype(np.float64) * (1 + 2.0**-30)
     assert_rounds_as_its_dtype(kind, inside)
     assert_rounds_as_its_dtype(kind, between_neighbours(FLOAT16, np.float64))
-
-
-@st.composite
-def float_formats(draw):
-    """Those with a name, and others of one's own."""
-    if draw(st.booleans()):
-        return draw(st.sampled_from(FLOATS))
-    exponent_bits = draw(st.integers(2, 8))
-    infinity = exponent_bits == 8 or draw(st.booleans())
-    return FloatFormat("own", exponent_bits, draw(st.integers(1, 23)), has_infinity=infinity)
 
 
 def about(kind, dtype, seed, count=60):
@@ -352,7 +341,7 @@ def test_fixed_point_codes_are_the_smallest_that_do():
     for bits, expected in ((2, "i1"), (8, "i1"), (9, "i2"), (16, "i2"), (17, "i4"), (32, "i4")):
         kind = FixedPoint(bits - 1, 1)
         for dtype in (np.float32, np.float64):
-            x = np.array([1e30, -1e30, np.inf, 0.5], dtype)
+            x = np.array([1e30, -1e30, 3e38, 0.5], dtype)
             stored, end = kind.store(x), 2 ** (bits - 1) - 1
             assert stored.codes.dtype == np.dtype(expected)
             if dtype == np.float32 and bits > 25:  # the nearest float32 below
@@ -361,32 +350,54 @@ def test_fixed_point_codes_are_the_smallest_that_do():
             np.testing.assert_array_equal(stored.decode(dtype), kind.round(x))
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1])
-@pytest.mark.parametrize("bits", [4, 8, 12])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_scaled_integers_by_their_definition(axis, bits, dtype):
-    x = np.random.default_rng(8).normal(size=(5, 4, 3)).astype(dtype)
-    x[2] *= 1000
-    x[:, 1] = 0
-    kind, end = ScaledInteger(bits, axis), 2 ** (bits - 1) - 1
-    stored = kind.store(x)
-    parts = [(..., ...)] if axis is None else [
-        (i, (slice(None),) * axis + (i,)) for i in range(x.shape[axis])
-    ]  # fmt: skip
-    assert stored.scale.dtype == np.float32 and stored.scale.size == len(parts)
-    assert stored.nbytes == 60 * stored.codes.itemsize + 4 * len(parts)
-    assert np.abs(stored.codes).max() == end
-    rounded = kind.round(x)
-    same_bits(stored.decode(dtype), rounded)
-    for index, part in parts:
-        largest = np.abs(x[part]).max()
-        scale = np.float32(np.float64(largest) / end) if largest else 1
-        assert stored.scale[index] == scale
-        expected = np.round(x[part] / dtype(scale))
-        np.testing.assert_array_equal(stored.codes[part], expected)
-        assert np.abs(rounded[part] - x[part]).max() <= scale * 0.5001
-        got = kind.round(x, rng=np.random.default_rng(9))[part]
-        assert np.abs(got - x[part]).max() <= scale * 1.0001
+def parts(array, axis):
+    """Views of what has a scale of its own."""
+    return [array] if axis is None else list(np.moveaxis(array, axis, 0))
+
+
+@settings(derandomize=True)
+@given(
+    st.sampled_from([2, 4, 8, 12, 16]), st.sampled_from([None, 0, 1]),
+    st.sampled_from([FLOAT32, FLOAT64]), st.integers(-140, 128), st.integers(0, 10**6),
+)  # fmt: skip
+def test_scaled_integers_are_the_nearest_exactly(bits, axis, wide, exponent, seed):
+    """Numbers of any size, ties between two codes, and what lies next to these."""
+    rng, end, kind = np.random.default_rng(seed), 2 ** (bits - 1) - 1, ScaledInteger(bits, axis)
+    x = np.ldexp(rng.uniform(-0.99, 0.99, (3, 4, 5)), exponent).astype(wide.dtype)
+    x[:, 1] *= exponent % 3 > 0
+    for part, scale in zip(parts(x, axis), kind.store(x).scale.reshape(-1), strict=True):
+        exact = max(Fraction(float(np.abs(part).max())) / end, Fraction(FLOAT32.smallest_normal))
+        assert scale == (nearest(exact, FLOAT32) if part.any() else 1)
+        ties = (rng.integers(-end, end, part.shape) + 0.5) * float(scale)
+        ties = ties.astype(wide.dtype)
+        beside = np.nextafter(ties, wide.dtype.type(rng.choice([-np.inf, np.inf])))
+        mixed = np.choose(rng.integers(0, 3, part.shape), [part, ties, beside])
+        part[...] = np.where(np.abs(part) < np.abs(part).max(), mixed, part)
+    stored, rounded = kind.store(x), kind.round(x)
+    same_bits(stored.decode(wide.dtype), rounded)
+    drawn = kind.round(x, rng=np.random.default_rng(9))
+    four = (parts(array, axis) for array in (x, stored.codes, rounded, drawn))
+    for part, codes, got, either, scale in zip(*four, stored.scale.reshape(-1), strict=True):
+        assert (np.abs(either - part) <= scale * 1.0001).all()
+        scale = Fraction(float(scale))
+        expected = [round(Fraction(float(value)) / scale) for value in part.flat]
+        assert codes.ravel().tolist() == expected
+        assert got.ravel().tolist() == [nearest(code * scale, wide) for code in expected]
+    assert stored.scale.dtype == np.float32
+    assert stored.nbytes == 60 * stored.codes.itemsize + 4 * stored.scale.size
+
+
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_the_ends_of_float32_scale_too(bits):
+    """The largest number stays finite; what is far below the least scale becomes 0."""
+    for kind in (ScaledInteger(bits), ScaledInteger(bits, axis=0)):
+        largest, tiny = np.float32(FLOAT32.largest), np.float32(FLOAT32.smallest_subnormal)
+        for x in (np.array([largest, -largest / 3]), np.array([-largest], np.float32)):
+            end = x[0] / (2 ** (bits - 1) - 1)
+            for got in (kind.round(x), kind.store(x).decode()):
+                assert np.isfinite(got).all() and np.abs(got - x).max() <= 0.51 * abs(end)
+        assert (kind.round(np.array([tiny, -tiny])) == 0).all()
+        assert (kind.store(np.zeros((2, 3), np.float32)).scale == 1).all()
 
 
 def test_scaled_integers_stay_unbiased():
@@ -396,13 +407,6 @@ def test_scaled_integers_stay_unbiased():
     x += 0.003
     got = INT8.round(x, rng=np.random.default_rng(10))
     assert abs(got[1:].mean() - 0.303) < 1e-4 < abs(nearest[1:].mean() - 0.303)
-
-
-def test_zeros_and_the_smallest_numbers_have_the_scale_1():
-    for x in (np.zeros((2, 3), np.float32), np.full((2, 3), 1e-45, np.float32)):
-        for kind in (INT8, INT8_PER_CHANNEL):
-            stored = kind.store(x)
-            assert (stored.scale == 1).all() and (stored.decode() == 0).all()
 
 
 # --- every format ---------------------------------------------------------------------------
@@ -440,8 +444,13 @@ ZEROS = np.zeros(3, np.float32)
         (lambda: INT8.store(np.arange(3)), TypeError, "rounds float32 and float64, got int64"),
         (lambda: FLOAT16.round(ZEROS, rng=0), TypeError, r"numpy\.random\.default_rng\(0\)"),
         (lambda: INT8.round(ZEROS, rng=np.random), TypeError, r"numpy\.random\.default_rng"),
-        (lambda: FixedPoint(8, 8).round(ZEROS / np.nan), ValueError, "fixed<8,8> has no NaN"),
-        (lambda: INT8.store(ZEROS * np.nan), ValueError, "x holds inf or NaN"),
+        *((lambda act=act, bad=bad: act(np.array([1.0, bad])), ValueError, message)
+          for act, message in (
+              (FixedPoint(8, 8).round, "fixed<8,8> has no NaN and no infinity"),
+              (FixedPoint(8, 8).store, "has no NaN and no infinity"),
+              (INT8.round, "x holds inf or NaN"), (INT8_PER_CHANNEL.store, "x holds inf or NaN"))
+          for bad in (np.nan, np.inf, -np.inf)),
+        (lambda: INT8.store(np.array([1e300])), ValueError, "makes the scale no float32"),
         (lambda: ScaledInteger(8, 1).round(ZEROS), ValueError, r"needs an axis 1; .* shape \(3,\)"),
         (lambda: FLOAT16.store(ZEROS).decode("f2"), TypeError, "float32 or float64, not float16"),
         *((lambda wrong=wrong: FixedPoint(*wrong), ValueError, "bits must be")
@@ -452,7 +461,14 @@ ZEROS = np.zeros(3, np.float32)
         (lambda: ScaledInteger(8, axis=-1), ValueError, "axis must be at least 0"),
         *((lambda sizes=sizes: FloatFormat("odd", *sizes), ValueError, "must lie in")
           for sizes in ((1, 4), (9, 4), (5, 0), (5, 24))),
-        (lambda: FloatFormat("tf32", 8, 10, np.dtype("f4")), ValueError, "19 bits, its dtype floa"),
+        *((lambda fraction=fraction: FloatFormat("odd", 8, fraction, has_infinity=False),
+           ValueError, "8 exponent bits without infinity reach beyond float32")
+          for fraction in (1, 7, 23)),
+        *((lambda dtype=dtype, sizes=sizes: FloatFormat("odd", *sizes, np.dtype(dtype)),
+           ValueError, "odd and its dtype .* differ")
+          for dtype, sizes in (
+              ("f4", (8, 10)), ("f2", (11, 4)), ("f2", (8, 7)), (ml_dtypes.bfloat16, (5, 10)),
+              (ml_dtypes.float8_e4m3fn, (4, 3)), (ml_dtypes.float8_e5m2fnuz, (5, 2)))),
         *((lambda wrong=wrong: FLOAT16.value_of(wrong), ValueError, "16 bits, 1 of sign, 5 of exp")
           for wrong in ("0 01111", "0 01111 100000000x", "0" * 17, "")),
         (lambda: FLOAT16.value_of(15), TypeError, "takes a string"),

@@ -1,11 +1,14 @@
 """Products of matrices, rounded one step at a time."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import nearest
+from helpers import float_formats, nearest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.precision.formats import (
@@ -115,6 +118,60 @@ def test_sums_of_longer_products_are_rounded_once(pair):
         for term in row:
             total = Fraction(nearest(total + Fraction(float(term)), accumulate))
         assert value == float(total), row
+
+
+def operation(act, one, other, kind):
+    """A sum or a product rounded once, exactly; infinities and NaN as IEEE 754 has them."""
+    if math.isfinite(one) and math.isfinite(other):
+        return nearest(act(Fraction(one), Fraction(other)), kind)
+    found = act(one, other)
+    return found if kind.has_infinity else math.nan
+
+
+def numbers(rng, kind, shape):
+    """Those a format holds: at its ends, of few bits (which make ties), infinite and NaN."""
+    bits = rng.integers(-(2 ** min(kind.fraction_bits + 1, 4)), 2**4, shape)
+    ends = [math.frexp(end)[1] for end in (kind.smallest_subnormal, kind.largest)]
+    middle = rng.choice([0, ends[0], ends[1], ends[1] // 2])
+    exponents = np.clip(middle + rng.integers(-30, 5, shape), ends[0], ends[1])
+    x = np.ldexp(bits + rng.choice([0, 0.37], shape), exponents - 4)
+    end = min(kind.largest, FLOAT32.largest)
+    x = np.where(rng.random(shape) < 0.1, rng.choice([end, -end, math.inf, -math.inf, 1]), x)
+    x[rng.random(shape) < 0.01] = math.nan
+    return kind.round(x)
+
+
+@settings(derandomize=True, max_examples=200)
+@given(
+    float_formats(), float_formats(), st.tuples(*[st.integers(1, 4)] * 2), st.integers(0, 7),
+    st.integers(0, 10**6),
+)  # fmt: skip
+def test_product_is_exact_arithmetic_rounded_at_every_step(compute, accumulate, outer, inner, seed):
+    if compute == accumulate and compute in (FLOAT32, FLOAT64):
+        return  # the BLAS's
+    rng = np.random.default_rng(seed)
+    a, b = (numbers(rng, compute, shape) for shape in ((outer[0], inner), (inner, outer[1])))
+    got = product(a, b, compute=compute, accumulate=accumulate)
+    for i, j in np.ndindex(outer):
+        total = 0.0
+        for left, right in zip(a[i].tolist(), b[:, j].tolist(), strict=True):
+            term = operation(lambda p, q: p * q, left, right, compute)
+            total = operation(lambda p, q: p + q, total, term, accumulate)
+        with np.errstate(over="ignore"):  # a float64 sum beyond float32
+            np.testing.assert_array_equal(got[i, j], np.float32(total))
+
+
+@pytest.mark.parametrize("accumulate", [FLOAT32, BFLOAT16, FLOAT16, FLOAT8_E5M2], ids=str)
+@pytest.mark.parametrize("compute", [FLOAT64, FloatFormat("own", 8, 20), BFLOAT16], ids=str)
+def test_a_sum_that_is_infinite_stays_so(compute, accumulate):
+    formats, ones = {"compute": compute, "accumulate": accumulate}, np.ones((4, 1))
+    large = 2.0 ** (math.frexp(accumulate.largest)[1] - 1)
+    for last in (1, -1, large, -large, 0):
+        for sign in (1, -1):
+            a = sign * np.array([[large, large, last, last], [math.inf, last, last, last]])
+            assert (product(a, ones, **formats) == sign * math.inf).all()
+            a[:, 2:] = -sign * math.inf
+            assert np.isnan(product(a, ones, **formats)).all()
 
 
 @pytest.mark.parametrize("kind", [FLOAT32, FLOAT64], ids=str)
