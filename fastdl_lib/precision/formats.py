@@ -63,8 +63,8 @@ class NumberFormat(ABC):
             An array of x's shape, dtype, library and order in memory.
 
         Raises:
-            TypeError, ValueError: another dtype or generator; a NaN, or for scaled integers an
-                infinity, which fixed point and integers do not have.
+            TypeError, ValueError: another dtype or generator; a NaN or an infinity, which fixed
+                point and integers do not have.
 
         >>> FLOAT16.round(np.array([0.1, 2049.0, 70000.0], np.float32)).tolist()
         [0.0999755859375, 2048.0, inf]
@@ -198,27 +198,38 @@ class FloatFormat(NumberFormat):
 
     def __post_init__(self) -> None:
         _own_whole_numbers(self, exponent_bits=0, fraction_bits=0)
-        bits = 1 + self.exponent_bits + self.fraction_bits
-        if self.dtype is not None and bits != 8 * self.dtype.itemsize:
-            raise ValueError(f"{self.name} has {bits} bits, its dtype {self.dtype} another number.")
         most = (11, 52) if self.dtype in _NATIVE else (8, 23)
         if not (2 <= self.exponent_bits <= most[0] and 1 <= self.fraction_bits <= most[1]):
             raise ValueError(
                 f"{self.name}: exponent_bits must lie in 2..{most[0]} and fraction_bits in "
                 f"1..{most[1]}, got {self.exponent_bits} and {self.fraction_bits}."
             )
+        if self.exponent_bits == 8 and not self.has_infinity:
+            raise ValueError(
+                f"{self.name}: 8 exponent bits without infinity reach beyond float32, which has to "
+                "hold such numbers; use has_infinity=True, or 7 exponent bits."
+            )
         bias = 2 ** (self.exponent_bits - 1) - 1
         # Without infinities the top exponent counts, and NaN has only its last fraction.
         top = 2**self.exponent_bits - 1 - self.has_infinity - bias
         below_two = 2 - 2.0**-self.fraction_bits * (1 if self.has_infinity else 2)
         self.__dict__.update(  # a frozen object's own door stays closed behind this
-            bits=bits,
+            bits=1 + self.exponent_bits + self.fraction_bits,
             bias=bias,
             largest=below_two * 2.0**top,
             smallest_normal=2.0 ** (1 - bias),
             smallest_subnormal=2.0 ** (1 - bias - self.fraction_bits),
             epsilon=2.0**-self.fraction_bits,
         )
+        if self.dtype is not None:
+            limits = ml_dtypes.finfo(self.dtype)
+            found = 8 * self.dtype.itemsize, float(limits.smallest_subnormal), float(limits.max)
+            wanted = self.bits, self.smallest_subnormal, self.largest
+            if found != wanted:
+                raise ValueError(
+                    f"{self.name} and its dtype {self.dtype} differ: bits, smallest and largest "
+                    f"number are {wanted} and {found}."
+                )
 
     def _powers(self, x: Array) -> Array:
         """The power of two at or below each \\|x\\|, not below the smallest normal number (so the
@@ -258,8 +269,8 @@ class FloatFormat(NumberFormat):
             # The same bits as below, several times as fast.
             with np.errstate(over="ignore", invalid="ignore"):
                 return Stored(self, x.astype(self.dtype).view(self._code_dtype))
-        # NumPy and CuPy round to their own formats in the same way, and keep what a NaN carries.
-        direct = self.dtype in _NATIVE and x.dtype in _ROUNDED
+        # NumPy rounds to its own formats in the same way, and keeps what a NaN carries.
+        direct = xp is np and self.dtype in _NATIVE and x.dtype in _ROUNDED
         rounded = x if direct else self.round(x)
         codes = xp.empty_like(rounded, dtype=self._code_dtype)
         _in_blocks(self._encode_block, [rounded, codes])
@@ -452,8 +463,8 @@ class FixedPoint(_EvenlySpaced):
         return -(2 ** (self.bits - 1))
 
     def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
-        if bool(array_module(x).isnan(x).any()):
-            raise ValueError(f"{self.name} has no NaN, and x holds one.")
+        if not bool(array_module(x).isfinite(x).all()):
+            raise ValueError(f"{self.name} has no NaN and no infinity, and x holds one.")
 
         def work(x: Array, chance: Array | None, out: Array) -> None:
             array_module(x).multiply(x, 1 / self._step, out=out)
@@ -478,9 +489,10 @@ class FixedPoint(_EvenlySpaced):
 class ScaledInteger(_EvenlySpaced):
     """Small whole numbers times a scale that is fitted to the array: -127..127 for 8 bits.
 
-    The scale, a float32, is max\\|x\\| / 127: of the whole array, or one for each index of an axis
-    (axis 0 of a weight is its output channels). Of zeros alone it is 1. A value is the product of
-    both, rounded to the array's dtype. ``largest`` and ``epsilon`` are those of the scale 1.
+    The scale, a float32 of full precision, is max\\|x\\| / 127: of the whole array, or one for each
+    index of an axis (axis 0 of a weight is its output channels). Of zeros alone it is 1. A value is
+    the product of both, rounded to the array's dtype. ``largest`` and ``epsilon`` are those of the
+    scale 1.
 
     Args:
         bits: 2 to 16.
@@ -524,38 +536,45 @@ class ScaledInteger(_EvenlySpaced):
         if x.size == 0:
             return xp.ones(shape, np.float32)
         others = tuple(axis for axis in range(x.ndim) if axis != self.axis)
-        size = xp.maximum(x.max(axis=others), -x.min(axis=others))
-        scale = (size.astype(np.float64) / self._highest).astype(np.float32)
-        if not bool(xp.isfinite(scale).all()):
-            raise ValueError(f"{self.name} scales by the largest value, and x holds inf or NaN.")
-        return xp.where(scale == 0, np.float32(1), scale)
+        size = xp.maximum(x.max(axis=others), -x.min(axis=others)).astype(np.float64)
+        if not bool((size / self._highest <= FLOAT32.largest).all()):
+            raise ValueError(
+                f"{self.name} scales by the largest value: x holds inf or NaN, or what makes the "
+                "scale no float32."
+            )
+        # With the very largest float32 the product must not become infinite.
+        most = np.nextafter(np.float32(FLOAT32.largest / self._highest), np.float32(0))
+        scale = xp.maximum(size / self._highest, FLOAT32.smallest_normal).astype(np.float32)
+        scale = xp.where(size <= FLOAT32.largest, xp.minimum(scale, most), scale)
+        return xp.where(size == 0, np.float32(1), scale)
 
-    def _spread(self, scale: Array, like: Array, dtype: Any) -> Array:
-        """The scales in that dtype, in a shape that goes with an array's."""
+    def _spread(self, scale: Array, like: Array) -> Array:
+        """The scales in float64, in a shape that goes with an array's."""
         if self.axis is not None:
             scale = scale.reshape(-1, *(1,) * (like.ndim - 1 - self.axis))
-        return scale.astype(dtype)
+        return scale.astype(np.float64)
 
-    def _in_steps(self, x: Array, chance: Array | None) -> tuple[Array, Array]:
-        """Whole numbers in x's dtype, and the scale."""
+    def _in_steps(self, x: Array, chance: Array | None) -> tuple[Array, Array, Array]:
+        """Whole numbers and what they are to be multiplied by, float64; and the scale."""
         scale = self._scale(x)
-        xp = array_module(x)
-        whole = xp.divide(x, self._spread(scale, x, x.dtype), out=xp.empty_like(x))
+        xp, step = array_module(x), self._spread(scale, x)
+        # In float64, which holds every tie times the scale: no other quotient is rounded to a tie.
+        whole = xp.divide(x, step, out=xp.empty_like(x, dtype=np.float64))
         _in_blocks(self._whole_block, [whole, chance])
-        return whole, scale
+        return whole, step, scale
 
     def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
-        whole, scale = self._in_steps(x, chance)
-        array_module(x).multiply(whole, self._spread(scale, x, x.dtype), out=out)
+        whole, step, _ = self._in_steps(x, chance)
+        array_module(x).multiply(whole, step, out=out)
 
     def store(self, x: Array) -> "Stored":
-        whole, scale = self._in_steps(x, self._chance(x, None))
+        whole, _, scale = self._in_steps(x, self._chance(x, None))
         return Stored(self, whole.astype(self._code_dtype), scale)
 
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
-        values = stored.codes.astype(dtype)
-        values *= self._spread(stored.scale, values, dtype)
-        return values
+        values = stored.codes.astype(np.float64)
+        values *= self._spread(stored.scale, values)
+        return values.astype(dtype)
 
 
 INT8 = ScaledInteger(8)
