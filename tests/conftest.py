@@ -17,6 +17,7 @@ import pytest
 from fastdl_lib.core.arrays import gpu_status
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.pretend_gpu import pretend_gpu
+from fastdl_lib.course.notebooks import is_chapter
 from fastdl_lib.measuring.machine import machine_card
 
 # No test here asserts a time, so none may fail for being slow either.
@@ -39,6 +40,13 @@ LONGEST = (
     "test_record",
     "test_training",
 )
+
+
+def pytest_configure(config):
+    """A notebook that only looks like a chapter, such as 01_words-Copy1.ipynb, is no test."""
+    if config.args_source is config.ArgsSource.TESTPATHS:
+        own = [arg for arg in config.args if arg.endswith(".ipynb") and not is_chapter(arg)]
+        config.args = [arg for arg in config.args if arg not in own]
 
 
 @pytest.hookimpl(tryfirst=True)

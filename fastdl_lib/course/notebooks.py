@@ -5,7 +5,8 @@
     python -m fastdl_lib.course.notebooks check [NOTEBOOK ...]
 
 The notebooks in `notebooks/` are the instructor's copy: solutions and outputs stand in them. The
-course's chapters are those named NN_words.ipynb; other notebooks there are somebody's own.
+course's chapters are those named NN_words.ipynb; other notebooks there, copies such as
+NN_words-Copy1.ipynb among them, are somebody's own.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.files import check_destination, whole_file
 from fastdl_lib.measuring.evidence import Provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,27 +73,39 @@ class CourseError(Exception):
     """Something the maintainer has to repair; the message says what and how."""
 
 
+def is_chapter(path: Path) -> bool:
+    """Whether a file is named as a chapter is: NN_words.ipynb, words of letters, digits and _."""
+    return re.fullmatch(r"\d\d_\w+\.ipynb", Path(path).name) is not None
+
+
 def notebook_paths(root: Path = ROOT) -> list[Path]:
     """The chapters under `root` in reading order; raises CourseError when there is none."""
-    folder = Path(root) / FOLDER
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    paths = _chapters(Path(root) / FOLDER)
     if not paths:
-        raise CourseError(f"no chapter (NN_words.ipynb) in {folder}")
+        raise CourseError(f"no chapter (NN_words.ipynb) in {Path(root) / FOLDER}")
     return paths
+
+
+def _chapters(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.ipynb") if is_chapter(path))
 
 
 def read_notebook(path: Path) -> NotebookNode:
     """Read a notebook; raises CourseError, naming the file, when it is not one."""
     try:
         with warnings.catch_warnings():
-            # A missing cell id is repaired by reading; the clean-up then writes it.
+            # A missing cell id is repaired by reading; the clean-up then writes it, and drops an
+            # editor's byte-order mark.
             warnings.simplefilter("ignore")
-            return nbformat.read(path, as_version=4)
+            text = Path(path).read_text(encoding="utf-8-sig")
+            notebook = nbformat.reads(text, as_version=4)
+            nbformat.validate(notebook)
     except FileNotFoundError as error:
         raise CourseError(f"{path}: there is no such file") from error
     except Exception as error:
-        reason = str(error).partition("\n")[0][:200]
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise CourseError(f"{path}: not a readable notebook ({reason})") from error
+    return notebook
 
 
 def write_notebook(path: Path, notebook: NotebookNode) -> None:
@@ -108,7 +121,7 @@ def tags(cell: NotebookNode) -> list[str]:
 
 def grading(cell: NotebookNode) -> dict:
     """What nbgrader is told of a cell; empty where it is no part of an exercise."""
-    return cell.metadata.get("nbgrader", {})
+    return cell.metadata.get("nbgrader") or {}
 
 
 def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -168,10 +181,20 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     """Run a notebook from top to bottom, clean it and write it back; return the seconds it took.
 
     It runs in this Python, whatever kernels are installed elsewhere, in the notebook's folder.
-    The file is written only when every cell ran: raises CourseError, naming the cell, otherwise.
+
+    Raises: CourseError before the run where the results cannot be written; where a cell fails,
+    naming it; and where the file was edited meanwhile. The file is then as it was.
     """
     path = Path(path).resolve()
-    notebook = read_notebook(path)
+    notebook, before = read_notebook(path), path.read_bytes()
+    picture_path = None
+    if path.parent == ROOT / FOLDER and path.stem in README_PICTURES:
+        picture_path = ROOT / README_PICTURES[path.stem]
+    try:
+        for place in filter(None, (path, picture_path)):
+            check_destination(place)
+    except OSError as error:
+        raise CourseError(f"{path.name}: not run: {error}") from error
     code_cells = _code_cells(notebook)
     for cell in code_cells:
         cell.outputs, cell.execution_count = [], None
@@ -196,10 +219,11 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     finally:
         if progress:
             _show_progress("")
+    if not path.exists() or path.read_bytes() != before:
+        raise CourseError(f"{path.name}: edited while it ran; nothing is written, run it again")
     write_notebook(path, notebook)
-    picture = readme_picture(notebook)
-    if picture is not None and path.parent == ROOT / FOLDER:
-        with whole_file(ROOT / README_PICTURES[path.stem]) as part:
+    if picture_path and (picture := readme_picture(notebook)):
+        with whole_file(picture_path) as part:
             part.write_bytes(picture)
     return time.monotonic() - started
 
@@ -280,12 +304,6 @@ def format_faults(path: Path) -> list[str]:
     notebook = read_notebook(path)
     code_cells = _code_cells(notebook)
     faults = []
-    try:
-        nbformat.validate(notebook)
-    except nbformat.ValidationError as error:
-        faults.append(f"not a valid notebook: {str(error).partition(chr(10))[0]}")
-    if "widgets" in notebook.metadata:
-        faults.append("widget state in the notebook's metadata")
     if not is_clean(path):
         command = f"python -m fastdl_lib.course.notebooks clean {shown(path)}"
         faults.append(f"not clean: run `{command}`")
@@ -437,11 +455,10 @@ def _chapter_faults(path: Path, notebook: NotebookNode, prose: str) -> Iterator[
     first = notebook.cells[0] if notebook.cells else None
     if first is None or first.cell_type != "markdown" or not first.source.startswith("# "):
         yield "the first cell is not a title (# ...)"
-    chapter = re.match(r"(\d\d)_\w+$", path.stem)
-    if chapter is None:
+    if not is_chapter(path):
         yield "the file's name is not NN_words.ipynb"
         return
-    is_start = int(chapter[1]) == 0
+    is_start = path.name.startswith("00")
     graded = sum(1 for cell in notebook.cells if grading(cell).get("grade"))
     wanted = 1 if is_start else 3
     if graded < wanted:
@@ -462,7 +479,7 @@ def _link_faults(path: Path, prose: str) -> Iterator[str]:
     for target in sorted(targets):
         if not (path.parent / target).exists():
             yield f"a link leads nowhere: {target}"
-    chapters = [other.name for other in sorted(path.parent.glob("[0-9][0-9]_*.ipynb"))]
+    chapters = [other.name for other in _chapters(path.parent)]
     place = chapters.index(path.name)
     neighbours = {"previous": chapters[:place][-1:], "next": chapters[place + 1 : place + 2]}
     for side, names in neighbours.items():
@@ -504,7 +521,7 @@ def _on_one(options: argparse.Namespace, path: Path) -> int:
             for fault in faults:
                 print(f"{shown(path)}: {fault}")
             return int(bool(faults))
-    except CourseError as error:
+    except (CourseError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

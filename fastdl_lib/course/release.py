@@ -7,10 +7,13 @@ They go to `release/notebooks/`; nbgrader grades what comes back (see CONTRIBUTI
 
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastdl_lib.core.files import check_destination
 from fastdl_lib.course import notebooks as course
 from fastdl_lib.course.notebooks import FOLDER, ROOT, CourseError
 
@@ -19,11 +22,12 @@ def release(root: Path = ROOT) -> list[Path]:
     """Make the students' chapters in `release/notebooks` under `root`; return their paths.
 
     nbgrader replaces the solutions, drops the hidden tests and all outputs, and enters the
-    exercises in `gradebook.db`, from which submissions are graded. Raises CourseError when a
-    chapter is not clean or nbgrader refuses one.
-    """
-    from nbgrader.utils import capture_log
+    exercises in `gradebook.db`, from which submissions are graded. An earlier release and gradebook
+    stay as they are until the new ones are whole.
 
+    Raises: CourseError when a chapter is not clean, nbgrader refuses one, or there is no place for
+    the copies.
+    """
     root = Path(root).resolve()
     chapters = course.notebook_paths(root)
     # nbgrader would copy the widget state, with what the solutions show, to the students.
@@ -31,17 +35,24 @@ def release(root: Path = ROOT) -> list[Path]:
     if unclean:
         command = "python -m fastdl_lib.course.notebooks clean"
         raise CourseError(f"not clean: {', '.join(unclean)}. Run `{command}` first.")
-    with programs_on_path():
-        result = capture_log(_generator(root, {path.name for path in chapters}))
-    if not result["success"]:
-        # nbgrader logs the cause and then raises a summary that points to the log.
-        causes = [line for line in result.get("log", "").splitlines() if "Error" in line]
-        reason = " ".join(causes) or result["error"].strip().splitlines()[-1]
-        raise CourseError(f"nbgrader made no release: {reason[:400]}")
-    paths = sorted((root / "release" / FOLDER).glob("*.ipynb"))
-    for path in paths:
-        _unfold_cells(path)
-    return paths
+    released, gradebook = root / "release" / FOLDER, root / "gradebook.db"
+    try:
+        check_destination(gradebook)
+        released.mkdir(parents=True, exist_ok=True)
+        check_destination(released / "chapter.ipynb")
+    except OSError as error:
+        raise CourseError(f"no place for release/{FOLDER} and gradebook.db: {error}") from error
+    with tempfile.TemporaryDirectory(dir=root, prefix=".release-") as work:
+        if gradebook.exists():
+            shutil.copy(gradebook, work)
+        _generate(root, Path(work), {path.name for path in chapters})
+        made = Path(work, "release", FOLDER)
+        for path in made.glob("*.ipynb"):
+            _unfold_cells(path)
+        os.replace(released, Path(work, "earlier"))
+        os.replace(made, released)
+        os.replace(Path(work, "gradebook.db"), gradebook)
+    return sorted(released.glob("*.ipynb"))
 
 
 def nbgrader_config(root: Path = ROOT):
@@ -51,10 +62,11 @@ def nbgrader_config(root: Path = ROOT):
     return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
 
 
-def _generator(root: Path, names: set[str]):
-    """nbgrader's converter, set to these chapters and nothing else that lies beside them."""
+def _generate(root: Path, work: Path, names: set[str]) -> None:
+    """Let nbgrader convert these chapters, and nothing else that lies beside them, into `work`."""
     from nbgrader.converters import GenerateAssignment
     from nbgrader.coursedir import CourseDirectory
+    from nbgrader.utils import capture_log
 
     class OfChapters(GenerateAssignment):
         def init_notebooks(self):
@@ -64,12 +76,20 @@ def _generator(root: Path, names: set[str]):
 
     config = nbgrader_config(root)
     directory = CourseDirectory(root=str(root), assignment_id=FOLDER, config=config)
+    directory.release_directory = str(work / "release")
+    directory.db_url = f"sqlite:///{work / 'gradebook.db'}"
     # Files that a run has written beside the notebooks stay at home, too.
     directory.ignore = ["*"]
     generator = OfChapters(coursedir=directory, parent=None)
     generator.update_config(config)
     generator.force = generator.create_assignment = True
-    return generator
+    with programs_on_path():
+        result = capture_log(generator)
+    if not result["success"]:
+        # nbgrader logs the cause and then raises a summary that points to the log.
+        causes = [line for line in result.get("log", "").splitlines() if "Error" in line]
+        reason = " ".join(causes) or result["error"].strip().splitlines()[-1]
+        raise CourseError(f"nbgrader made no release: {reason[:400]}")
 
 
 @contextlib.contextmanager

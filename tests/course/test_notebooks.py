@@ -2,10 +2,12 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import toys
+from conftest import pytest_configure
 
 from fastdl_lib.course import notebooks as course
 from fastdl_lib.course.notebooks import format_faults
@@ -104,7 +106,6 @@ BROKEN = {
         in_prose("00_start", "01_measure"),
         "no link to the previous chapter, 00_start_here.ipynb",
     ),
-    "an invalid cell": (at(0, surprise=1), "not a valid notebook"),
 }
 
 
@@ -150,9 +151,20 @@ def test_chapter_00_needs_one_exercise_and_a_link(start):
     ]
 
 
+OWN = ("Untitled", "Copy of 01_measure", "01_measure-Copy1", "01_measure (1)", "1_x", "01_a.b")
+
+
 def test_what_is_no_chapter(start, chapter):
-    start.with_name("Untitled.ipynb").write_text("{}")
+    for name in (*OWN, ".ipynb_checkpoints/01_measure"):
+        toys.write(start.parent / f"{name}.ipynb", [toys.code("1")])
     assert course.notebook_paths(start.parents[1]) == [start, chapter]
+    assert format_faults(start) == format_faults(chapter) == []
+    config = SimpleNamespace(
+        args_source="testpaths", ArgsSource=SimpleNamespace(TESTPATHS="testpaths")
+    )
+    config.args = ["tests", *(f"notebooks/{name}.ipynb" for name in (*OWN, "01_measure"))]
+    pytest_configure(config)
+    assert config.args == ["tests", "notebooks/01_measure.ipynb"]
     notes = start.rename(start.with_name("notes.ipynb"))
     assert format_faults(notes) == ["the file's name is not NN_words.ipynb"]
 
@@ -203,6 +215,47 @@ def test_clean_drops_what_changes_and_keeps_what_counts(tmp_path):
     assert cleaned.cells[1].metadata.nbgrader.points == 1
 
 
+def encoded(**changes):
+    """A notebook's bytes with some of its fields changed."""
+    fields = nbformat.v4.new_notebook(cells=[toys.code("1")]) | changes
+    return json.dumps(fields).encode()
+
+
+UNREADABLE = {
+    "nothing": (b"", "does not appear to be JSON"),
+    "cut off": (encoded()[:40], "does not appear to be JSON"),
+    "100,000 lists": (b"[" * 100_000, "recursion"),
+    "a list": (b"[]", "not a readable notebook"),
+    "no text": (b"\xff\xfe\x00", "codec can't decode"),
+    "of the next format": (encoded(nbformat=5), "Unsupported nbformat version 5"),
+    "without cells": (encoded(cells=None), "not a readable notebook"),
+    "a cell without a type": (encoded(cells=[{"source": ""}]), "not a readable notebook"),
+    "a number as source": (encoded(cells=[toys.code("1") | {"source": 1}]), "1 is not valid"),
+    "one tag": (encoded(cells=[toys.code("1") | {"metadata": {"tags": "a"}}]), "not a readable"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_no_notebook_is_told_and_left(tmp_path, content, told):
+    path = tmp_path / "toy.ipynb"
+    path.write_bytes(content)
+    for do in (course.clean, course.execute, format_faults):
+        with pytest.raises(course.CourseError, match=told) as caught:
+            do(path)
+        assert "toy.ipynb: not a readable notebook (" in str(caught.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n"),
+], ids=["byte-order mark", "Windows' line ends"])  # fmt: skip
+def test_clean_reads_what_other_programs_wrote(chapter, change):
+    text = chapter.read_text(encoding="utf-8")
+    chapter.write_bytes(change(text).encode())
+    assert course.clean(chapter)
+    assert chapter.read_text(encoding="utf-8") == text
+
+
 # --- execute ---
 
 
@@ -249,6 +302,25 @@ def test_execute_leaves_the_file_when_a_cell_fails(tmp_path, capsys, failing, re
     assert os.listdir(tmp_path) == ["toy.ipynb"]
 
 
+def test_execute_overwrites_no_edit_made_meanwhile(tmp_path):
+    edit = "with open('toy.ipynb', 'a') as file:\n    _ = file.write(' ')"
+    path = toys.write(tmp_path / "toy.ipynb", [toys.code(edit)])
+    before = path.read_bytes()
+    with pytest.raises(course.CourseError, match=r"toy\.ipynb: edited while it ran; nothing is"):
+        course.execute(path)
+    assert path.read_bytes() == before + b" "
+
+
+def test_execute_looks_at_its_places_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "ROOT", tmp_path)
+    monkeypatch.setattr(course, "_run", None)
+    path = toys.write(tmp_path / "notebooks" / "02_im2col.ipynb", [toys.code("1")])
+    with pytest.raises(course.CourseError, match=r"not run: .*folder '\.github' does not exist"):
+        course.execute(path)
+    with pytest.raises(course.CourseError, match=r"not a readable notebook .*directory"):
+        course.execute(tmp_path)
+
+
 # --- the command ---
 
 
@@ -264,7 +336,6 @@ def test_command_line_reports_and_goes_on(start, chapter, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "damaged.ipynb: not a readable notebook" in shown.err
     assert "none.ipynb: there is no such file" in shown.err
-    assert "widget state" in shown.out
     assert "not clean: run" in shown.out
 
     assert course.main(["clean", str(start), str(chapter)]) == 0

@@ -1,7 +1,9 @@
 """The students' copy leaks nothing, keeps every exercise, and is graded fairly by nbgrader."""
 
+import csv
 import math
 import re
+import sqlite3
 
 import nbformat
 import numpy as np
@@ -18,8 +20,8 @@ REGION = r"^[^\n]*### BEGIN {0}\n(.*?)^[^\n]*### END {0}[^\n]*$\n?"
 
 @pytest.fixture(scope="module", params=["toys", "real"])
 def released_course(request, tmp_path_factory):
-    """A course and its release, made once and graded once."""
-    folder = tmp_path_factory.mktemp(request.param)
+    """A course, in a folder with spaces, and its release, made once and graded once."""
+    folder = tmp_path_factory.mktemp(f"{request.param} in a folder with spaces")
     toy = request.param == "toys"
     chapters = toys.write_chapters(folder / "made") if toy else course.notebook_paths()
     copy = toys.course_copy(folder / "course", chapters)
@@ -130,47 +132,107 @@ def test_nbgrader_metadata(released_course):
 # --- grading ---
 
 
-def grade(root, student, folder):
+def hand_in(root, student, name, cells, bom=""):
     """Hand in what grading depends on: setup cells, exercises and their tests.
 
     The lesson around them is run by nbval, where a failing test of an exercise fails as well.
-    Returns {notebook: (points, maximum)}.
     """
+    kept = [cell for cell in cells if course.grading(cell) or "setup" in course.tags(cell)]
+    path = toys.write(root / "submitted" / student / "notebooks" / f"{name}.ipynb", kept)
+    path.write_text(bom + path.read_text(encoding="utf-8"), encoding="utf-8")
+    return path
+
+
+def grade(root):
+    """Grade what was handed in; return {(student, notebook): (points, maximum)} and the export."""
     from nbgrader.api import Gradebook
     from nbgrader.converters import Autograde
     from nbgrader.coursedir import CourseDirectory
     from nbgrader.utils import capture_log
 
-    for path in folder.glob("*.ipynb"):
-        cells = course.read_notebook(path).cells
-        kept = [cell for cell in cells if course.grading(cell) or "setup" in course.tags(cell)]
-        toys.write(root / "submitted" / student / "notebooks" / path.name, kept)
     config = nbgrader_config(root)
-    directory = CourseDirectory(
-        root=str(root), assignment_id="notebooks", student_id=student, config=config
-    )
+    about = {"assignment_id": "notebooks", "student_id": "*", "config": config}
+    directory = CourseDirectory(root=str(root), **about)
     with programs_on_path():
         result = capture_log(Autograde(coursedir=directory, config=config))
     assert result["success"], result
     with Gradebook(directory.db_url, "fastdl") as gradebook:
-        graded = gradebook.find_submission("notebooks", student).notebooks
-        return {notebook.name: (notebook.score, notebook.max_score) for notebook in graded}
+        graded = gradebook.assignment_submissions("notebooks")
+        scores = {
+            (s.student.id, n.name): (n.score, n.max_score) for s in graded for n in s.notebooks
+        }
+        export = config.ExportApp.plugin_class(to=str(root / "grades.csv"))
+        export.export(gradebook)
+        with open(root / "grades.csv", encoding="utf-8") as file:
+            return scores, {row["student_id"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(autouse=True)
+def as_a_grader(monkeypatch):
+    # Timing budgets shrink; what is graded does not depend on time.
+    monkeypatch.setenv("FASTDL_TIME_SCALE", "0.02")
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
 
 
 # nbgrader's own use of its database.
 @pytest.mark.filterwarnings("ignore:Object of type")
-def test_grading(released_course, monkeypatch):
-    # Timing budgets shrink; what is graded does not depend on time.
-    monkeypatch.setenv("FASTDL_TIME_SCALE", "0.02")
-    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
-    solved = grade(released_course, "solved", released_course / "notebooks")
-    untouched = grade(released_course, "untouched", released_course / "release" / "notebooks")
-    names = {path.stem for path in course.notebook_paths(released_course)}
-    assert solved.keys() == untouched.keys() == names
-    for name, (points, maximum) in solved.items():
-        assert points == maximum > 0, name
-    for name, (points, maximum) in untouched.items():
-        assert points == 0 < maximum, name
+@pytest.mark.parametrize("released_course", ["real"], indirect=True)
+def test_grading_of_the_chapters(released_course):
+    """Each second exercise is solved, the others are left as they were handed out."""
+    wanted, solve = {}, False
+    for name, instructors, students in pairs(released_course):
+        cells, points = list(students.cells), 0
+        for place, cell in enumerate(instructors.cells):
+            mark = course.grading(cell)
+            if mark.get("solution"):
+                solve = not solve
+            if solve and mark.get("solution"):
+                cells[place] = cell
+            points += mark.points if solve and mark.get("grade") else 0
+        hand_in(released_course, "mia", name.removesuffix(".ipynb"), cells)
+        wanted["mia", name.removesuffix(".ipynb")] = points
+    scores, exported = grade(released_course)
+    assert {chapter: points for chapter, (points, _) in scores.items()} == wanted
+    assert all(0 <= points <= maximum > 0 for points, maximum in scores.values())
+    assert float(exported["mia"]["score"]) == sum(wanted.values())
+    assert exported["mia"]["not_graded"] == ""
+
+
+def without(*grade_ids):
+    return lambda cells: [c for c in cells if course.grading(c).get("grade_id") not in grade_ids]
+
+
+@pytest.mark.filterwarnings("ignore:Object of type")
+@pytest.mark.parametrize("released_course", ["toys"], indirect=True)
+def test_a_fault_in_a_chapter_costs_no_more_than_that_chapter(released_course):
+    root = released_course
+    (_, start, start_stub), (_, chapter, chapter_stub) = pairs(root)
+    start, chapter = start.cells, chapter.cells
+    # Renamed by a browser, saved by an editor; two tests deleted, and the answer there twice.
+    hand_in(root, "mia", "mia_00_start_here (1)", start, bom="\ufeff")
+    wrong = toys.answer("area")
+    wrong.source = "area = None"
+    hand_in(root, "mia", "01_measure", [wrong, *without("area_larger", "area_zero")(chapter)])
+    # A whole exercise deleted; no notebook at all.
+    hand_in(root, "ben", "00_start_here", without("area_start", "area_start_test")(start))
+    hand_in(root, "ben", "01_measure", []).write_text("[" * 100_000)
+    # A kernel that dies.
+    hand_in(
+        root, "eva", "00_start_here", [*start, toys.code("import os\nos._exit(1)", tags=["setup"])]
+    )
+    hand_in(root, "eva", "01_measure", chapter)
+    hand_in(root, "tom", "00_start_here", start_stub.cells)
+    hand_in(root, "tom", "01_measure", chapter_stub.cells)
+    scores, exported = grade(root)
+    assert {student: (points, scores[student, "01_measure"][0]) for (student, name), (points, _)
+            in scores.items() if name == "00_start_here"} == {
+        "mia": (1, 4), "ben": (0, 0), "eva": (0, 4), "tom": (0, 0),
+    }  # fmt: skip
+    told = {student: (row["score"], row["not_graded"]) for student, row in exported.items()}
+    assert told == {
+        "mia": ("5.0", ""), "ben": ("", "01_measure"), "eva": ("", "00_start_here"),
+        "tom": ("0.0", ""),
+    }  # fmt: skip
 
 
 # --- release, tried on made chapters ---
@@ -188,7 +250,8 @@ def test_the_release_is_new_unfolded_and_holds_chapters_only(copy):
     notebook.cells[3].metadata["jupyter"] = {"source_hidden": True, "outputs_hidden": False}
     course.write_notebook(path, notebook)
     (copy / "notebooks" / "results.json").write_text("{}")
-    toys.write(copy / "notebooks" / "Untitled.ipynb", [toys.code("secret = 42")])
+    for name in ("Untitled", "01_measure-Copy1", "Copy of 01_measure", ".ipynb_checkpoints/01_a"):
+        toys.write(copy / "notebooks" / f"{name}.ipynb", [toys.code("secret = 42")])
     stale = copy / "release" / "notebooks" / "stale.ipynb"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
@@ -211,19 +274,46 @@ def keep_widgets(notebook):
     return notebook
 
 
+def interrupted(path):
+    raise KeyboardInterrupt
+
+
 BAD = {
-    leave_open: "no end solution statement found",
-    keep_widgets: r"not clean: 01_measure\.ipynb\. Run",
+    leave_open: (course.CourseError, "no end solution statement found"),
+    keep_widgets: (course.CourseError, r"not clean: 01_measure\.ipynb\. Run"),
+    interrupted: (KeyboardInterrupt, None),
 }
 
 
-@pytest.mark.parametrize(("change", "told"), BAD.items())
-def test_a_bad_chapter_is_refused(copy, change, told):
-    path = copy / "notebooks" / "01_measure.ipynb"
-    nbformat.write(change(course.read_notebook(path)), path)
-    with pytest.raises(course.CourseError, match=told):
+@pytest.mark.parametrize(
+    ("change", "told"), BAD.items(), ids=lambda it: getattr(it, "__name__", "")
+)
+def test_a_failed_release_leaves_the_earlier_one_and_its_grades(copy, monkeypatch, change, told):
+    earlier = [copy / "release" / "notebooks" / "01_measure.ipynb", copy / "gradebook.db"]
+    earlier[0].parent.mkdir(parents=True)
+    earlier[0].write_text("an earlier release")
+    with sqlite3.connect(earlier[1]) as database:
+        database.execute("CREATE TABLE grades_given (points)")
+    before = [path.read_bytes() for path in earlier]
+    if change is interrupted:
+        monkeypatch.setattr("fastdl_lib.course.release._unfold_cells", interrupted)
+    else:
+        path = copy / "notebooks" / "01_measure.ipynb"
+        nbformat.write(change(course.read_notebook(path)), path)
+    with pytest.raises(told[0], match=told[1]):
         release(copy)
-    assert not [*copy.glob("release/**/*.ipynb")]
+    assert [path.read_bytes() for path in earlier] == before
+    assert not [*copy.glob(".release-*")] and [*earlier[0].parent.iterdir()] == earlier[:1]
+
+
+@pytest.mark.parametrize("taken", ["release", "release/notebooks", "gradebook.db/x"])
+def test_a_release_without_a_place_is_refused_at_once(copy, monkeypatch, taken):
+    monkeypatch.setattr("fastdl_lib.course.release._generate", None)
+    (copy / taken).parent.mkdir(parents=True, exist_ok=True)
+    (copy / taken).write_text("a file")
+    with pytest.raises(course.CourseError, match="no place for release/notebooks and gradebook"):
+        release(copy)
+    assert (copy / taken).read_text() == "a file"
 
 
 def test_a_course_without_chapters_is_refused(tmp_path, monkeypatch, capsys):
