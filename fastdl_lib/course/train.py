@@ -69,6 +69,8 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     made = options.out and options.out.with_suffix(".json")
     for path in filter(None, (options.out, made, options.checkpoint)):
         check_destination(path)
+    if options.out and options.checkpoint and options.out.resolve() == options.checkpoint.resolve():
+        raise ValueError(f"--out and --checkpoint both name {options.out.name}: give two names.")
     if options.images is not None:
         check_whole_number("--images", options.images, HELD_OUT_SHARE)
     card = machine_card()
