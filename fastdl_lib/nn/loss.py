@@ -41,15 +41,27 @@ def softmax_cross_entropy(logits: Array, labels: Array, scale: float = 1.0) -> t
             one does not vanish in float16.
 
     Returns:
-        ``(loss, grad)``: nats an image, an array without axes (nothing waits for a GPU); grad
-        (N, classes), logits' dtype.
+        ``(loss, grad)``: nats an image, an array without axes; grad (N, classes), logits' dtype.
+
+    Raises TypeError, ValueError: what is no such array, or a label that is no class.
 
     >>> import numpy as np
     >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
     >>> round(float(loss), 4), grad.shape  # ln 10
     (2.3026, (2, 10))
     """
-    xp = array_module(logits, labels)
+    array_module(logits, labels)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must have the shape (N, classes), no size 0; got {logits.shape}.")
+    if logits.dtype.kind != "f":
+        raise TypeError(f"logits must be floats, got {logits.dtype}; use logits.astype(np.float32).")
+    check_labels(labels, *logits.shape)
+    return loss_and_gradient(logits, labels, scale)
+
+
+def loss_and_gradient(logits: Array, labels: Array, scale: float = 1.0) -> tuple[Array, Array]:
+    """As :func:`softmax_cross_entropy`, of what was checked before: nothing waits for a GPU."""
+    xp = array_module(logits)
     shifted = logits.astype(wide(logits.dtype), copy=False)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
     exponentials = xp.exp(shifted)

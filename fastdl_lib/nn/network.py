@@ -14,7 +14,7 @@ from fastdl_lib.core.files import whole_file
 from fastdl_lib.measuring.costs import KINDS
 from fastdl_lib.nn.archives import holding, is_checkpoint, read_arrays
 from fastdl_lib.nn.layers import Layer
-from fastdl_lib.nn.loss import check_labels, loss_and_right, softmax_cross_entropy
+from fastdl_lib.nn.loss import check_labels, loss_and_gradient, loss_and_right
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -250,7 +250,7 @@ class Network:
         images were right. ``after_...`` are called with each layer's name when it has run that way,
         the last layer's ``after_forward`` again when the loss is there."""
         logits = self.forward(x, training=True, after=after_forward)
-        loss, grad = softmax_cross_entropy(logits, labels, scale)
+        loss, grad = loss_and_gradient(logits, labels, scale)
         if after_forward is not None:
             after_forward(next(reversed(self.layers)))
         self.backward(grad, after=after_backward)

@@ -55,6 +55,8 @@ class LocalResponseNorm(Layer):
         size = check_whole_number("size", size, 1)
         if size % 2 == 0:
             raise ValueError(f"size must be odd, so that a channel is in the middle; got {size}.")
+        for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+            check_number(name, value, low=0)
         # Plain floats: a NumPy float64 would widen a float32 batch.
         self.size, self.alpha, self.beta, self.k = size, float(alpha), float(beta), float(k)
 

@@ -29,7 +29,7 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
 from fastdl_lib.nn.checkpoints import Checkpoint, Epoch, digest
-from fastdl_lib.nn.loss import loss_and_right, softmax_cross_entropy
+from fastdl_lib.nn.loss import loss_and_gradient, loss_and_right
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer, Schedule
 
@@ -141,7 +141,7 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
     for start in range(0, len(images), batch):
         part = labels[start : start + batch]
         logits = network.forward(images[start : start + batch])
-        loss, right = loss_and_right(softmax_cross_entropy(logits, part)[0], logits, part)
+        loss, right = loss_and_right(loss_and_gradient(logits, part)[0], logits, part)
         _check_logits(network, loss, start, len(part))
         loss_sum += len(part) * loss
         correct += right

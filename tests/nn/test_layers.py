@@ -13,7 +13,7 @@ from fastdl_lib.core import threads
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.nn import layers, norms
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
-from fastdl_lib.nn.loss import check_labels, softmax_cross_entropy
+from fastdl_lib.nn.loss import softmax_cross_entropy
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD
@@ -360,6 +360,8 @@ def test_softmax_cross_entropy_keeps_the_dtype_and_does_not_overflow(dtype, labe
     loss, grad = softmax_cross_entropy(logits, np.array([0, 1], label_dtype))
     assert loss.shape == () and float(loss) == pytest.approx(5e3) and grad.dtype == dtype
     assert grad.tolist() == [[0, 0], [0.5, -0.5]]
+    loss, grad = softmax_cross_entropy(logits * dtype(1e34), np.array([0, 1], label_dtype))
+    assert float(loss) == pytest.approx(5e37) and np.isfinite(grad).all()
 
 
 # --- what holds for every layer -----------------------------------------------------------------
@@ -483,6 +485,11 @@ def test_what_is_no_batch_for_a_layer_is_refused(name, shape, message):
         EVERY_LAYER[name][0]().forward(np.ones(shape, np.float32))
 
 
+def loss_of(labels, logits=None):
+    logits = np.zeros((2, 3)) if logits is None else logits
+    return softmax_cross_entropy(logits, np.array(labels))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -502,13 +509,19 @@ def test_what_is_no_batch_for_a_layer_is_refused(name, shape, message):
         (lambda rng: Dropout(-0.1), ValueError, "rate must be at least 0 and below 1"),
         (lambda rng: Dropout(1), ValueError, "rate must be at least 0 and below 1"),
         (lambda rng: Dropout(True), TypeError, "rate must be a number, got True"),
-        (lambda rng: check_labels(np.array([0, 3]), 2, 3), ValueError, r"in 0\.\.2, got 0\.\.3"),
-        (lambda rng: check_labels(np.array([-1, 0]), 2, 3), ValueError, r"got -1\.\.0"),
-        (lambda rng: check_labels(np.array([0.0, 1]), 2, 3), TypeError, "whole numbers, got float"),
-        (lambda rng: check_labels(np.array([True, False]), 2, 3), TypeError, "numbers, got bool"),
-        (lambda rng: check_labels(np.array([0]), 2, 3), ValueError, r"\(2,\), one for each image"),
-        (lambda rng: check_labels(np.eye(3, dtype=int)[:2], 2, 3), ValueError, r"got \(2, 3\)"),
-        (lambda rng: check_labels([0, 1], 2, 3), TypeError, r"np\.asarray"),
+        (lambda rng: LocalResponseNorm(alpha=np.nan), ValueError, "alpha must be at least 0 and fi"),
+        (lambda rng: LocalResponseNorm(k="2"), TypeError, "k must be a number, got '2'"),
+        (lambda rng: Dropout(0.5, seed=-1), ValueError, "seed must be at least 0, got -1"),
+        (lambda rng: loss_of([0, 3]), ValueError, r"in 0\.\.2, got 0\.\.3"),
+        (lambda rng: loss_of([-1, 0]), ValueError, r"got -1\.\.0"),
+        (lambda rng: loss_of([0.0, 1]), TypeError, "whole numbers, got float"),
+        (lambda rng: loss_of([True, False]), TypeError, "numbers, got bool"),
+        (lambda rng: loss_of([0]), ValueError, r"\(2,\), one for each image"),
+        (lambda rng: loss_of(np.eye(3, dtype=int)[:2]), ValueError, r"got \(2, 3\)"),
+        (lambda rng: softmax_cross_entropy(np.ones((1, 3)), [0]), TypeError, r"np\.asarray"),
+        (lambda rng: loss_of([0, 1], np.ones(2)), ValueError, r"shape \(N, classes\), .* \(2,\)"),
+        (lambda rng: loss_of([], np.ones((0, 3))), ValueError, r"no size 0; got \(0, 3\)"),
+        (lambda rng: loss_of([0], np.ones((1, 3), int)), TypeError, "must be floats, got int64"),
     ],
 )
 def test_what_cannot_be_is_refused(make, error, message):
