@@ -52,9 +52,9 @@ def softmax_cross_entropy(logits: Array, labels: Array, scale: float = 1.0) -> t
     """
     array_module(logits, labels)
     if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"logits must have the shape (N, classes), no size 0; got {logits.shape}.")
+        raise ValueError(f"logits have the shape (N, classes), no size 0; got {logits.shape}.")
     if logits.dtype.kind != "f":
-        raise TypeError(f"logits must be floats, got {logits.dtype}; use logits.astype(np.float32).")
+        raise TypeError(f"logits must be floats, got {logits.dtype}; use astype(np.float32).")
     check_labels(labels, *logits.shape)
     return loss_and_gradient(logits, labels, scale)
 

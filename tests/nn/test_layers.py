@@ -509,7 +509,7 @@ def loss_of(labels, logits=None):
         (lambda rng: Dropout(-0.1), ValueError, "rate must be at least 0 and below 1"),
         (lambda rng: Dropout(1), ValueError, "rate must be at least 0 and below 1"),
         (lambda rng: Dropout(True), TypeError, "rate must be a number, got True"),
-        (lambda rng: LocalResponseNorm(alpha=np.nan), ValueError, "alpha must be at least 0 and fi"),
+        (lambda rng: LocalResponseNorm(alpha=np.nan), ValueError, "alpha must be at least 0"),
         (lambda rng: LocalResponseNorm(k="2"), TypeError, "k must be a number, got '2'"),
         (lambda rng: Dropout(0.5, seed=-1), ValueError, "seed must be at least 0, got -1"),
         (lambda rng: loss_of([0, 3]), ValueError, r"in 0\.\.2, got 0\.\.3"),
