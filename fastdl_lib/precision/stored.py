@@ -18,6 +18,7 @@ from fastdl_lib.core.threads import in_parallel
 from fastdl_lib.nn.layers import Layer, Linear
 from fastdl_lib.precision.formats import (
     FLOAT32,
+    FixedPoint,
     FloatFormat,
     NumberFormat,
     ScaledInteger,
@@ -176,8 +177,7 @@ class StoredLinear(Layer):
                 f"{format.name} has a scale for each input, which no sum over the inputs can be "
                 "multiplied by afterwards; use axis=0, one for each output, or axis=None."
             )
-        if isinstance(format, FloatFormat):
-            _check_holds(format, weight)
+        _check_holds(format, weight)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         # One row behind the other, whatever the order in memory was.
         self.format = format
@@ -233,13 +233,17 @@ class StoredLinear(Layer):
         self.output_shape(x.shape[1:])
         floats = self.format if isinstance(self.format, FloatFormat) else None
         kernel = (_one_image if len(x) == 1 else _images)(floats)
-        x, codes = np.ascontiguousarray(x), self.weight.codes
+        # Codes are larger than the weights they stand for: their sums must not overflow before.
+        large = (np.abs(x) > 2.0**64).any(axis=1, keepdims=True)
+        shrink = np.where(large, np.float32(2.0**-40), np.float32(1))
+        x, codes = np.ascontiguousarray(x) * shrink, self.weight.codes
         out = np.empty((len(x), self.out_features), np.float32)
         in_parallel(
             lambda rows: kernel(x, codes, self._factor, out, rows.start, rows.stop),
             self.out_features,
             least=_LEAST_ROWS,
         )
+        out /= shrink
         out += self.bias
         return out
 
@@ -247,15 +251,19 @@ class StoredLinear(Layer):
         raise RuntimeError("StoredLinear has no backward pass; see Linear.")
 
 
-def _check_holds(format: FloatFormat, weight: np.ndarray) -> None:
-    """Refuse weights that would become infinite or NaN, and a format wider than float32."""
-    if format.bits > FLOAT32.bits:
+def _check_holds(format: NumberFormat, weight: np.ndarray) -> None:
+    """Refuse a format wider than float32, and weights that would become infinite, NaN, smaller than
+    the format rounds, or all of them 0."""
+    if isinstance(format, FloatFormat) and format.bits > FLOAT32.bits:
         raise ValueError(
             f"StoredLinear adds up in float32, which does not hold {format.name}; keep the Linear."
         )
     extremes = np.array([weight.min(), weight.max()])
-    if not np.isfinite(format.round(extremes)).all():
+    rounded = format.round(extremes)
+    saturated = isinstance(format, FixedPoint) and (abs(rounded - extremes) > format.epsilon).any()
+    if saturated or not np.isfinite(rounded).all() or (extremes.any() and not rounded.any()):
         raise ValueError(
             f"the weights reach from {extremes[0]:g} to {extremes[1]:g}, and {format.name} ends at "
-            f"{format.largest:g}: scale them, or take a format with more exponent bits."
+            f"{format.largest:g} and begins at {format.smallest_subnormal:g}: scale them, or take "
+            "a format with a wider range."
         )

@@ -100,6 +100,20 @@ def test_infinities_and_nan_of_the_images_pass(count):
 
 
 @every_format
+def test_large_images_do_not_overflow_before_they_are_scaled(format):
+    """Whole numbers are up to 2^24 times the weights, and the others' rows are left alone."""
+    layer, x = random_layer(9, 70), images(3, 9)
+    layer.parameters["bias"][...] = 0
+    stored, expected = StoredLinear(layer, format), None
+    for size in (1, 2.0**63, 2.0**100, 2.0**124):
+        x[1] = images(1, 9)[0] * np.float32(size)
+        out = stored.forward(x)
+        out[1] /= np.float32(size)
+        expected = out if expected is None else expected
+        np.testing.assert_array_equal(out, expected)
+
+
+@every_format
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_same_bits_with_any_number_of_threads_and_any_order_in_memory(format, count):
     layer, x = random_layer(33, 203), images(count, 33)
@@ -140,6 +154,12 @@ def test_it_says_what_it_costs():
         (linear([[1, -70000.0]]), FLOAT16, ValueError, "from -70000 to 1, and float16 ends at 655"),
         (linear([[480.0, 0]]), FLOAT8_E4M3, ValueError, "float8_e4m3 ends at 448"),
         (linear([[np.nan, 0]]), BFLOAT16, ValueError, "from nan to nan"),
+        (linear([[np.inf, 0]]), FLOAT32, ValueError, "from 0 to inf"),
+        (linear([[np.nan, 0]]), INT8, ValueError, "x holds inf or NaN"),
+        (linear([[-np.inf, 0]]), FixedPoint(2, 6), ValueError, "no NaN and no infinity"),
+        (linear([[1, -2.1]]), FixedPoint(2, 6), ValueError, "from -2.1 to 1, and fixed<2,6> ends"),
+        (linear([[1e-3, -2e-3]]), FixedPoint(2, 6), ValueError, "begins at 0.015625: scale them"),
+        (linear([[1e-8, -2e-8]]), FLOAT16, ValueError, "begins at 5.96046e-08: scale them"),
     ],
 )
 def test_what_it_cannot_store_is_refused(layer, format, error, message):
