@@ -9,6 +9,7 @@ Source: P. Micikevicius et al., "Mixed precision training", ICLR 2018, section 3
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -336,7 +337,14 @@ class DynamicLossScale:
             return
         self.good_steps += 1
         if self.good_steps == self.interval:
-            self.scale, self.good_steps = self.scale * self.growth, 0
+            grown = self.scale * self.growth
+            self.scale, self.good_steps = min(grown, sys.float_info.max), 0
+
+
+def _are_finite(arrays: dict[str, Array]) -> bool:
+    """Whether all values are; one number comes back from a GPU."""
+    xp = array_module(*arrays.values())
+    return bool(xp.stack([xp.isfinite(array).all() for array in arrays.values()]).all())
 
 
 class MixedPrecision(Optimizer):
@@ -457,26 +465,33 @@ class MixedPrecision(Optimizer):
             RuntimeError, ValueError: as :meth:`Optimizer.step`; nothing is changed.
             ValueError: the arrays are float16 and the storage is another format; a layer changes
                 its weights after a step, as binary ones do.
-            FloatingPointError: a dynamic loss scale became too small (see DynamicLossScale).
+            FloatingPointError: a dynamic loss scale became too small (see DynamicLossScale), or
+                where a step is to be skipped, weights are not finite themselves.
         """
         self._check_network(network)
         gradients, weights = self.checked_gradients(network), network.parameters
         xp, rng = array_module(*weights.values(), *gradients.values()), None
         if self.stochastic:
             rng = xp.random.default_rng(_seed(self.seed, self.steps, self.skipped))
-        if isinstance(self.storage, FloatFormat):
-            gradients = self._stored(gradients, rng)
-        # One number comes back from a GPU.
-        finite = bool(xp.stack([xp.isfinite(g).all() for g in gradients.values()]).all())
-        scale = self.loss_scale
+        # Fixed point and integers take finite values only.
+        finite = isinstance(self.storage, FloatFormat) or _are_finite(gradients)
+        if finite:
+            with np.errstate(over="ignore"):
+                gradients = {
+                    name: g.astype(wide(g.dtype)) / self.loss_scale
+                    for name, g in self._stored(gradients, rng).items()
+                }
+            finite = _are_finite(gradients)
+        if not (finite or _are_finite(weights)):
+            raise FloatingPointError(
+                "weights are NaN or infinite, not only gradients: no loss scale mends that. Start "
+                "again from finite ones, with a lower learning rate."
+            )
         self.skipped += not finite
         if self.dynamic is not None:
             self.dynamic.update(not finite)
         if not finite:
             return
-        if not isinstance(self.storage, FloatFormat):  # these take finite values only
-            gradients = self._stored(gradients, rng)
-        gradients = {name: g.astype(wide(g.dtype)) / scale for name, g in gradients.items()}
         working = {name: self._working_copy(name, weight) for name, weight in weights.items()}
         inner = self.optimizer
         # What is remembered, counted and set by a schedule is kept here, for both.

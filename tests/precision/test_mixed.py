@@ -42,6 +42,7 @@ from fastdl_lib.precision.formats import (
     INT8,
     INT8_PER_CHANNEL,
     FixedPoint,
+    FloatFormat,
 )
 from fastdl_lib.precision.mixed import (
     DynamicLossScale,
@@ -428,6 +429,14 @@ def test_a_dynamic_scale_backs_off_and_grows():
     ]  # fmt: skip
 
 
+def test_a_scale_grows_to_no_infinity():
+    scale = DynamicLossScale(start=1e300, growth=1e10, interval=1)
+    scale.update(False)
+    assert scale.scale == float(np.finfo(np.float64).max)
+    scale.update(True)
+    assert math.isfinite(scale.scale)
+
+
 def test_a_scale_that_cannot_be_the_cause_says_so():
     scale = DynamicLossScale(start=4)
     for _ in range(12):
@@ -524,6 +533,54 @@ def test_a_step_that_overflows_is_skipped_whole(kind, dynamic, bad):
     assert (optimizer.skipped, optimizer.steps) == (1, 3)
     assert optimizer.loss_scale == 1024
     assert any((array != weights[name]).any() for name, array in network.parameters.items())
+
+
+@pytest.mark.parametrize("scale", [0.25, DynamicLossScale(0.25)])
+@pytest.mark.filterwarnings("error")
+def test_what_overflows_only_without_its_scale_is_skipped_too(scale):
+    network = toy()
+    optimizer = MixedPrecision(SGD(0.1), FLOAT32, loss_scale=scale)
+    gradients = {name: np.full(w.shape, 2e38) for name, w in network.parameters.items()}
+    before = copied(network)
+    step_by(optimizer, network, gradients)
+    assert optimizer.skipped == 1
+    assert_holds(network.parameters, before)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("kind", ["float16", "float16 arrays", "fixed<8,8>", "int8"])
+def test_weights_that_are_not_finite_are_no_overflow(kind, bad):
+    """No loss scale mends them: skipping each step would say nothing."""
+    format, make = KINDS[kind]
+    network, optimizer = make(), MixedPrecision(SGD(1.0), format)
+    gradients = scaled_gradients(network, 1.0)[0]
+    gradients["fc.bias"][1] = network.parameters["conv.bias"][0] = bad
+    with pytest.raises(FloatingPointError, match="weights are NaN or infinite, not only gradients"):
+        step_by(optimizer, network, gradients)
+    assert optimizer.skipped == optimizer.steps == 0
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("format", [*FORMATS.values(), FIXED], ids=str)
+def test_what_is_not_finite_is_seen_or_refused(format, bad, trained):
+    """An image, and a weight, in a network of the format."""
+    if isinstance(format, FloatFormat):
+        x = np.zeros((3, 1, 28, 28), np.float32)
+        x[1, 0, 9, 9] = bad
+        for formats in ((format,), (format, FLOAT16, BFLOAT16), (format, BFLOAT16, FLOAT8_E4M3)):
+            out = in_precision(trained, Precision(*formats)).forward(x)
+            assert not np.isfinite(out[1]).all() and np.isfinite(out[::2]).all()
+        broken = copy.deepcopy(trained)
+        broken.parameters["fc2.bias"][3] = bad
+        assert not np.isfinite(rounded(broken, format).forward(x[:1])[0, 3])
+        return
+    for layer in (Rounding(format), Rounding(format, stochastic=True)):
+        with pytest.raises(ValueError, match=r"no NaN and no infinity|x holds inf or NaN"):
+            layer.forward(np.array([[1, bad]], np.float32), training=True)
+    broken = toy()
+    broken.parameters["fc.bias"][1] = bad
+    with pytest.raises(ValueError, match=r"no NaN and no infinity|x holds inf or NaN"):
+        rounded(broken, format)
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
