@@ -120,9 +120,10 @@ class Layer:
         """Its class and constants, such as a Dropout's rate; the seed is the run's affair."""
         constants = {"class": type(self).__name__, "algorithm": self.algorithm, **vars(self)}
         return {
-            name: value
+            name: value.item() if isinstance(value, np.generic) else value
             for name, value in constants.items()
-            if isinstance(value, (int, float, str)) and name[0] != "_" and name != "seed"
+            if isinstance(value, (int, float, str, np.generic)) and name[0] != "_"
+            if name != "seed"
         }
 
     # --- in training ---
@@ -367,33 +368,21 @@ class MaxPool2d(Layer):
         window = (self.kernel, self.stride)
         return channels, output_size(height, *window), output_size(width, *window)
 
-    def _largest(self, x: Array, axis: int, out: Array | None = None) -> Array:
-        """The largest of each window along one axis: 3 + 3 comparisons do the work of 3 x 3."""
-        xp = array_module(x)
-        count = output_size(x.shape[axis], self.kernel, self.stride)
-        before = (slice(None),) * axis
-        places = range(self.kernel)
-        taps = [x[(*before, slice(p, p + self.stride * count, self.stride))] for p in places]
-        taps = [tap[(*before, slice(0, count))] for tap in taps]
-        out = xp.maximum(taps[0], taps[-1], out=out)
-        for tap in taps[1:-1]:
-            xp.maximum(out, tap, out=out)
-        return out
-
     def forward(self, x: Array, training: bool = False) -> Array:
         check_float(self, x)
         check_batch(self, x, 4, "(N, C, H, W)")
         out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
+        pixels = [a.transpose(0, 2, 3, 1) for a in (x, out)]
+        is_compiled = suits(*pixels)
 
-        pixels, largest_pixels = (a.transpose(0, 2, 3, 1) for a in (x, out))
-        if suits(pixels, largest_pixels):
-
-            def work(part: slice) -> None:
-                largest()(pixels[part], largest_pixels[part], self.kernel, self.stride)
-        else:
-
-            def work(part: slice) -> None:
-                self._largest(self._largest(x[part], 2), 3, out=out[part])
+        def work(part: slice) -> None:
+            if is_compiled:
+                largest()(*(a[part] for a in pixels), self.kernel, self.stride)
+                return
+            (_, _, first), *others = tap_views(x[part], (self.kernel, self.kernel), self.stride)
+            out[part] = first
+            for _, _, tap in others:
+                array_module(x).maximum(out[part], tap, out=out[part])
 
         in_rows(work, x)
         self._keep(training, out, x, out)

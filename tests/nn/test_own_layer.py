@@ -112,6 +112,14 @@ def test_its_weights_are_stored(tmp_path):
     assert_same_weights(again, trained)
 
 
+def test_its_public_constants_tell_runs_apart():
+    layer = Scale(2)
+    layer.rate, layer.seed, layer._seen = np.float32(0.5), 3, 7
+    assert layer.settings == {"class": "Scale", "rate": 0.5}
+    conv = Conv2d(1, 6, 3, stride=2, rng=np.random.default_rng(0)).settings
+    assert (conv["algorithm"], conv["stride"]) == ("auto", 2) and "_algorithm" not in conv
+
+
 def test_it_is_stored_in_few_bits():
     trained, _ = train(network(Scale))
     trained.parameters["scale.factor"] += np.float32(2.0**-13)
