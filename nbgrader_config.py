@@ -24,7 +24,7 @@ c.ClearSolutions.code_stub = {
 # Seconds a cell; nbgrader's own 30 is short for a measurement on a slow machine.
 c.Execute.timeout = 120
 
-# Deleted tests come back, as edited ones do.
+# Deleted tests come back, as edited ones do, even where there is no release beside this file.
 c.OverwriteCells.add_missing_cells = True
 
 RELEASED = Path(__file__).resolve().parent / "release" / "notebooks"
@@ -32,22 +32,20 @@ RELEASED = Path(__file__).resolve().parent / "release" / "notebooks"
 
 def grade_id(cell):
     """nbgrader's name of a cell of an exercise; None for any other cell."""
-    return cell.metadata.get("nbgrader", {}).get("grade_id")
+    return (cell.metadata.get("nbgrader") or {}).get("grade_id")
 
 
-def with_each_cell_once(notebook, released):
-    """Put deleted cells of exercises back where they stood; of copies the last one counts."""
+def repaired(notebook, released):
+    """Of an exercise's cell that is there twice the last one counts; deleted tests come at the end.
+
+    A deleted answer does not come back: its stub would undo an answer that was written elsewhere.
+    """
     places = {grade_id(cell): place for place, cell in enumerate(notebook.cells)}
     for place, cell in enumerate(notebook.cells):
         if places[grade_id(cell)] != place:
             cell.metadata.pop("nbgrader", None)
-    after = -1
-    for cell in filter(grade_id, released.cells):
-        here = [grade_id(there) for there in notebook.cells]
-        if grade_id(cell) not in here:
-            notebook.cells.insert(after + 1, cell)
-            here.insert(after + 1, grade_id(cell))
-        after = here.index(grade_id(cell))
+    tests = [cell for cell in released.cells if grade_id(cell) and cell.metadata.nbgrader.grade]
+    notebook.cells += [cell for cell in tests if grade_id(cell) not in places]
     return notebook
 
 
@@ -64,7 +62,7 @@ class OneByOne(NotebookExporter):
                 return text, resources
             if (RELEASED / f"{name}.ipynb").exists():
                 released = nbformat.read(RELEASED / f"{name}.ipynb", as_version=4)
-                notebook = with_each_cell_once(notebook, released)
+                notebook = repaired(notebook, released)
             return self.from_notebook_node(notebook, resources, **options)
         except Exception as error:
             said = f"{name} could not be graded: {type(error).__name__}: {str(error)[:400]}"

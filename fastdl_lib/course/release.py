@@ -5,6 +5,7 @@
 They go to `release/notebooks/`; nbgrader grades what comes back (see CONTRIBUTING.md).
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -42,7 +43,9 @@ def release(root: Path = ROOT) -> list[Path]:
         check_destination(released / "chapter.ipynb")
     except OSError as error:
         raise CourseError(f"no place for release/{FOLDER} and gradebook.db: {error}") from error
-    with tempfile.TemporaryDirectory(dir=root, prefix=".release-") as work:
+    for left in released.parent.glob(".making-*"):  # by a process that died
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=released.parent, prefix=".making-") as work:
         if gradebook.exists():
             shutil.copy(gradebook, work)
         _generate(root, Path(work), {path.name for path in chapters})
@@ -115,8 +118,11 @@ def _unfold_cells(path: Path) -> None:
     course.write_notebook(path, notebook)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
+    about = "Write the students' copies of the chapters to release/notebooks/."
+    program = "python -m fastdl_lib.course.release"
+    argparse.ArgumentParser(prog=program, description=about).parse_args(arguments)
     try:
         for path in release():
             print(course.shown(path))

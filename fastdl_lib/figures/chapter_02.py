@@ -177,8 +177,8 @@ def block_sweep(sweeps: Sweeps, *notes: str, title: str) -> Picture:
     """
     figure, axes = canvas(9, 4.2)
     everything, words = [speed for sweep in sweeps.values() for speed in sweep.values()], []
-    for (label, sweep), (colour, _, marker) in zip(sweeps.items(), forms.LOOKS[2:], strict=False):
-        forms.draw_line(axes, label, sweep, colour, f"{marker}-")
+    forms.draw_lines(axes, sweeps, "-")
+    for (label, sweep), (colour, *_) in zip(sweeps.items(), forms.LOOKS, strict=False):
         for size, speed in sorted(sweep.items()):
             forms.write_above(axes, speed.name, (size, speed.high), color=colour)
             mb, gflops = format_number(size), format_number(speed.median)

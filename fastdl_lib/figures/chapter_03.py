@@ -71,10 +71,10 @@ def memory_against_batch(
     ``needs`` holds for each line batch size to bytes, counted; ``limits`` the bytes of memories.
     """
     figure, axes = canvas(9, 4.6)
-    words = []
-    for (label, line), (colour, _, marker) in zip(needs.items(), forms.LOOKS[2:], strict=False):
-        gigabytes = {batch: size / 1e9 for batch, size in line.items()}
-        words.append(forms.draw_line(axes, label, gigabytes, colour, f"{marker}--"))
+    gigabytes = {
+        label: {n: size / 1e9 for n, size in line.items()} for label, line in needs.items()
+    }
+    words = forms.draw_lines(axes, gigabytes, "--")
     forms.log_axes(axes, 2, 10)
     axes.margins(x=0.02)
     for name, size in limits.items():

@@ -118,10 +118,8 @@ def epoch_lines(
 ) -> Picture:
     """Draw what was measured after each epoch, a line for each way to train."""
     figure, axes = canvas(9, 4.3)
-    words = []
-    for (label, values), (colour, _, marker) in zip(lines.items(), forms.LOOKS, strict=False):
-        dots = dict(enumerate(values, 1))
-        words.append(forms.draw_line(axes, label, dots, colour, f"{marker}-"))
+    by_epoch = {label: dict(enumerate(values, 1)) for label, values in lines.items()}
+    words = forms.draw_lines(axes, by_epoch, "-")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel=f"{ylabel} ({Provenance.MEASURED})")
     axes.legend(loc="best")

@@ -196,6 +196,12 @@ def raised(number: str) -> str:
     return number.replace(" ", "").translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+def draw_lines(axis: Any, lines: Mapping[str, Mapping[float, Any]], dashes: str) -> list[str]:
+    """Draw lines of one kind, each in its colour and marker; return each in words."""
+    looks = zip(lines.items(), LOOKS, strict=False)
+    return [draw_line(axis, *line, colour, marker + dashes) for line, (colour, _, marker) in looks]
+
+
 def plain(number: float) -> str:
     """A number for words; a power of two that is far from 1 as such: 2^-24."""
     mantissa, exponent = math.frexp(number)
@@ -324,29 +330,13 @@ def roofline(
         axes.plot(intensity, gflops, "o", color=colour, markersize=8, zorder=3)
         reached = f"{format_number(gflops)} GFLOP/s at {format_number(intensity)} FLOP/byte"
         words.append(f"{name}: {reached}")
-    for names, intensity, gflops in _together(points):
         # Below the roof line, on which a fast point lies.
-        write_beside(axes, names, (intensity, gflops), xytext=(7, -9), bbox=PALE_BOX)
+        write_beside(axes, name, (intensity, gflops), xytext=(7, -9), bbox=PALE_BOX)
     axes.set_xlabel("arithmetic intensity, FLOP per byte moved (computed)")
     axes.set_ylabel(f"speed, GFLOP/s ({gemm.provenance})")
     alt = f"Roofline: {speed} GB/s of memory traffic up to {at} FLOP per byte, then {peak} GFLOP/s"
     notes = (f"{ran_on(gemm, 'product')}, {ran_on(copy, 'copy')}", *notes)
     return Picture(figure, title, origins_of([gemm]), f"{alt}. {'; '.join(words)}", notes)
-
-
-def _together(points: Sequence[tuple]) -> list[tuple[str, float, float]]:
-    """One label for points that lie on top of each other: (names, intensity, GFLOP/s)."""
-    groups: list[list[tuple]] = []
-    for point in points:
-        for group in groups:
-            x, y = (abs(math.log(a / b)) for a, b in zip(point[1:3], group[0][1:3], strict=True))
-            if x < 0.5 and y < 0.25:
-                group.append(point)
-                break
-        else:
-            groups.append([point])
-    joined = [list(zip(*(point[:3] for point in group), strict=True)) for group in groups]
-    return [(", ".join(names), max(x), float(np.mean(y))) for names, x, y in joined]
 
 
 @drawn()

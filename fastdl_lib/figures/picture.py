@@ -215,7 +215,7 @@ class Picture:
             below += (0.08 + 0.2 * rows) / height
         look = {"fontsize": 12, "color": Colour.INK, "va": "top"}
         figure.text(0.01, 1 - 0.08 / height, "\n".join(heading), **look)
-        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below - above / height))
+        figure.set_layout_engine("constrained", rect=(0, below, 1, 1 - below - above / height))
 
     @functools.cached_property
     def png(self) -> bytes:

@@ -282,7 +282,7 @@ class Column:
             return value.value()
         if isinstance(value, (float, np.floating)):
             return f"{value:.1f}" if self.unit == "%" else format_number(float(value))
-        if isinstance(value, (int, np.integer)):
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             return f"{value:,}"
         if isinstance(value, (list, tuple)):
             return "x".join(str(part) for part in value)

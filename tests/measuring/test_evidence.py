@@ -168,6 +168,17 @@ def test_a_table_as_text():
     assert str(Table((Column("layer"),), (), "Nothing")).splitlines() == ["Nothing", "layer"]
 
 
+def test_a_cell_shows_what_is_no_usual_number_as_such():
+    values = [math.inf, -np.inf, np.float32("nan"), None, True, np.True_, (), "", -0.0]
+    shown = ["inf", "-inf", "nan", "-", "True", "True", "", ""]
+    for unit, zero in (("ms", "0"), ("%", "-0.0")):
+        column = Column("x", unit=unit)
+        assert [column.show(value) for value in values] == [*shown, zero]
+        rows = tuple({"x": value} for value in values)
+        assert str(Table((column,), rows, "All")).count("inf") == 2
+        assert Table((column,), rows, "All")._repr_html_().count("<td") == len(values)
+
+
 def test_a_table_as_html():
     text = TABLE._repr_html_()
     assert "<b>" not in text and "&lt;b&gt;1" in text and "Layers &amp; times" in text
