@@ -1,8 +1,6 @@
 """Figures of chapter 05, half precision: bits, ranges, sizes of values, accuracy, formats."""
 
-import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
+from fastdl_lib.figures.forms import Bar
 from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
@@ -20,6 +19,11 @@ from fastdl_lib.precision.formats import FloatFormat, NumberFormat
 
 # Smaller powers of two are counted with this one, in a histogram's first step.
 _LEAST = -60
+# By whether the processor lacks the format.
+_SPEEDS = {
+    False: (Colour.VERMILION, "arithmetic of the format itself"),
+    True: (Colour.SILVER, "rounded in software (emulated)"),
+}
 _BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
 
 
@@ -298,50 +302,27 @@ def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title:
     ``rows``, most bits first: (format, bits, accuracy in %, bytes, images/s as measured, whether
     the arithmetic was rounded in software, since the processor lacks the format).
     """
-    names, bits, _, sizes, speeds, _ = zip(*rows, strict=True)
-    figure, panels = canvas(9.5, 7.0, rows=3, sharex=True)
-    steps = [1.0 if a == b else 1.45 for a, b in itertools.pairwise(bits)]
-    places = list(itertools.accumulate(steps, initial=0.0))
-    for axis in panels:
-        axis.tick_params(axis="x", length=0)
-        for each in dict.fromkeys(bits):
-            alike = [place for place, b in zip(places, bits, strict=True) if b == each]
-            grey = {"color": Colour.GREY, "alpha": 0.08, "linewidth": 0}
-            axis.axvspan(alike[0] - 0.55, alike[-1] + 0.55, **grey)
-    accuracy, size, speed = panels
-    diamond = {"color": Colour.VERMILION, "marker": "D", "ms": 8, "mew": 1.8}
-    fills = {False: Colour.VERMILION, True: "white"}
-    hatch, words = HATCH[Provenance.COMPUTED], []
-    for place, row in zip(places, rows, strict=True):
-        name, row_bits, right, size_bytes, fast, in_software = row
+    figure, (accuracy, size, speed) = canvas(10, 2.1 + 0.45 * len(rows), 3, sharey=True)
+    names, sizes, speeds, words = [], [], [], []
+    for place, (name, bits, right, size_bytes, fast, in_software) in enumerate(rows):
+        names.append(f"{name}\n{bits} bits")
+        accuracy.plot(right, place, "o", color=Colour.BLUE, markersize=9)
         kilobytes = size_bytes / 1e3
-        accuracy.plot(place, right, "o", color=Colour.BLUE, markersize=9)
-        size.bar(place, kilobytes, 0.62, color=Colour.ORANGE, edgecolor="white", hatch=hatch)
-        speed.plot([place, place], [fast.low, fast.high], color=Colour.INK, linewidth=1.5)
-        speed.plot(place, fast.median, zorder=3, mfc=fills[in_software], **diamond)
         texts = f"{right:.2f}", format_number(kilobytes), format_number(fast.median)
-        for axis, text, end in zip(panels, texts, (right, kilobytes, fast.high), strict=True):
-            forms.write_above(axis, text, (place, end))
+        forms.write_above(accuracy, texts[0], (right, place))
+        hatch = HATCH[Provenance.COMPUTED]
+        sizes.append(Bar(name, kilobytes, texts[1], Colour.ORANGE, hatch))
+        speeds.append(Bar.of(fast, texts[2], _SPEEDS[in_software][0]))
         said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * in_software
-        words.append(f"{name}, {row_bits} bits: {said}")
-    accuracy.margins(y=0.35)
-    size.set_ylim(0, 1.25 * max(sizes) / 1e3)
-    forms.plain_ticks(size.yaxis)
-    forms.log_axes(speed, 0, 10)
-    speed.set_ylim(min(m.low for m in speeds) / 2.2, max(m.high for m in speeds) * 6)
-    titles = {
-        "accuracy, %\n(not from 0)": f"right answers ({Provenance.MEASURED})",
-        "weights, kB": f"size of the weights ({Provenance.COMPUTED})",
-        "speed, images/s\n(line: quartiles)": f"forward pass ({speeds[0].provenance})",
-    }
-    for axis, (ylabel, heading) in zip(panels, titles.items(), strict=True):
-        axis.set(title=heading, ylabel=ylabel)
-    short = ["\n".join(textwrap.wrap(name, 12, break_long_words=False)) for name in names]
-    speed.set_xticks(places, [f"{name}\n{b} bits" for name, b in zip(short, bits, strict=True)])
-    speed.set_xlabel("format of a number")
-    marks = ("arithmetic of the format itself", "rounded in software (emulated)")
-    legend = [
-        Line2D([], [], ls="", mfc=fills[in_software], label=label, **diamond)
-        for in_software, label in enumerate(marks)
-    ]
+        words.append(f"{name}, {bits} bits: {said}")
+    accuracy.margins(x=0.25)
+    accuracy.locator_params(axis="x", nbins=4)
+    forms.horizontal_bars(size, sizes)
+    forms.horizontal_bars(speed, speeds, log=True)
+    forms.name_rows(accuracy, names)
+    accuracy.grid(axis="x", color=Colour.GREY, alpha=0.2, linewidth=0.8)
+    accuracy.set_xlabel(f"accuracy, %, not from 0\n({Provenance.MEASURED})")
+    size.set_xlabel(f"weights, kB\n({Provenance.COMPUTED})")
+    speed.set_xlabel(f"speed, images/s, line: quartiles\n({rows[0][4].provenance})")
+    legend = forms.patches({said: colour for colour, said in _SPEEDS.values()})
     return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)

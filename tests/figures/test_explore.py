@@ -165,15 +165,6 @@ def test_no_choice_is_no_figure(shown, choices):
     assert not shown
 
 
-def test_an_error_in_the_drawing_passes_through(shown):
-    def broken(size):
-        raise KeyError("my own error")
-
-    with pytest.raises(KeyError, match="my own error"):
-        explore(broken, size=[1])
-    assert not shown
-
-
 def test_a_single_number_is_a_field_to_type_into(shown):
     (field, _), image = controls_and_image(explore(draw, size=3, colour=["red", "blue"]))
     assert isinstance(field, widgets.FloatText) and field.description == "size"
