@@ -287,10 +287,7 @@ class FloatFormat(NumberFormat):
 
     @property
     def _nan_code(self) -> int:
-        """The positive NaN that the package with the dtype writes."""
-        if self.dtype is not None:
-            code = int(np.array(np.nan, self.dtype).view(self._code_dtype))
-            return code & (2 ** (self.bits - 1) - 1)
+        """The positive NaN that NumPy and ml_dtypes write."""
         if self.has_infinity:
             return self._infinity_code | 2 ** (self.fraction_bits - 1)
         return 2 ** (self.bits - 1) - 1

@@ -196,7 +196,11 @@ def in_precision(
     >>> half.name, list(half.layers)[:4]
     ('DeepConvNet in float16', ['input stored', 'conv1', 'conv1 stored', 'relu1'])
     """
-    _check_precision(precision)
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision must be one such as Precision(FLOAT16), got {precision!r}.")
+    check_format("store", precision.store)
+    check_format("compute", precision.compute, FloatFormat)
+    check_format("accumulate", precision.accumulate, FloatFormat)
     if any(isinstance(layer, (Rounding, _RoundedSums)) for layer in network.layers.values()):
         raise ValueError(f"{network.name} is rounded already; take the network it was made from.")
     store, compute, accumulate = precision
@@ -222,19 +226,6 @@ def in_precision(
         if layer.makes_values:
             add_rounding(name)
     return Network(f"{network.name} in {store.name}", made, network.input_shape)
-
-
-def _check_precision(precision: Precision) -> None:
-    if not isinstance(precision, Precision):
-        raise TypeError(f"precision must be one such as Precision(FLOAT16), got {precision!r}.")
-    check_format("store", precision.store)
-    for use in ("compute", "accumulate"):
-        format = getattr(precision, use)
-        if not isinstance(format, FloatFormat):
-            raise TypeError(
-                f"{use} must be a floating-point format, got {format!r}; store in it, "
-                "Precision(INT8), and compute in float32, which holds its products."
-            )
 
 
 def _copy(layer: Layer, format: NumberFormat, dtype: Any, rng: Any) -> Layer:

@@ -64,29 +64,6 @@ def test_product_is_the_formats_own_arithmetic(pair, scale):
     )
 
 
-@pytest.mark.parametrize("scale", [2.0**-68, 2.0**62])
-def test_bfloat16_at_the_ends_of_its_range(scale):
-    a, b = matrices(scale)
-    got = product(a, b, compute=BFLOAT16, accumulate=BFLOAT16)
-    exact = FLOAT64.round(BFLOAT16.round(a).astype(np.float64))
-    total = np.zeros(got.shape)
-    for k in range(a.shape[1]):
-        products = BFLOAT16.round(exact[:, k, None] * BFLOAT16.round(b)[None, k].astype(np.float64))
-        total = BFLOAT16.round(total + products)
-    np.testing.assert_array_equal(got, total.astype(np.float32))
-    assert np.isfinite(got).mean() > 0
-    assert (np.abs(got[got != 0]) < BFLOAT16.smallest_normal).any() or np.isinf(got).any()
-
-
-def test_product_against_numpys_running_sum_of_halves():
-    a, b = matrices(shape=(4, 500, 3))
-    got = product(a, b, compute=FLOAT16, accumulate=FLOAT16)
-    half_a, half_b = a.astype(np.float16), b.astype(np.float16)
-    for i, j in np.ndindex(got.shape):
-        running = np.add.accumulate(np.concatenate([[np.float16(0)], half_a[i] * half_b[:, j]]))
-        assert running.dtype == np.float16 and got[i, j] == running[-1]
-
-
 @pytest.mark.parametrize(
     "pair",
     [
@@ -128,20 +105,27 @@ def operation(act, one, other, kind):
     return found if kind.has_infinity else math.nan
 
 
-def numbers(rng, kind, shape):
-    """Those a format holds: at its ends, of few bits (which make ties), infinite and NaN."""
-    bits = rng.integers(-(2 ** min(kind.fraction_bits + 1, 4)), 2**4, shape)
-    ends = [math.frexp(end)[1] for end in (kind.smallest_subnormal, kind.largest)]
-    middle = rng.choice([0, ends[0], ends[1], ends[1] // 2])
-    exponents = np.clip(middle + rng.integers(-30, 5, shape), ends[0], ends[1])
-    x = np.ldexp(bits + rng.choice([0, 0.37], shape), exponents - 4)
-    end = min(kind.largest, FLOAT32.largest)
-    x = np.where(rng.random(shape) < 0.1, rng.choice([end, -end, math.inf, -math.inf, 1]), x)
-    x[rng.random(shape) < 0.01] = math.nan
-    return kind.round(x)
+def factors(rng, compute, accumulate, rows, inner, columns):
+    """Matrices whose products are ties of the sums, much smaller numbers that break these, numbers
+    at the ends of both formats, infinite ones and NaN."""
+
+    def pick(*values):
+        return rng.choice(values, (rows, inner))
+
+    bits = accumulate.fraction_bits + 1
+    ends = [max(math.frexp(kind.smallest_normal)[1] for kind in (compute, accumulate))]
+    ends += [min(math.frexp(kind.largest)[1] for kind in (compute, accumulate)) - 1]
+    exponent = rng.choice([0, *ends]) + pick(0, 0, -1, 1, -bits, -bits - 1, -30, -60, -100)
+    a = np.ldexp(1 + rng.integers(0, 2**bits, (rows, inner)) / 2**bits, exponent) * pick(1, -1)
+    a = np.where(rng.random(a.shape) < 0.3, np.ldexp(pick(1.0, -1.0), exponent), a)
+    largest = min(accumulate.largest, FLOAT32.largest)
+    special = pick(0, largest, -largest, math.inf, -math.inf, math.nan)
+    a = np.where(rng.random(a.shape) < 0.05, special, a)
+    b = rng.choice([1, 1, 1, -1, 2, 0.5, 1.25, 0.7], (inner, columns))
+    return compute.round(a), compute.round(b)
 
 
-@settings(derandomize=True, max_examples=200)
+@settings(derandomize=True, max_examples=100)
 @given(
     float_formats(), float_formats(), st.tuples(*[st.integers(1, 4)] * 2), st.integers(0, 7),
     st.integers(0, 10**6),
@@ -150,7 +134,7 @@ def test_product_is_exact_arithmetic_rounded_at_every_step(compute, accumulate, 
     if compute == accumulate and compute in (FLOAT32, FLOAT64):
         return  # the BLAS's
     rng = np.random.default_rng(seed)
-    a, b = (numbers(rng, compute, shape) for shape in ((outer[0], inner), (inner, outer[1])))
+    a, b = factors(rng, compute, accumulate, outer[0], inner, outer[1])
     got = product(a, b, compute=compute, accumulate=accumulate)
     for i, j in np.ndindex(outer):
         total = 0.0
@@ -190,27 +174,6 @@ def test_sums_stand_still_where_the_spacing_is_too_wide():
         assert product(ones, ones.T, compute=FLOAT16, accumulate=accumulate)[0, 0] == stop
 
 
-def test_products_and_sums_overflow_as_their_format_does():
-    a = np.array([[300.0, 300.0], [200.0, -300.0], [np.nan, 1.0], [np.inf, -1.0]], np.float32)
-    b = np.array([[250.0], [200.0]], np.float32)
-    half = product(a, b, compute=FLOAT16, accumulate=FLOAT16)[:, 0]
-    # 50000 becomes 49984, and 49984 - 60000 is a half.
-    np.testing.assert_array_equal(half, [np.inf, -10016, np.nan, np.inf])
-    opposed = product(a[:1] * [1, -1], b, compute=FLOAT32, accumulate=FLOAT16)
-    assert opposed[0, 0] == np.inf  # 75000 - 60000: infinite after the first term
-    opposed = product(a[:1] * [1, -1], b, compute=FLOAT16, accumulate=FLOAT32)
-    assert opposed[0, 0] == np.inf
-    eighth = product(a / 8, b / 8, compute=FLOAT32, accumulate=FLOAT8_E4M3)[:, 0]
-    np.testing.assert_array_equal(eighth, [np.nan, np.nan, np.nan, np.nan])
-
-
-def test_a_format_that_ends_before_float32_overflows_in_products():
-    own = FloatFormat("own", 5, 23)
-    a = np.full((1, 1), 300, np.float32)
-    assert product(a, a, compute=own)[0, 0] == np.inf
-    assert product(a, a, compute=FLOAT32, accumulate=own)[0, 0] == np.inf
-
-
 def test_product_is_the_same_with_more_threads_and_any_layout():
     a, b = matrices(shape=(40, 20, 700))
     pair = {"compute": FLOAT32, "accumulate": FLOAT16}
@@ -225,15 +188,6 @@ def test_product_is_the_same_with_more_threads_and_any_layout():
     for shape in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
         got = product(*matrices(shape=shape), **pair)
         assert got.shape == shape[::2] and (got == 0).all()
-
-
-@pytest.mark.parametrize("known", [FLOAT8_E4M3, FLOAT8_E5M2, FLOAT16], ids=str)
-def test_a_format_without_a_dtype_does_what_the_one_with_it_does(known):
-    sizes = known.exponent_bits, known.fraction_bits
-    own = FloatFormat("own", *sizes, has_infinity=known.has_infinity)
-    a, b = matrices(3.0)
-    got = product(a, b, compute=own, accumulate=own)
-    np.testing.assert_array_equal(got, step_by_step(a, b, known, known))
 
 
 def test_product_refuses_what_it_cannot_take(fake_gpu):
