@@ -467,11 +467,7 @@ class MixedPrecision(Optimizer):
         # Fixed point and integers take finite values only.
         finite = isinstance(self.storage, FloatFormat) or _are_finite(gradients)
         if finite:
-            with np.errstate(over="ignore"):
-                gradients = {
-                    name: g.astype(wide(g.dtype)) / self.loss_scale
-                    for name, g in self._stored(gradients, rng).items()
-                }
+            gradients = {name: self._unscaled(g, rng) for name, g in gradients.items()}
             finite = _are_finite(gradients)
         if not (finite or _are_finite(weights)):
             raise FloatingPointError(
@@ -506,12 +502,12 @@ class MixedPrecision(Optimizer):
                     "MixedPrecision(..., FLOAT16), or in_precision() with its float32 arrays."
                 )
 
-    def _stored(self, gradients: dict[str, Array], rng: Any) -> dict[str, Array]:
-        """The gradients as the format stores them; a float16 array is stored so already."""
-        return {
-            name: g if g.dtype == np.float16 else self.storage.of(g).round(g, rng=rng)
-            for name, g in gradients.items()
-        }
+    def _unscaled(self, gradient: Array, rng: Any) -> Array:
+        """A gradient as the format stores it, without the loss scale; float32 or float64."""
+        if gradient.dtype != np.float16:  # such an array is stored so already
+            gradient = self.storage.of(gradient).round(gradient, rng=rng)
+        with np.errstate(over="ignore"):
+            return gradient.astype(wide(gradient.dtype)) / self.loss_scale
 
     def _working_copy(self, name: str, weight: Array) -> Array:
         """What the other optimiser changes: the master weight, or a copy that lasts for a step."""

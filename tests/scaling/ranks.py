@@ -16,8 +16,8 @@ from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import fit
 from fastdl_lib.nn.zoo import deep_convnet
-from fastdl_lib.precision.formats import FLOAT16
-from fastdl_lib.precision.mixed import DynamicLossScale, MixedPrecision
+from fastdl_lib.precision.formats import FLOAT16, FLOAT64
+from fastdl_lib.precision.mixed import DynamicLossScale, MixedPrecision, Precision, in_precision
 from fastdl_lib.scaling import workers
 from fastdl_lib.scaling.workers import MpiWorkers
 
@@ -63,9 +63,19 @@ CASES = {
             SGD(0.1, 0.9), FLOAT16, loss_scale=DynamicLossScale(2.0**24, interval=2)
         ),
     },
+    "rounded by chance": {
+        "make": lambda: in_precision(toy(), Precision(FLOAT16, FLOAT64, FLOAT64), stochastic=True),
+        "optimizer": lambda: MixedPrecision(SGD(0.1), FLOAT16, stochastic=True),
+    },
     "no overlap": {"overlap": False},
 }
-PLAIN = {"optimizer": lambda: SGD(0.1), "batch": 16, "bucket_bytes": 1000, "overlap": True}
+PLAIN = {
+    "make": toy,
+    "optimizer": lambda: SGD(0.1),
+    "batch": 16,
+    "bucket_bytes": 1000,
+    "overlap": True,
+}
 
 
 def same_weights():
@@ -82,7 +92,7 @@ def same_weights():
                 "schedule": warmup_cosine(),
                 "validation": toy_data(10, seed=1),
             }
-            together, alone = toy(), toy()
+            together, alone = options["make"](), options["make"]()
             # begin() must bring rank 0's weights.
             if ranks.rank:
                 together.parameters["fc.weight"][...] = ranks.rank
