@@ -156,14 +156,16 @@ class _BinaryWeights(Layer):
 
     def from_store(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Bits back to weights of +1 and -1, times the scale where there is one."""
-        words = stored.pop("weight.bits", None)
-        if words is not None:
-            shape = self.parameters["weight"].shape
-            signs = unpack(words, math.prod(shape[1:])).reshape(-1, *shape[1:])
-            if self.scaled:
-                signs *= stored.pop("weight.scale")
-            stored["weight"] = signs
-        return stored
+        if "weight" in stored or "weight.bits" not in stored:
+            return stored
+        shape = self.parameters["weight"].shape
+        signs = unpack(stored.pop("weight.bits"), math.prod(shape[1:])).reshape(-1, *shape[1:])
+        if self.scaled:
+            scale, wanted = stored.pop("weight.scale"), self.scale().shape
+            if scale.shape != wanted:
+                raise ValueError(f"weight.scale has the shape {scale.shape}, expected {wanted}")
+            signs *= scale
+        return stored | {"weight": signs}
 
     def _by_latent(self, grad_binary: Array) -> Array:
         """From the gradient by the binary weights to the one by the latent weights."""

@@ -272,7 +272,7 @@ def fit(
         seed: decides, with the epoch's number, the order of the images, their shifts and Dropout.
         shift: move each image by up to so many pixels, anew each time.
         validation: ``(images, labels)`` to count after every epoch.
-        checkpoint: the name of an ``.npz`` file.
+        checkpoint: the name of an ``.npz`` file; ``load_weights`` takes the weights out of it.
         progress: show a line with a bar for each epoch: time, loss, accuracy.
         workers: the processes that share every batch, all with the same call.
 
