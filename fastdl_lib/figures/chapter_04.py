@@ -7,7 +7,7 @@ import matplotlib.ticker
 import numpy as np
 
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, check_drawable, drawn
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.scaling.simulator import Scaling, all_reduce_schedule
@@ -88,6 +88,7 @@ def scaling_lines(
 @drawn()
 def step_parts(scaling: Scaling, *notes: str, title: str) -> Picture:
     """Draw what a simulated step is made of, and the speed-up, against the number of workers."""
+    check_drawable(scaling.step_s, "step_parts: scaling.step_s")
     figure, (left, right) = canvas(9.5, 4.3, 2)
     parts = {
         "computing": (Colour.BLUE, scaling.compute_s),

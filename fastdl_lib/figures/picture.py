@@ -132,7 +132,7 @@ def drawn(shows_gaps: bool = False) -> Callable:
         def draw(*data: Any, **options: Any) -> Any:
             given = inspect.signature(function).bind(*data, **options).arguments
             for name, value in given.items():
-                _check_drawable(value, f"{function.__name__}: {name}", shows_gaps)
+                check_drawable(value, f"{function.__name__}: {name}", shows_gaps)
             with style():
                 return function(*data, **options)
 
@@ -141,12 +141,12 @@ def drawn(shows_gaps: bool = False) -> Callable:
     return decorate
 
 
-def _check_drawable(value: Any, name: str, shows_gaps: bool) -> None:
+def check_drawable(value: Any, name: str, shows_gaps: bool = False) -> None:
     """Refuse data that are empty somewhere, or not finite."""
     if isinstance(value, Mapping | list | tuple):
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in parts:
-            _check_drawable(part, f"{name}[{key!r}]", shows_gaps)
+            check_drawable(part, f"{name}[{key!r}]", shows_gaps)
         size, finite = len(value), True
     elif isinstance(value, Real):
         size, finite = 1, math.isfinite(value)
@@ -197,15 +197,15 @@ class Picture:
     def _set_around(self, legend: Sequence[Artist]) -> None:
         figure = self.figure
         width, height = figure.get_size_inches()
-        lines = textwrap.wrap(self.caption, width=int(width * 16))
-        heading = textwrap.wrap(self.title, width=int(width * 9)) or [""]
-        above = 0.3 + 0.2 * len(heading)
+        small = {"fontsize": 8, "color": Colour.GREY, "va": "bottom"}
+        large = {"fontsize": 12, "color": Colour.INK, "va": "top"}
+        lines, heading = self._lines(self.caption, 16, small), self._lines(self.title, 10, large)
         # A long caption or title takes nothing from the axes.
-        height += 0.14 * max(0, len(lines) - 2) + 0.2 * (len(heading) - 1)
+        height += 0.14 * (len(lines) - 1) + 0.2 * (len(heading) - 1)
         figure.set_figheight(height)
-        below = (0.14 * len(lines) + 0.12) / height
-        look = {"fontsize": 8, "color": Colour.GREY, "va": "bottom"}
-        figure.text(0.01, 0.06 / height, "\n".join(lines), **look)
+        below, above = (0.14 * len(lines) + 0.12) / height, (0.3 + 0.2 * len(heading)) / height
+        figure.text(0.01, 0.06 / height, "\n".join(lines), **small)
+        figure.text(0.01, 1 - 0.08 / height, "\n".join(heading), **large)
         if legend:
             rows = math.ceil(1.45 * len(legend) / width)
             figure.legend(
@@ -213,9 +213,15 @@ class Picture:
                 borderaxespad=0.2, ncols=math.ceil(len(legend) / rows), columnspacing=1.2,
             )  # fmt: skip
             below += (0.08 + 0.2 * rows) / height
-        look = {"fontsize": 12, "color": Colour.INK, "va": "top"}
-        figure.text(0.01, 1 - 0.08 / height, "\n".join(heading), **look)
-        figure.set_layout_engine("constrained", rect=(0, below, 1, 1 - below - above / height))
+        figure.set_layout_engine("constrained", rect=(0, below, 1, 1 - below - above))
+
+    def _lines(self, text: str, letters_an_inch: float, look: dict[str, Any]) -> list[str]:
+        """The text in lines that are not wider than the figure."""
+        lines = textwrap.wrap(text, int(letters_an_inch * self.figure.get_figwidth())) or [""]
+        written = self.figure.text(0.01, 0, "\n".join(lines), **look)
+        excess = written.get_window_extent().x1 / (0.99 * self.figure.bbox.width)
+        written.remove()
+        return lines if excess <= 1 else self._lines(text, 0.98 * letters_an_inch / excess, look)
 
     @functools.cached_property
     def png(self) -> bytes:
