@@ -43,7 +43,7 @@ def all_reduce_steps(way: str, workers: int = 4) -> Picture:
     names = [f"worker {worker + 1}" for worker in range(workers)]
     axes[0].set_yticks(np.arange(workers) + 0.5, names)
     pieces = f"{chunks} chunks" if chunks > 1 else "one piece"
-    bytes_moved = f"{format_number(moved)} times the gradients' bytes"
+    bytes_moved = f"{format_number(moved)} times the gradients' bytes one after another"
     title = f"All-reduce by a {way}: {len(states) - 1} steps, {bytes_moved}"
     alt = (
         f"{title}. {workers} workers, gradients in {pieces}. Step by step, worker by worker they "

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.measuring.evidence import Measurement, Provenance
@@ -21,7 +21,6 @@ _TAGS = {
     "COMPUTED": Provenance.COMPUTED,
     "ASSUMPTION": Provenance.SIMULATED,
 }
-UP_TO_1 = math.nextafter(1, 2)  # for shares that may be 1
 
 
 @functools.cache
@@ -45,6 +44,23 @@ def constants() -> Mapping[str, Measurement]:
 def default(name: str) -> float:
     """A field whose default is one of :func:`constants`."""
     return dataclasses.field(default_factory=lambda: constants()[name].median)
+
+
+def keep_numbers(kept: Any, **limits: Mapping[str, Any] | int) -> None:
+    """Check a frozen dataclass's numbers by name, and keep them as Python's own, with which one can
+    compute: a whole number from a least one up, or a number within check_number's limits."""
+    for name, limit in limits.items():
+        value = getattr(kept, name)
+        if isinstance(limit, int):
+            value = check_whole_number(name, value, limit)
+        else:
+            check_number(name, value, **limit)
+        object.__setattr__(kept, name, value if isinstance(limit, int) else float(value))
+
+
+ABOVE_0 = {"low": 0, "low_included": False}
+FROM_0 = {"low": 0}
+UP_TO_1 = {"low": 0, "high": math.nextafter(1, 2)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,18 +94,17 @@ class Cluster:
     endpoint_gb_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        check_whole_number("nodes", self.nodes, 1)
-        check_whole_number("gpus_per_node", self.gpus_per_node, 1)
+        keep_numbers(self, nodes=1, gpus_per_node=1)
         needed = ("inside_gb_per_s", "inside_latency_s") if self.gpus_per_node > 1 else ()
         needed += ("between_gb_per_s", "between_latency_s") if self.nodes > 1 else ()
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if value is None and name in needed:
                 raise ValueError(
                     f"{self.nodes} nodes with {self.gpus_per_node} GPUs need links: give {name}, "
                     "such as 1.25 (GB/s, of 10 Gbit/s) or 50e-6 (s)."
                 )
             if value is not None and name.endswith(("_latency_s", "_gb_per_s")):
-                check_number(name, value, low=0, low_included=name.endswith("_latency_s"))
+                keep_numbers(self, **{name: FROM_0 if name.endswith("_latency_s") else ABOVE_0})
 
     @property
     def gpus(self) -> int:
@@ -118,7 +133,7 @@ class Cluster:
 
         Raises: TypeError, ValueError: no whole number, or more than there are GPUs.
         """
-        check_whole_number("workers", workers, 1)
+        workers = check_whole_number("workers", workers, 1)
         if workers > self.gpus:
             raise ValueError(
                 f"{workers} workers need {workers} GPUs; {self.name} has {self.gpus}. Ask for "
@@ -155,11 +170,10 @@ class Job:
     largest_tensor_bytes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("gradient_bytes", "step_s", "bucket_bytes"):
-            check_number(name, getattr(self, name), low=0, low_included=False)
-        check_whole_number("batch", self.batch, 1)
-        check_number("hidden_share", self.hidden_share, low=0, high=UP_TO_1)
-        check_number("largest_tensor_bytes", self.largest_tensor_bytes, low=0)
+        keep_numbers(self, gradient_bytes=ABOVE_0, step_s=ABOVE_0, bucket_bytes=ABOVE_0, batch=1)
+        keep_numbers(self, hidden_share=UP_TO_1, largest_tensor_bytes=FROM_0)
+        if math.isinf(self.gradient_bytes / self.bucket_bytes):
+            raise ValueError(f"{self.bucket_bytes:g} bytes are too few for a bucket.")
         if self.largest_tensor_bytes > self.gradient_bytes:
             raise ValueError(
                 f"the largest tensor ({self.largest_tensor_bytes:g} bytes) cannot be larger than "
@@ -178,7 +192,7 @@ class Job:
 
     @property
     def may_hide(self) -> float:
-        """Share of the communication that may hide: ``hidden_share``, but never the last bucket."""
+        """Share of the bytes whose way may hide: ``hidden_share``, but never the last bucket."""
         return min(self.hidden_share, max(0.0, 1 - self.bucket_bytes / self.gradient_bytes))
 
 
@@ -216,8 +230,8 @@ class Combine:
         return constants()["backward_share"].median
 
     def moves(self, n: int) -> tuple[float, int]:
-        """Of ``n`` who combine: how many times all gradients' bytes go over the busiest link, and
-        in how many rounds that wait for each other."""
+        """Of ``n`` who combine: how many times all gradients' bytes go over a link one after
+        another, and in how many rounds that wait for each other."""
         raise NotImplementedError
 
     def communication(self, cluster: Cluster, job: Job, workers: int) -> Communication:
@@ -229,10 +243,27 @@ class Combine:
         inside = _over(job, gpus, self.moves(gpus), *cluster.inside)
         return inside.then(_over(job, nodes, self.moves(nodes), *cluster.between))
 
-    def exposed_s(self, job: Job, communication: Communication) -> float:
-        """What of the communication is left over when the computation hides all that it can, s."""
-        total = communication.total_s
-        return total - min(job.may_hide * total, self.hides_behind * job.step_s)
+    def together(self, gpus: int) -> int:
+        """How many of a node's ``gpus`` come to the servers as one client."""
+        return 1
+
+    def messages(self, job: Job) -> int:
+        """How many times a step pays the latency: an all-reduce with each bucket."""
+        return job.buckets
+
+    def late_latency_s(self, job: Job, communication: Communication) -> float:
+        """What of the latency cannot hide: that of the last message, seconds."""
+        share = max(1 - job.hidden_share, 1 / self.messages(job))
+        return share * communication.latency_s
+
+    def exposed_s(self, job: Job, communication: Communication, compute_s: float) -> float:
+        """What of the communication is left over when ``compute_s`` of computing, as long as it is
+        waited for, hide all that they can, seconds."""
+        if math.isinf(communication.total_s):  # some of it never comes
+            return math.inf
+        by_bytes_s = communication.bandwidth_s + communication.incast_s
+        late_s = (1 - job.may_hide) * by_bytes_s + self.late_latency_s(job, communication)
+        return max(late_s, communication.total_s - self.hides_behind * compute_s)
 
 
 def _over(
@@ -243,7 +274,7 @@ def _over(
         return Communication()
     times, rounds = moves
     bandwidth_s = times * job.gradient_bytes / (1e9 * gb_per_s)
-    return Communication(bandwidth_s, job.buckets * rounds * latency_s)
+    return Communication(bandwidth_s, float(job.buckets) * (rounds * latency_s))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,13 +298,14 @@ class Ring(Combine):
             return inside
         # The ring goes at the pace of its slowest link, and enters each node once.
         between = _over(job, nodes, self.moves(workers), *cluster.between)
-        return between._replace(bandwidth_s=max(between.bandwidth_s, inside.bandwidth_s))
+        return Communication(*map(max, between, inside))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree(Combine):
-    """Sums go up a binary tree, the result comes down again: ``2 log2 n`` rounds, each with all
-    gradients. Few rounds and many bytes: good for small gradients.
+    """Sums go up a binary tree, the result comes down again: ``2 log2 n`` rounds one after another,
+    each with all gradients. It is as many bytes in all as in a ring, ``2 (n - 1)`` times the
+    gradients, in few rounds of long messages: good for small gradients.
 
     >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
     >>> eight = Cluster(nodes=8, between_gb_per_s=1, between_latency_s=0.01)
@@ -282,7 +314,7 @@ class Tree(Combine):
     """
 
     def moves(self, n):
-        up_down = 2 * math.ceil(math.log2(n))
+        up_down = 2 * (n - 1).bit_length()
         return up_down, up_down
 
 
@@ -299,7 +331,7 @@ class HalvingDoubling(Combine):
     """
 
     def moves(self, n):
-        return 2 * (n - 1) / n, 2 * math.ceil(math.log2(n))
+        return 2 * (n - 1) / n, 2 * (n - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,10 +366,17 @@ class ParameterServer(Combine):
     hides_behind: ClassVar[float] = 1.0  # weights are fetched beside the forward pass, too
 
     def __post_init__(self) -> None:
-        if self.shards is not None:
-            several = isinstance(self.shards, Mapping)
-            for shards in self.shards.values() if several else [self.shards]:
-                check_whole_number("shards", shards, 1)
+        if isinstance(self.shards, Mapping):
+            whole = {n: check_whole_number("shards", s, 1) for n, s in self.shards.items()}
+            object.__setattr__(self, "shards", whole)
+        elif self.shards is not None:
+            keep_numbers(self, shards=1)
+
+    def together(self, gpus):
+        return gpus if self.summed_inside else 1
+
+    def messages(self, job):
+        return 1  # the servers answer a worker once
 
     def communication(self, cluster, job, workers):
         nodes, gpus = cluster.spread_over(workers)
@@ -354,16 +393,21 @@ class ParameterServer(Combine):
         if isinstance(shards, Mapping):
             shards = shards[workers]
         shard = max(size / shards, job.largest_tensor_bytes)  # on the server that holds most
-        clients = nodes if self.summed_inside else workers
-        here = clients / nodes  # clients that share a node's link
+        together = self.together(gpus)
+        clients, here = math.ceil(workers / together), gpus // together  # in all, in a full node
         if self.dedicated:
             even = here * size
             busiest = max(even, clients * shard)
         else:
-            # Were every node to serve an even share, its clients and its server would move this.
-            even = 2 * here * size * (nodes - 1) / nodes
-            # The node with the largest shard: its clients' other shards, all others' visits.
-            busiest = max(even, here * (size - shard) + (clients - here) * shard)
+
+            def load(clients_here: int, served: float) -> float:
+                """What a node's clients exchange with other nodes, and its server with theirs."""
+                return clients_here * (size - served) + (clients - clients_here) * served
+
+            # Were every node to serve an even share; and where the largest shard may be.
+            even = load(here, size / nodes)
+            rest = clients - here * (nodes - 1)
+            busiest = max(even, load(here, shard), load(rest, shard))
         gb_per_s, latency_s = cluster.between
         rate = 1e9 * gb_per_s
         return inside.then(Communication(even / rate, 2 * latency_s, (busiest - even) / rate))

@@ -53,8 +53,8 @@ def run_events(
     >>> round(float(run.staleness[0]))
     7
     """
-    check_whole_number("steps", steps, 1)
-    points = worker_counts(workers, combine, mode)
+    steps = check_whole_number("steps", steps, 1)
+    points = worker_counts(cluster, combine, mode, workers)
     unsteady = stragglers or Stragglers()
     runs = [_Run(cluster, job, combine, n, steps, seed, mode, unsteady) for n in points]
     how = f"simulated: {steps:,} steps of discrete events"
@@ -70,11 +70,14 @@ class _Run:
         self.rng = np.random.default_rng(seed)
         _, self.gpus = cluster.spread_over(workers)
         cost = combine.communication(cluster, job, workers)
-        self.exposed_s = combine.exposed_s(job, cost)
-        self.latency_s = (1 - job.may_hide) * cost.latency_s
+        backup = getattr(mode, "backup", 0)
+        self.slowest = expected_slowest(workers, stragglers, backup=backup, gpus_per_node=self.gpus)
+        self.compute_s = job.step_s * min(1.0, self.slowest)
+        self.exposed_s = combine.exposed_s(job, cost, self.compute_s)
+        self.latency_s = combine.late_latency_s(job, cost)
         # A node's GPUs are one client of the servers where they are summed inside.
         self.queues = isinstance(combine, ParameterServer)
-        self.together = self.gpus if self.queues and combine.summed_inside else 1
+        self.together = combine.together(self.gpus)
         self.clients = math.ceil(workers / self.together)
         self.own_s = cost.bandwidth_s
         self.service_s = (cost.bandwidth_s + cost.incast_s) / self.clients
@@ -83,16 +86,16 @@ class _Run:
 
     def times(self) -> np.ndarray:
         """Seconds that each client computes in one step: the slowest of its GPUs."""
-        times = self.stragglers.draw(self.rng, self.workers, self.gpus)
-        first = np.arange(0, self.workers, self.together)
-        return self.job.step_s * np.maximum.reduceat(times, first)
+        draw = self.stragglers.draw
+        return self.job.step_s * draw(self.rng, self.workers, self.gpus, self.together)
 
-    def piece(self, delay: float, share: float):
+    def piece(self, delay: float, share: float, link_free: list[float]):
         """A share of an exchange: ready after ``delay``; through the busiest link in its turn,
-        and no faster than through the client's own."""
+        and no faster than through the client's own, which is free at ``link_free[0]``."""
         try:
             yield self.env.timeout(delay)
-            own = self.env.timeout(share * self.own_s)
+            link_free[0] = max(link_free[0], self.env.now) + share * self.own_s
+            own = self.env.timeout(link_free[0] - self.env.now)
             with self.link.request() as turn:
                 yield turn
                 yield self.env.timeout(share * self.service_s)
@@ -103,12 +106,11 @@ class _Run:
     def client(self, compute_s: float):
         """Compute, and exchange piece by piece; ends when both are done."""
         hidden = self.job.may_hide
-        parts = [self.env.process(self.piece(compute_s, 1 - hidden))]
-        begin = 1 - self.combine.hides_behind
+        link_free = [0.0]
+        parts = [self.env.process(self.piece(compute_s, 1 - hidden, link_free))]
         for number in range(PIECES if hidden else 0):
-            # Ready midway through the part of the computation that makes it.
-            done = begin + (1 - begin) * (number + 0.5) / PIECES
-            parts.append(self.env.process(self.piece(done * compute_s, hidden / PIECES)))
+            done = (number + 0.5) / PIECES  # ready midway through the computation that makes it
+            parts.append(self.env.process(self.piece(done * compute_s, hidden / PIECES, link_free)))
         try:
             yield self.env.all_of(parts)
             yield self.env.timeout(self.latency_s)
@@ -126,18 +128,14 @@ class _Run:
         expectation shows as communication."""
         self.env.run(self.env.process(self.all_steps()))
         mean_s = self.env.now / self.steps
-        slowest = expected_slowest(
-            self.workers, self.stragglers, backup=self.mode.backup, gpus_per_node=self.gpus
-        )
-        compute_s = min(self.job.step_s * min(1.0, slowest), mean_s)
-        wait_s = min(self.job.step_s * max(0.0, slowest - 1), mean_s - compute_s)
+        compute_s = min(self.compute_s, mean_s)
+        wait_s = min(self.job.step_s * max(0.0, self.slowest - 1), mean_s - compute_s)
         left_s = mean_s - compute_s - wait_s
         return Parts(self.workers - self.mode.backup, compute_s, wait_s, left_s)
 
     def all_steps(self):
         """Each step ends with the last gradients that count."""
-        # Where a node is one client, backup workers are counted in nodes.
-        needed = math.ceil((self.workers - self.mode.backup) / self.together)
+        needed = self.clients - self.mode.backup
         for _ in range(self.steps):
             times = self.times()
             if not self.queues:
@@ -154,7 +152,7 @@ class _Run:
 
     def asynchronous(self) -> Parts:
         """Each client steps on its own, until the first has done all its steps."""
-        bound, compute_s = self.mode.staleness, self.job.step_s * self.stragglers.mean
+        bound = self.mode.staleness
         progress = np.zeros(self.clients, int)
         waited_s = 0.0
         stale: list[int] = []
@@ -181,6 +179,10 @@ class _Run:
             self.env.process(run(number))
         self.env.run(finished)
         updates = len(stale)
-        cycle_s, wait_s = self.clients * self.env.now / updates, waited_s / updates
+        cycle_s = self.clients * self.env.now / updates
+        compute_s = min(self.job.step_s * self.stragglers.mean, cycle_s)
+        slowest = expected_slowest(self.together, self.stragglers, gpus_per_node=self.together)
+        inside_s = self.job.step_s * (slowest - self.stragglers.mean)
+        wait_s = min(waited_s / updates + inside_s, cycle_s - compute_s)
         left_s = cycle_s - compute_s - wait_s
         return Parts(self.workers, compute_s, wait_s, left_s, float(np.mean(stale)))

@@ -21,13 +21,21 @@ this is from measured curves.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
-from fastdl_lib.scaling.clusters import UP_TO_1, Cluster, Combine, Job, ParameterServer, default
+from fastdl_lib.core.checks import check_choice, check_whole_number
+from fastdl_lib.scaling.clusters import (
+    UP_TO_1,
+    Cluster,
+    Combine,
+    Job,
+    ParameterServer,
+    default,
+    keep_numbers,
+)
 
 # --- who waits for whom -------------------------------------------------------------------------
 
@@ -53,27 +61,29 @@ class Stragglers:
     slow_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("spread", self.spread, low=0, high=UP_TO_1)
-        check_number("slow_probability", self.slow_probability, low=0, high=1)
-        check_number("slow_factor", self.slow_factor, low=1)
+        below_1, from_1 = {"low": 0, "high": 1}, {"low": 1}
+        keep_numbers(self, spread=UP_TO_1, slow_probability=below_1, slow_factor=from_1)
 
     @property
     def mean(self) -> float:
         """A worker's mean step, slow ones included, as a multiple of one without."""
         return 1 + self.slow_probability * (self.slow_factor - 1)
 
-    def draw(self, rng: np.random.Generator, workers: int, gpus_per_node: int = 1) -> np.ndarray:
-        """A random step of each worker, in mean steps; the GPUs of a node are slow together."""
+    def draw(
+        self, rng: np.random.Generator, workers: int, gpus_per_node: int = 1, together: int = 1
+    ) -> np.ndarray:
+        """A random step of each worker, in mean steps; the GPUs of a node are slow together. Of
+        each so many that count ``together`` the slowest."""
         times = 1 - self.spread + self.spread * rng.standard_exponential(workers)
         if self.slow_probability:
             node = np.arange(workers) // gpus_per_node
             slow = rng.random(node[-1] + 1) < self.slow_probability
             times *= np.where(slow, self.slow_factor, 1.0)[node]
-        return times
+        return np.maximum.reduceat(times, np.arange(0, workers, together))
 
     def cdf(self, time: np.ndarray) -> np.ndarray:
         """Probability that a step without a slow node takes at most ``time``."""
-        if self.spread == 0:
+        if 1 - self.spread == 1:  # 0, or too small to be seen
             return (time >= 1).astype(float)
         return -np.expm1(-np.maximum(0, time - (1 - self.spread)) / self.spread)
 
@@ -89,7 +99,7 @@ class Synchronous:
     backup: int = 0
 
     def __post_init__(self) -> None:
-        check_whole_number("backup", self.backup, 0)
+        keep_numbers(self, backup=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +115,7 @@ class Asynchronous:
 
     def __post_init__(self) -> None:
         if self.staleness is not None:
-            check_whole_number("staleness", self.staleness, 0)
+            keep_numbers(self, staleness=0)
 
 
 Mode = Synchronous | Asynchronous
@@ -123,8 +133,8 @@ def expected_slowest(
 ) -> float:
     """How long the ``workers - backup`` fastest of n take, in mean steps: exactly, by quadrature.
 
-    Without slow nodes it is ``1 + spread (H(n) - H(backup) - 1)``, H the harmonic numbers; with
-    them 1 minus the distribution is integrated.
+    Where all are slow together or none is, it is ``1 + spread (H(n) - H(backup) - 1)`` mean steps,
+    H the harmonic numbers; elsewhere 1 minus the distribution is integrated.
 
     >>> round(expected_slowest(100, Stragglers(spread=0.1)), 3)
     1.419
@@ -133,8 +143,8 @@ def expected_slowest(
     """
     slow = stragglers.slow_factor if stragglers.slow_probability else 1.0
     spread = stragglers.spread
-    if slow == 1:
-        return 1 + spread * (_harmonic(workers) - _harmonic(backup) - 1)
+    if slow == 1 or workers <= gpus_per_node:
+        return stragglers.mean * (1 + spread * (_harmonic(workers) - _harmonic(backup) - 1))
     # As fine as the distribution is steep, and that for steps without and with a slow node.
     grid = 1 - spread + spread * np.linspace(0, math.log(workers) + 35, 20_001)
     grid = np.concatenate([[0, np.nextafter(grid[0], 0)], grid])
@@ -239,7 +249,9 @@ class Scaling:
         return 100 * self.speedup / self.workers
 
 
-def worker_counts(workers: int | Iterable[int], combine: Combine, mode: Mode) -> list[int]:
+def worker_counts(
+    cluster: Cluster, combine: Combine, mode: Mode, workers: int | Iterable[int]
+) -> list[int]:
     """The numbers of workers that were asked for, checked against what else was."""
     points = [workers] if isinstance(workers, (int, np.integer)) else list(workers)
     if not points:
@@ -249,6 +261,11 @@ def worker_counts(workers: int | Iterable[int], combine: Combine, mode: Mode) ->
         raise ValueError(
             f"asynchronous workers need a ParameterServer; {type(combine).__name__} is an "
             "all-reduce, in which all take part at once."
+        )
+    if least > 1 and getattr(combine, "summed_inside", False) and cluster.gpus_per_node > 1:
+        raise ValueError(
+            f"a node that sums the gradients of {cluster.gpus_per_node} GPUs can leave none out; "
+            "backup workers need ParameterServer(summed_inside=False), or one GPU a node."
         )
     what = "workers" if least == 1 else f"workers with {mode.backup} backup workers among them"
     return [check_whole_number(what, point, least) for point in points]
@@ -277,7 +294,7 @@ def step_times(
     array([ 1. , 53.7])
     """
     stragglers = stragglers or Stragglers()
-    points = worker_counts(workers, combine, mode)
+    points = worker_counts(cluster, combine, mode, workers)
     parts_of = _synchronous if isinstance(mode, Synchronous) else _asynchronous
     parts = [
         parts_of(job, combine, n, mode, stragglers, cluster.gpus_per_node, cost)
@@ -290,33 +307,41 @@ def step_times(
 def _synchronous(job, combine, workers, mode, stragglers, gpus, cost) -> Parts:
     slowest = expected_slowest(workers, stragglers, backup=mode.backup, gpus_per_node=gpus)
     compute_s, waiting_s = job.step_s * min(1.0, slowest), job.step_s * max(0.0, slowest - 1)
-    return Parts(workers - mode.backup, compute_s, waiting_s, combine.exposed_s(job, cost))
+    counted = workers - mode.backup
+    # A server's link carries what all send while they compute, then what is waited for.
+    carried = job.may_hide + (1 - job.may_hide) * counted / workers
+    busiest_s = (cost.bandwidth_s + cost.incast_s) * carried
+    cost = cost._replace(incast_s=max(0.0, busiest_s - cost.bandwidth_s))
+    return Parts(counted, compute_s, waiting_s, combine.exposed_s(job, cost, compute_s))
 
 
 def _asynchronous(job, combine, workers, mode, stragglers, gpus, cost) -> Parts:
-    compute_s, wait_s = job.step_s * stragglers.mean, 0.0
+    if mode.staleness == 0:
+        return _synchronous(job, combine, workers, SYNCHRONOUS, stragglers, gpus, cost)
+    together = min(workers, combine.together(gpus))
+    slowest = expected_slowest(together, stragglers, gpus_per_node=together)  # of a client
+    compute_s, wait_s = job.step_s * stragglers.mean, job.step_s * (slowest - stragglers.mean)
     # Alone, an update takes its own links' time; together they cannot pass the busiest link
     # faster than it carries them.
-    alone_s = combine.exposed_s(job, cost._replace(incast_s=0.0))
-    if mode.staleness is not None and workers > 1:
+    alone_s = combine.exposed_s(job, cost._replace(incast_s=0.0), compute_s + wait_s)
+    if mode.staleness is not None and workers > together and math.isfinite(alone_s):
+        draw = functools.partial(
+            stragglers.draw, workers=workers, gpus_per_node=gpus, together=together
+        )
         pause = alone_s / job.step_s
-        wait_s = job.step_s * _stale_wait(workers, pause, mode.staleness, stragglers, gpus)
-    cycle_s = max(compute_s + wait_s + alone_s, cost.bandwidth_s + cost.incast_s)
-    return Parts(workers, compute_s, wait_s, cycle_s - compute_s - wait_s)
+        wait_s += job.step_s * max(0.0, _mean_step(draw, mode.staleness, pause) - slowest - pause)
+    busiest_s = cost.bandwidth_s + cost.incast_s
+    return Parts(workers, compute_s, wait_s, max(alone_s, busiest_s - compute_s - wait_s))
 
 
-def _stale_wait(
-    workers: int, pause: float, staleness: int, stragglers: Stragglers, gpus: int
-) -> float:
-    """Mean wait a step of workers that may be ``staleness`` steps ahead of the slowest."""
+def _mean_step(draw: Callable[..., np.ndarray], staleness: int, pause: float) -> float:
+    """Mean step of clients that pause after each, and may be so many ahead of the slowest."""
     steps, rng = 2000, np.random.Generator(np.random.SFC64(0))
-    finish = np.zeros(workers)
-    done_by_all = [0.0]  # entry t: when all had finished t steps
+    finish, done_by_all = 0.0, [0.0]  # entry t: when all had finished t steps
     for step in range(steps):
-        start = np.maximum(finish, done_by_all[max(0, step - staleness)])
-        finish = start + stragglers.draw(rng, workers, gpus) + pause
+        finish = np.maximum(finish, done_by_all[max(0, step - staleness)]) + draw(rng) + pause
         done_by_all.append(float(finish.max()))
-    return max(0.0, done_by_all[-1] / steps - stragglers.mean - pause)
+    return done_by_all[-1] / steps
 
 
 # --- what holds it back -------------------------------------------------------------------------
@@ -359,18 +384,20 @@ def bottleneck(
     slowest = expected_slowest(workers, stragglers, gpus_per_node=cluster.gpus_per_node)
 
     def step_s(slowest: float = slowest, **without: float) -> float:
-        return job.step_s * slowest + combine.exposed_s(job, cost._replace(**without))
+        left_s = combine.exposed_s(job, cost._replace(**without), job.step_s)
+        return job.step_s * slowest + left_s
 
     now = step_s()
-    saved = {
+    without = {
         # Nothing to hide behind either; the wait is the stragglers' own.
-        "compute": now - cost.total_s - job.step_s * (slowest - 1),
-        "bandwidth": now - step_s(bandwidth_s=0.0),
-        "latency": now - step_s(latency_s=0.0),
-        "incast": now - step_s(incast_s=0.0),
-        "stragglers": now - step_s(1.0),
+        "compute": cost.total_s + job.step_s * (slowest - 1),
+        "bandwidth": step_s(bandwidth_s=0.0),
+        "latency": step_s(latency_s=0.0),
+        "incast": step_s(incast_s=0.0),
+        "stragglers": step_s(1.0),
     }
-    saved = {cause: max(0.0, saved_s) for cause, saved_s in saved.items()}  # rounding
+    # Two infinities have no difference; below 0 is rounding.
+    saved = {cause: max(0.0, now - s) if s < now else 0.0 for cause, s in without.items()}
     return Bottleneck(max(saved, key=saved.get), now, saved)
 
 
@@ -386,13 +413,14 @@ def all_reduce_schedule(way: str, workers: int) -> tuple[list[list[list[set[int]
 
     Returns:
         ``[step][worker][chunk]``, each the set of workers whose gradients are in the sum, from the
-        start on; and what the busiest link carries in one direction, in all gradients' bytes.
+        start on; and how many times all gradients' bytes go over a link one after another: each
+        step takes as long as its longest message.
 
     >>> states, moved = all_reduce_schedule("ring", 4)
     >>> len(states), moved, states[-1][0][0]
     (7, 1.5, {0, 1, 2, 3})
     """
-    check_whole_number("workers", workers, 2)
+    workers = check_whole_number("workers", workers, 2)
     check_choice("way", way, ("ring", "tree"))
     sends: list[list[tuple[int, int, int]]]  # of each step: (from, to, chunk)
     if way == "ring":

@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
+import math
 from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.measuring.evidence import Provenance
@@ -171,7 +172,7 @@ def test_software_may_be_slower_than_the_wire(gb_per_s, seconds):
 
 def test_communication_hides_up_to_its_share_its_window_and_the_last_bucket():
     def exposed(seconds, combine=WAYS[0], **fields):
-        return combine.exposed_s(job(**fields), Communication(bandwidth_s=seconds))
+        return combine.exposed_s(job(**fields), Communication(bandwidth_s=seconds), 1)
 
     assert exposed(0.3) == 0.3, "nothing hides where no share may"
     some = {"hidden_share": 0.8, "bucket_bytes": 1e8}
@@ -180,6 +181,11 @@ def test_communication_hides_up_to_its_share_its_window_and_the_last_bucket():
     assert exposed(3, ParameterServer(), **some) == pytest.approx(2), "fetching hides too"
     assert exposed(0.3, hidden_share=1, bucket_bytes=5e8) == pytest.approx(0.15)
     assert exposed(0.3, hidden_share=1, bucket_bytes=2e9) == 0.3
+    # The last of ten messages waits for its answer; a server's answer is waited for whole.
+    slow = Communication(latency_s=0.1)
+    tenths = job(hidden_share=1, bucket_bytes=1e8)
+    assert Ring().exposed_s(tenths, slow, 1) == pytest.approx(0.01)
+    assert ParameterServer().exposed_s(tenths, slow, 1) == pytest.approx(0.1)
 
 
 def test_a_step_is_the_slowest_and_what_is_left_of_the_communication():
@@ -194,25 +200,176 @@ def test_a_step_is_the_slowest_and_what_is_left_of_the_communication():
     assert scaling.efficiency_pct == pytest.approx(100 * scaling.speedup / [1, 4])
 
 
-@given(
-    workers=st.integers(1, 128),
-    combine=st.sampled_from([*WAYS, ParameterServer(3, dedicated=True)]),
-    gb_per_s=st.floats(0.01, 100),
-    spread=st.floats(0, 0.5),
-    backup=st.integers(0, 3),
-)
-def test_never_faster_than_the_gpus_and_slower_on_slower_links(
-    workers, combine, gb_per_s, spread, backup
-):
-    same = {"mode": Synchronous(min(backup, workers - 1)), "stragglers": Stragglers(spread=spread)}
-    pods = dataclasses.replace(PODS, between_gb_per_s=gb_per_s)
-    fast, slow = (
-        step_times(net, INCEPTION, combine, workers, **same)
-        for net in (pods, pods.with_link_share(0.5))
+# --- laws, over random clusters -----------------------------------------------------------------
+
+SOME = settings(derandomize=True, max_examples=60)
+
+
+def between(low, high):
+    return st.floats(math.log(low), math.log(high)).map(math.exp)
+
+
+RATES = ("inside_gb_per_s", "host_gb_per_s", "host_total_gb_per_s", "between_gb_per_s")
+RATES += ("endpoint_gb_per_s",)
+LATENCIES = ("inside_latency_s", "between_latency_s")
+
+
+@st.composite
+def runs(draw):
+    """A cluster, a job, a way to combine, a number of workers; how they wait, and their steps."""
+    needed = {name: draw(between(0.01, 100)) for name in ("inside_gb_per_s", "between_gb_per_s")}
+    others = {name: draw(st.none() | between(0.01, 100)) for name in RATES if name not in needed}
+    late = {name: draw(st.just(0) | between(1e-6, 1e-2)) for name in LATENCIES}
+    nodes, gpus = draw(st.integers(1, 12)), draw(st.sampled_from([1, 1, 2, 8]))
+    net = Cluster(nodes=nodes, gpus_per_node=gpus, **needed, **others, **late)
+    size = draw(between(1e4, 1e10))
+    work = Job(
+        gradient_bytes=size,
+        step_s=draw(between(1e-3, 10)),
+        batch=8,
+        hidden_share=draw(st.floats(0, 1)),
+        bucket_bytes=draw(between(1e5, 1e9)),
+        largest_tensor_bytes=size * draw(st.floats(0, 1)),
     )
-    assert backup or fast.efficiency_pct[0] <= 100 + 1e-9
-    assert slow.speedup[0] <= fast.speedup[0] + 1e-9
-    assert min(fast.compute_s[0], fast.waiting_s[0], fast.communication_s[0]) >= 0
+    servers = ParameterServer(
+        shards=draw(st.none() | st.integers(1, 8)),
+        dedicated=draw(st.booleans()),
+        summed_inside=draw(st.booleans()),
+    )
+    combine = draw(st.sampled_from([Ring(), Tree(), HalvingDoubling(), servers, servers]))
+    workers = draw(st.integers(1, net.gpus))
+    modes = [Synchronous(), Synchronous(min(2, workers - 1))]
+    if combine is servers:
+        modes += [Asynchronous(), Asynchronous(draw(st.integers(0, 3)))]
+    mode = draw(st.sampled_from(modes))
+    one_client = gpus == 1 or not getattr(combine, "summed_inside", False)
+    assume(one_client or not getattr(mode, "backup", 0))
+    slow = {"slow_probability": draw(st.sampled_from([0, 0, 0.1])), "slow_factor": 3}
+    stragglers = Stragglers(spread=draw(st.sampled_from([0, 0.02, 0.3])), **slow)
+    return (net, work, combine, workers), {"mode": mode, "stragglers": stragglers}
+
+
+@SOME
+@given(runs())
+def test_no_part_of_a_step_is_negative_and_they_add_up(run):
+    asked, options = run
+    for scaling in (step_times(*asked, **options), run_events(*asked, **options, steps=4)):
+        parts = scaling.compute_s, scaling.waiting_s, scaling.communication_s
+        assert min(part[0] for part in parts) >= 0 < scaling.step_s[0] < math.inf
+        assert sum(part[0] for part in parts) == pytest.approx(scaling.step_s[0])
+        if options["mode"] == Synchronous():
+            assert scaling.efficiency_pct[0] <= 100 + 1e-9 or "events" in scaling.how
+
+
+@SOME
+@given(
+    run=runs(),
+    name=st.sampled_from([*RATES, *LATENCIES, "gradient_bytes", "step_s"]),
+    by=between(1, 1000),
+)
+def test_faster_links_never_slow_a_step_nor_do_more_bytes_or_latency_shorten_it(run, name, by):
+    (net, work, *rest), options = run
+    changed = net if hasattr(net, name) else work
+    assume(getattr(changed, name) is not None)
+    more = dataclasses.replace(changed, **{name: by * getattr(changed, name)})
+    now = step_times(net, work, *rest, **options).step_s[0]
+    then = step_times(*((more, work) if changed is net else (net, more)), *rest, **options).step_s[
+        0
+    ]
+    if name in RATES:
+        now, then = then, now
+    assert now <= then * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("combine", [*WAYS, ONE_SERVER], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("name", ["gradient_bytes", "step_s"])
+@pytest.mark.parametrize("backup", [0, 3])
+def test_where_all_may_hide_more_work_never_shortens_a_step(combine, name, backup):
+    options = {"mode": Synchronous(backup), "stragglers": Stragglers(spread=0.3)}
+    net = dataclasses.replace(NET, between_latency_s=5e-3)
+    work = dataclasses.replace(INCEPTION, hidden_share=1, bucket_bytes=3e7, largest_tensor_bytes=0)
+    steps = [
+        step_times(net, dataclasses.replace(work, **{name: value}), combine, 5, **options).step_s[0]
+        for value in getattr(work, name) * np.geomspace(0.05, 20, 80)
+    ]
+    assert (np.diff(steps) >= -1e-12).all()
+
+
+@SOME
+@given(runs())
+def test_what_each_cause_costs_is_never_negative(run):
+    asked, options = run
+    found = bottleneck(*asked, stragglers=options["stragglers"])
+    assert all(0 <= saved_s <= found.step_s * (1 + 1e-9) for saved_s in found.saved_s.values())
+    same = step_times(*asked, stragglers=options["stragglers"]).step_s[0]
+    assert found.step_s == pytest.approx(same)
+
+
+@settings(derandomize=True, max_examples=25)
+@given(runs())
+def test_events_take_as_long_as_is_expected(run):
+    asked, options = run
+    events = run_events(*asked, **options, steps=100).step_s[0]
+    expected = step_times(*asked, **options).step_s[0]
+    # Where gradients queue while the last of their senders still compute, they queue less.
+    least = 0.7 if isinstance(asked[2], ParameterServer) else 0.88
+    assert least * expected < events < 1.13 * expected
+
+
+@SOME
+@given(
+    nodes=st.integers(2, 7),
+    gpus=st.integers(1, 4),
+    missing=st.integers(0, 3),
+    dedicated=st.booleans(),
+    summed=st.booleans(),
+    largest=st.floats(0, 1),
+    shards=st.integers(1, 9),
+)
+def test_the_busiest_link_of_the_servers_carries_what_was_sent(
+    nodes, gpus, missing, dedicated, summed, largest, shards
+):
+    """Every exchange of a client with a server, counted at both of its ends."""
+    shards = shards if dedicated else nodes
+    shard = max(1 / shards, largest if shards > 1 else 0)
+    workers = nodes * gpus - min(missing, gpus - 1)
+    clients = range(nodes) if summed else [worker // gpus for worker in range(workers)]
+    busiest = 0.0
+    for holder in range(shards):  # of the largest
+        sizes = np.full(shards, (1 - shard) / max(1, shards - 1))
+        sizes[holder] = shard
+        sent, received = np.zeros((2, nodes + shards))
+        for here, (server, size) in itertools.product(clients, enumerate(sizes)):
+            there = server + nodes * dedicated
+            if there != here:  # gradients there, weights back
+                for place in (here, there):
+                    sent[place] += size
+                    received[place] += size
+        assert sent.sum() == pytest.approx(received.sum())
+        busiest = max(busiest, sent.max())
+    net = cluster(nodes, gpus_per_node=gpus, inside_gb_per_s=1e9, inside_latency_s=0)
+    servers = ParameterServer(shards, dedicated=dedicated, summed_inside=summed)
+    cost = servers.communication(net, job(largest_tensor_bytes=1e9 * shard), workers)
+    assert cost.total_s == pytest.approx(busiest, rel=1e-6)
+
+
+def test_numpys_numbers_count_as_pythons_do():
+    """Small ones overflow where one computes with them."""
+    net = dataclasses.replace(PODS, nodes=np.int8(100), gpus_per_node=np.int8(8))
+    assert net.gpus == 800 and net.spread_over(np.int8(9)) == (2, 8)
+    work = job(gradient_bytes=np.int32(2_000_000_000), step_s=np.float16(1))
+    small = step_times(net, work, WAYS[3], np.int8(100)).step_s
+    assert small == step_times(net, job(gradient_bytes=2e9), WAYS[3], 100).step_s
+
+
+def test_what_never_comes_takes_for_ever():
+    dead = cluster(4, between_gb_per_s=1e-323)
+    for combine in WAYS:
+        scaling = step_times(dead, job(), combine, 4)
+        assert scaling.step_s == [math.inf] and scaling.speedup == [0]
+        found = bottleneck(dead, job(), combine, 4)
+        assert found.cause == "bandwidth" and found.saved_s["bandwidth"] == math.inf
+        assert found.saved_s["stragglers"] == 0
 
 
 # --- stragglers ---------------------------------------------------------------------------------
@@ -251,6 +408,31 @@ def test_the_closed_form_agrees_with_the_integral(workers, backup):
     numeric = dataclasses.replace(plain, slow_probability=1e-12, slow_factor=1.0001)
     found, wanted = (expected_slowest(workers, s, backup=backup) for s in (numeric, plain))
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@SOME
+@given(
+    workers=st.integers(1, 300),
+    gpus=st.sampled_from([1, 8]),
+    spread=st.floats(0, 1),
+    chance=st.floats(1e-6, 0.9),
+    factor=between(1, 1e6),
+)
+def test_expected_slowest_lies_between_the_mean_and_all_workers_together(
+    workers, gpus, spread, chance, factor
+):
+    """Exactly known bounds, however far apart the two kinds of steps are."""
+    stragglers = Stragglers(spread=spread, slow_probability=chance, slow_factor=factor)
+    found = expected_slowest(workers, stragglers, gpus_per_node=gpus)
+    without = expected_slowest(workers, Stragglers(spread=spread))
+    nodes = math.ceil(workers / gpus)
+    some_slow = 1 - (1 - chance) ** nodes
+    all_of_them = without * (1 + some_slow * (factor - 1))  # were all slow when one node is
+    one_alone = max(stragglers.mean, without, some_slow * factor * (1 - spread))
+    assert one_alone * (1 - 1e-5) <= found <= all_of_them * (1 + 1e-5)
+    slower = dataclasses.replace(stragglers, slow_factor=2 * factor)
+    assert found <= expected_slowest(workers, slower, gpus_per_node=gpus) * (1 + 1e-5)
+    assert found <= expected_slowest(workers + 1, stragglers, gpus_per_node=gpus) * (1 + 1e-5)
 
 
 def test_a_steps_mean_and_spread_are_what_they_say():
@@ -316,6 +498,15 @@ SAME = {
     "asynchronous": (NET, FOUR, [4, 16, 48], FREE),
     "bounded staleness": (NET, MANY, [4, 16], BOUND | RAGGED),
     "bounded staleness, slow nodes": (NET, MANY, [16], BOUND | SLOWER),
+    "bounded staleness, incast": (
+        NET,
+        ONE_SERVER,
+        [12],
+        {"mode": Asynchronous(1), "stragglers": Stragglers(spread=0.5)},
+    ),
+    "no staleness, incast": (NET, ONE_SERVER, [4], {"mode": Asynchronous(0)}),
+    "asynchronous, GPUs summed inside": (PODS, ParameterServer(), [32], FREE | RAGGED),
+    "own links, backup workers": (NET.with_link_share(0.05), MANY, [6], {"mode": Synchronous(3)}),
 }
 
 
@@ -412,6 +603,12 @@ def step_of(workers, combine=WAYS[0], **options):
         (partial(step_of, 2.0), TypeError, "whole number|iterable"),
         (partial(step_of, 0), ValueError, "workers must be at least 1"),
         (partial(step_of, 2, mode=Synchronous(2)), ValueError, "with 2 backup .* at least 3"),
+        (
+            partial(step_times, PODS, job(), WAYS[3], 16, mode=Synchronous(2)),
+            ValueError,
+            "a node that sums the gradients of 8 GPUs can leave none out",
+        ),
+        (partial(job, bucket_bytes=1e-308), ValueError, "too few for a bucket"),
         (partial(step_of, 2, **FREE), ValueError, "need a ParameterServer; Ring is an all-reduce"),
         (partial(run_events, NET, job(), Ring(), 2, steps=0), ValueError, "steps must be"),
         (partial(all_reduce_schedule, "star", 4), ValueError, "way must be one of 'ring', 'tree'"),
