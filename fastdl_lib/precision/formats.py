@@ -59,12 +59,9 @@ class NumberFormat(ABC):
             rng: None, or a random generator of x's library, such as ``np.random.default_rng(0)``.
                 It is asked for one number per value, as fine as x's dtype. One seed, one result.
 
-        Returns:
-            An array of x's shape, dtype, library and order in memory.
-
-        Raises:
-            TypeError, ValueError: another dtype or generator; a NaN or an infinity, which fixed
-                point and integers do not have.
+        Returns an array of x's shape, dtype, library and order in memory. Raises TypeError: another
+        dtype or generator; ValueError: a NaN or an infinity, which fixed point and integers do not
+        have.
 
         >>> FLOAT16.round(np.array([0.1, 2049.0, 70000.0], np.float32)).tolist()
         [0.0999755859375, 2048.0, inf]

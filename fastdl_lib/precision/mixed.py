@@ -182,13 +182,10 @@ def in_precision(
         stochastic: round weights, and in training what passes, stochastically.
         seed: decides those draws; ``fit`` seeds the layers anew for each epoch.
 
-    Returns:
-        A network named such as ``"DeepConvNet in float16"``. With ``Precision(FLOAT32)`` it gives
-        the outputs of a float32 network bit for bit.
+    With ``Precision(FLOAT32)`` it gives the outputs of a float32 network bit for bit.
 
-    Raises:
-        TypeError: another precision, or a layer whose sums cannot be rounded.
-        ValueError: the network has roundings already.
+    Raises TypeError: another precision, or a layer whose sums cannot be rounded; ValueError: the
+    network has roundings already.
 
     >>> from fastdl_lib import deep_convnet
     >>> from fastdl_lib.precision.formats import FLOAT16
@@ -244,9 +241,6 @@ def weight_bytes(network: Network, format: NumberFormat) -> int:
 
     A value takes 1, 2, 4 or 8 whole bytes, a scale 4. Biases of int8 per channel share one scale.
 
-    Raises:
-        TypeError: ``format`` is no number format.
-
     >>> from fastdl_lib import deep_convnet
     >>> from fastdl_lib.precision.formats import FLOAT16, INT8
     >>> weight_bytes(deep_convnet(), FLOAT16), weight_bytes(deep_convnet(), INT8)
@@ -295,11 +289,7 @@ class DynamicLossScale:
     """
 
     def __init__(
-        self,
-        start: float = 2.0**15,
-        growth: float = 2.0,
-        backoff: float = 0.5,
-        interval: int = 200,
+        self, start: float = 2.0**15, growth: float = 2.0, backoff: float = 0.5, interval: int = 200
     ) -> None:
         check_number("start", start, low=LEAST_LOSS_SCALE)
         check_number("growth", growth, low=1, low_included=False)
@@ -312,11 +302,8 @@ class DynamicLossScale:
         """Steps without an overflow since the scale last changed."""
 
     def update(self, overflowed: bool) -> None:
-        """Take in how a step went.
-
-        Raises:
-            FloatingPointError: the scale has become so small that it cannot be the cause.
-        """
+        """Take in how a step went; FloatingPointError where the scale has become so small that it
+        cannot be the cause."""
         if overflowed:
             if self.scale * self.backoff < LEAST_LOSS_SCALE:
                 raise FloatingPointError(
@@ -362,9 +349,8 @@ class MixedPrecision(Optimizer):
         stochastic: round gradients and weights stochastically.
         seed: decides those draws, with the step's number; nothing else needs to be kept.
 
-    Sources: Micikevicius et al. 2018, section 3.1 (master weights) and 3.2 (loss scaling); S. Gupta
-    et al., "Deep learning with limited numerical precision", ICML 2015 (stochastic rounding without
-    master weights).
+    Sources: Micikevicius et al. 2018, sections 3.1 and 3.2; without master weights S. Gupta et al.,
+    "Deep learning with limited numerical precision", ICML 2015.
 
     >>> from fastdl_lib import deep_convnet
     >>> from fastdl_lib.nn.optimizers import SGD
@@ -427,12 +413,7 @@ class MixedPrecision(Optimizer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of both optimisers.
-
-        >>> from fastdl_lib.nn.optimizers import SGD
-        >>> MixedPrecision(SGD(0.1), FLOAT16, loss_scale=1024).settings["loss scale"]
-        1024.0
-        """
+        """Of both optimisers."""
         scale: Any = self.loss_scale
         if self.dynamic is not None:
             names = ("start", "growth", "backoff", "interval")
@@ -452,12 +433,9 @@ class MixedPrecision(Optimizer):
         """Change ``network``'s weights, in place, by the scaled gradients of its last backward
         pass; or skip the step, where one is not finite.
 
-        Raises:
-            RuntimeError, ValueError: as :meth:`Optimizer.step`; nothing is changed.
-            ValueError: the arrays are float16 and the storage is another format; a layer changes
-                its weights after a step, as binary ones do.
-            FloatingPointError: a dynamic loss scale became too small (see DynamicLossScale), or
-                where a step is to be skipped, weights are not finite themselves.
+        Raises RuntimeError, ValueError: as :meth:`Optimizer.step`, or the storage does not go with
+        the network; nothing is changed. FloatingPointError: a dynamic loss scale became too small;
+        at a step to be skipped, the weights are not finite themselves.
         """
         self._check_network(network)
         gradients, weights = self.checked_gradients(network), network.parameters

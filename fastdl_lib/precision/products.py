@@ -101,8 +101,7 @@ def product(
     Threads as in
     :func:`fastdl_lib.core.threads.in_parallel`.
 
-    Raises:
-        TypeError, ValueError: an array of another device or dtype; shapes that do not fit.
+    Raises TypeError: an array of another device or dtype; ValueError: shapes that do not fit.
 
     >>> ones = np.ones((1, 4096), np.float32)
     >>> float(product(ones, ones.T, compute=FLOAT16, accumulate=FLOAT16)[0, 0])  # 2048 + 1 = 2048

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.core.arrays import array_module, check_on_cpu
+from fastdl_lib.core.arrays import check_on_cpu
 from fastdl_lib.core.threads import in_parallel
-from fastdl_lib.nn.layers import Layer, Linear
+from fastdl_lib.nn.layers import Layer, Linear, check_batch
 from fastdl_lib.precision.formats import (
     FLOAT32,
     FixedPoint,
@@ -148,8 +148,7 @@ class StoredLinear(Layer):
         layer: its weights are copied, float32, on the CPU.
         format: the weights' format, any but float64 (which float32 sums would not do justice).
 
-    Raises:
-        TypeError, ValueError: no such Linear; a format this cannot multiply from, or too narrow.
+    Raises TypeError, ValueError: no such Linear; a format this cannot multiply from, or too narrow.
 
     >>> from fastdl_lib.precision.formats import INT8
     >>> wide = Linear(512, 256, rng=np.random.default_rng(0))
@@ -221,15 +220,10 @@ class StoredLinear(Layer):
                 "StoredLinear does not train: few bits take no small steps. Train the Linear it "
                 "was made from, in float32 or with mixed precision, and store it anew."
             )
-        array_module(x)
+        check_batch(self, x, 2, f"(N, {self.in_features})")
         check_on_cpu("StoredLinear", x)
         if x.dtype != np.float32:
             raise TypeError(f"StoredLinear takes float32, got {x.dtype}; use x.astype(np.float32).")
-        if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(
-                f"StoredLinear takes a batch of shape (N, {self.in_features}), no size 0; got "
-                f"{x.shape}."
-            )
         self.output_shape(x.shape[1:])
         floats = self.format if isinstance(self.format, FloatFormat) else None
         kernel = (_one_image if len(x) == 1 else _images)(floats)

@@ -554,6 +554,7 @@ def test_weights_that_are_not_finite_are_no_overflow(kind, bad):
     assert optimizer.skipped == optimizer.steps == 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("format", [*FORMATS.values(), FIXED], ids=str)
 def test_what_is_not_finite_is_seen_or_refused(format, bad, trained):
