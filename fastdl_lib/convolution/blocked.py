@@ -2,7 +2,8 @@
 
 The patches of some output rows, or of some small images, are laid out, multiplied and forgotten
 before they leave the cache, instead of a matrix up to 25 times the input. The blocks are shared
-out among threads; the result is channels last in memory.
+out among threads; the result is channels last in memory. In float32 compiled loops stand for all of
+this where the CPU has them (:mod:`fastdl_lib.kernels.direct`): they need no patches.
 """
 
 import math
@@ -10,10 +11,11 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fastdl_lib.convolution.geometry import Geometry, channels_last
+from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core import threads
 from fastdl_lib.core.arrays import wide
 from fastdl_lib.core.threads import blas_threads_now, blocks, in_parallel, sum_in_order
+from fastdl_lib.kernels.compiled import can_compile
 
 
 def _windows(x: np.ndarray, rows: slice, geometry: Geometry) -> np.ndarray:
@@ -53,6 +55,8 @@ def forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Geometry
 ) -> np.ndarray:
     """Convolve; the result is channels last in memory."""
+    if _is_compiled(x, geometry.group_filters):
+        return _forward_compiled(x, weight, bias, geometry)
     out, out_h = channels_last(geometry.out_shape, x.dtype), geometry.out_h
     matrices = _filter_matrices(weight, geometry)
     images, rows = _block_size(geometry, matrices)
@@ -84,6 +88,11 @@ def backward(
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """The gradients by x (None unless needed), weight and bias, with one block's patches at a
     time."""
+    turned = geometry.turned()
+    if _is_compiled(x, geometry.group_filters) and not (
+        need_grad_x and (turned is None or not _is_compiled(x, turned.group_filters))
+    ):
+        return _backward_compiled(grad_out, x, weight, geometry, turned if need_grad_x else None)
     stride, padding, channels = geometry.stride, geometry.padding, geometry.group_channels
     (height, width), sums = x.shape[2:], wide(x.dtype)
     matrices = _filter_matrices(weight, geometry)
@@ -123,3 +132,74 @@ def _add_patches(images: np.ndarray, grads: np.ndarray, stride: int) -> None:
     for p, q in np.ndindex(filter_h, filter_w):
         view = images[:, p : p + stride * rows : stride, q : q + stride * columns : stride]
         view[:, :rows, :columns, :channels] += grads[:, :, :, p, q]
+
+
+# --- the same in compiled loops, which need no patches --------------------------------------------
+
+
+def _is_compiled(x: np.ndarray, group_filters: int) -> bool:
+    """Whether the loops of :mod:`fastdl_lib.kernels.direct` take this convolution."""
+    if x.dtype != np.float32 or not can_compile():
+        return False
+    from fastdl_lib.kernels import direct  # Numba takes a while to import
+
+    return direct.fits(group_filters)
+
+
+def _whole(x: np.ndarray, padding: int) -> np.ndarray:
+    """Images with their zeros around them, (N, H, W, C) without gaps."""
+    if not padding:
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    height, width = (size + 2 * padding for size in x.shape[2:])
+    out = np.empty((len(x), height, width, x.shape[1]), x.dtype)
+
+    def work(images: slice) -> None:
+        out[images] = padded_channels_last(x[images], padding, height, width)
+
+    in_parallel(work, len(x), row_bytes=out[0].nbytes)
+    return out
+
+
+def _forward_compiled(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Geometry
+) -> np.ndarray:
+    from fastdl_lib.kernels import direct
+
+    out = channels_last(geometry.out_shape, x.dtype)
+    start = np.zeros(len(weight), x.dtype) if bias is None else np.ascontiguousarray(bias)
+    by_term = weight.reshape(geometry.groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
+    images = _whole(x, geometry.padding)
+    direct.convolve(images, by_term, start, out.transpose(0, 2, 3, 1), geometry.stride)
+    return out
+
+
+def _backward_compiled(
+    grad_out: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    geometry: Geometry,
+    turned: Geometry | None,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """``turned``: the convolution that makes grad_x; None where nobody asks for it."""
+    from fastdl_lib.kernels import direct
+
+    grads, images = _whole(grad_out, 0), _whole(x, geometry.padding)
+    grad_weight = direct.gradient_by_weight(
+        grads, images, geometry.kernel, geometry.groups, geometry.stride
+    )
+    grad_weight = grad_weight.transpose(0, 4, 1, 2, 3).reshape(len(weight), *geometry.kernel, -1)
+    grad_x = None
+    if turned is not None:
+        grad_x = _forward_compiled(grad_out, geometry.turn(weight), None, turned)
+    return grad_x, grad_weight.transpose(0, 3, 1, 2), channel_sums(grads)
+
+
+def channel_sums(grads: np.ndarray) -> np.ndarray:
+    """Add up (N, H, W, C) by channels, (C,); the same bits every time."""
+    sums: dict[int, tuple[np.ndarray]] = {}
+
+    def work(part: slice) -> None:
+        sums[part.start] = (grads[part].sum(axis=(0, 1, 2)),)
+
+    in_parallel(work, len(grads), row_bytes=grads[0].nbytes)
+    return sum_in_order(sums)[0]

@@ -152,6 +152,22 @@ class Geometry:
                 f"x is {x.dtype} but grad_out is {grad_out.dtype}; use grad_out.astype(x.dtype)."
             )
 
+    def turned(self) -> "Geometry | None":
+        """The convolution that makes the gradient by x of that by the output; None where none does:
+        for a stride, or where the filter is not reached by its padding."""
+        padding = {side - 1 - self.padding for side in self.kernel}
+        if self.stride > 1 or len(padding) > 1 or min(padding) < 0:
+            return None
+        weight_shape = self.x_shape[1], self.group_filters, *self.kernel
+        return Geometry(self.out_shape, weight_shape, padding=padding.pop(), groups=self.groups)
+
+    def turn(self, weight: Array) -> Array:
+        """The weight of :meth:`turned`: channels and filters change places, and each filter stands
+        on its head."""
+        shape = self.groups, self.group_filters, *self.weight_shape[1:]
+        swapped = weight.reshape(shape).swapaxes(1, 2)[..., ::-1, ::-1]
+        return swapped.reshape(self.x_shape[1], self.group_filters, *self.kernel)
+
     @property
     def group_filters(self) -> int:
         return self.weight_shape[0] // self.groups

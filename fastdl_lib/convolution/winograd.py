@@ -20,9 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from fastdl_lib.convolution.blocked import channel_sums
 from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
+from fastdl_lib.kernels.compiled import can_compile
 
 # Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
 # rounding errors, small; halves and doubles are exact in floating point.
@@ -189,6 +191,11 @@ def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.nda
     wake the BLAS's own threads: they would spin on for a while and take the cores from ours.
     """
     vertical, horizontal = matrices
+    if values.dtype == np.float32 and can_compile():
+        from fastdl_lib.kernels import winograd as loops
+
+        if loops.fits(values[0, 0].size, values.shape[-1]):
+            return loops.on_two_axes(matrices, np.ascontiguousarray(values))
     out = np.empty((len(vertical), len(horizontal), *values.shape[2:]), values.dtype)
 
     def work(channels: slice) -> None:
@@ -284,6 +291,8 @@ def forward(
     """
     plan = _tiles(geometry, x.dtype, outputs)
     filter_tiles = _filter_tiles(plan, weight)
+    if _is_compiled(plan, x):
+        return _forward_compiled(plan, x, filter_tiles, bias)
     (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
     # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
     out = channels_last((len(x), len(weight), rows * m_h, columns * m_w), x.dtype)
@@ -311,6 +320,8 @@ def backward(
     """The gradients by x (None unless needed), weight and bias: the products' gradients are
     products of the same size, and each transform is applied the other way round."""
     plan = _tiles(geometry, x.dtype)
+    if _is_compiled(plan, x) and not (need_grad_x and geometry.turned() is None):
+        return _backward_compiled(plan, grad_out, x, weight, need_grad_x)
     filter_tiles = _filter_tiles(plan, weight)
     # Read for grad_x; read and written for the gradient by the filters.
     block = _images_a_block(plan, filter_tiles, len(x), passes=3)
@@ -368,3 +379,67 @@ def _image_tiles_back(plan: _Tiles, tiles: np.ndarray, shape: tuple[int, ...]) -
     inside = padded[:, p : p + height, p : p + width]
     grad[:, : inside.shape[1], : inside.shape[2]] = inside
     return grad.transpose(0, 3, 1, 2)
+
+
+# --- the same in compiled loops -------------------------------------------------------------------
+
+
+def _is_compiled(plan: _Tiles, x: np.ndarray) -> bool:
+    """Whether the loops of :mod:`fastdl_lib.kernels.winograd` take this convolution."""
+    if x.dtype != np.float32 or not can_compile():
+        return False
+    from fastdl_lib.kernels import winograd as loops  # Numba takes a while to import
+
+    geometry = plan.geometry
+    return loops.fits(geometry.group_channels * geometry.stride**2, geometry.group_filters)
+
+
+def _whole_pixels(plan: _Tiles, x: np.ndarray) -> tuple[np.ndarray, int]:
+    """Images as (N, H, W, C) without a stride, and the padding that is left to the loops."""
+    geometry, s = plan.geometry, plan.geometry.stride
+    if s == 1:
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)), geometry.padding
+    height, width = (
+        size + len(t.filter[0]) - 1
+        for size, t in zip(geometry.out_shape[2:], plan.transforms, strict=True)
+    )
+    out = np.empty((len(x), height, width, s * s * x.shape[1]), x.dtype)
+
+    def work(images: slice) -> None:
+        padded = padded_channels_last(x[images], geometry.padding, s * height, s * width)
+        padded = padded.reshape(-1, height, s, width, s, geometry.groups, geometry.group_channels)
+        padded = padded.transpose(0, 1, 3, 5, 2, 4, 6)
+        out[images].reshape(padded.shape)[...] = padded
+
+    in_parallel(work, len(x), row_bytes=out[0].nbytes)
+    return out, 0
+
+
+def _forward_compiled(
+    plan: _Tiles, x: np.ndarray, filter_tiles: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
+    from fastdl_lib.kernels import winograd as loops
+
+    pixels, padding = _whole_pixels(plan, x)
+    out = channels_last(plan.geometry.out_shape, x.dtype)
+    start = np.zeros(out.shape[1], x.dtype) if bias is None else np.ascontiguousarray(bias)
+    into, out_of = zip(*((t.input, t.output) for t in plan.transforms), strict=True)
+    loops.convolve(pixels, filter_tiles, start, out.transpose(0, 2, 3, 1), into, out_of, padding)
+    return out
+
+
+def _backward_compiled(
+    plan: _Tiles, grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, need_grad_x: bool
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    from fastdl_lib.kernels import winograd as loops
+
+    groups = plan.geometry.groups
+    grads = np.ascontiguousarray(grad_out.transpose(0, 2, 3, 1))
+    pixels, padding = _whole_pixels(plan, x)
+    into, out_of = zip(*((t.input, t.output) for t in plan.transforms), strict=True)
+    tiles = loops.gradient_by_filters(grads, pixels, groups, into, out_of, padding)
+    grad_x = None
+    if need_grad_x:
+        turned = plan.geometry.turn(weight)
+        grad_x = forward(grad_out, turned, None, plan.geometry.turned())
+    return grad_x, _filter_tiles_back(plan, tiles, weight.shape), channel_sums(grads)

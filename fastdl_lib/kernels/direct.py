@@ -1,0 +1,119 @@
+"""Convolution without columns and without tiles: a filter's sums straight from the images.
+
+A tile of the product (:mod:`fastdl_lib.kernels.vectors`) takes a few neighbouring output pixels
+times a panel of filters. Its term k is one pixel and channel below the filter; where that lies from
+the output pixel's corner stands in a table, so that nothing is copied. A panel of filters stays in
+the core's cache for a whole image.
+
+The loops compute with addresses that nothing checks: images are padded before, so that every filter
+lies inside, and :func:`fits` says which numbers of filters they take.
+"""
+
+import numpy as np
+
+from fastdl_lib.core.threads import in_parallel, sum_in_order
+from fastdl_lib.kernels import vectors
+from fastdl_lib.kernels.compiled import compiled
+from fastdl_lib.kernels.vectors import call
+
+
+def fits(filters: int) -> bool:
+    """Whether the loops take that many filters in a group: whole vectors."""
+    return bool(vectors.lanes()) and filters % vectors.lanes() == 0
+
+
+def convolve(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray, stride: int
+) -> None:
+    """Fill out (N, OH, OW, K) with the convolution of x (N, H, W, C), padded already.
+
+    Args:
+        weight: (groups, FH, FW, C / groups, K / groups).
+        bias: (K,).
+    """
+    groups, filter_h, filter_w, channels, filters = weight.shape
+    most, width = vectors.tile_shape(filters)
+    panel = width * vectors.lanes()
+    panels = weight.reshape(groups, -1, filters // panel, panel).transpose(0, 2, 1, 3)
+    panels = np.ascontiguousarray(panels)
+    # A row of outputs in tiles of nearly one length: 27 pixels are 7 + 7 + 7 + 6.
+    count = -(-out.shape[2] // most)
+    rows, longer = divmod(out.shape[2], count)
+    tiles = tuple(vectors.product_tile(max(1, n), width) for n in (rows, rows + 1))
+    offsets = _offsets(x, filter_h, filter_w, channels, 1)
+
+    def work(images: slice) -> None:
+        _rows_out(tiles, rows, longer, x[images], panels, bias, out[images], offsets, stride)
+
+    in_parallel(work, len(x))
+
+
+def gradient_by_weight(
+    grad_out: np.ndarray, x: np.ndarray, kernel: tuple[int, int], groups: int, stride: int
+) -> np.ndarray:
+    """Return the gradient by the weight of :func:`convolve`, in its shape."""
+    channels, filters = x.shape[-1] // groups, grad_out.shape[-1] // groups
+    shape = groups, *kernel, channels, filters
+    if groups == 1:  # the channels below one row of a filter lie side by side
+        kernel, channels = (kernel[0], 1), kernel[1] * channels
+    rows, width = vectors.tile_shape(filters, channels)
+    tile = vectors.product_tile(rows, width)
+    offsets = _offsets(x, *grad_out.shape[1:3], 1, stride)
+    sums: dict[int, tuple[np.ndarray]] = {}
+
+    def work(images: slice) -> None:
+        total = np.zeros((groups, *kernel, channels, filters), np.float32)
+        panel = width * vectors.lanes()
+        _weights_back(tile, rows, panel, x[images], grad_out[images], total, offsets)
+        sums[images.start] = (total,)
+
+    in_parallel(work, len(x))
+    return sum_in_order(sums)[0].reshape(shape)
+
+
+def _offsets(x: np.ndarray, rows: int, columns: int, channels: int, step: int) -> np.ndarray:
+    """How many bytes from a corner each value of that window lies, every ``step`` pixels."""
+    row, column, one = x.strides[1:]
+    down, along = step * row * np.arange(rows), step * column * np.arange(columns)
+    offsets = down[:, None, None] + along[:, None] + one * np.arange(channels)
+    return offsets.ravel()
+
+
+@compiled
+def _rows_out(tiles, rows, longer, x, panels, bias, out, offsets, stride):
+    images, height, length, _ = out.shape
+    groups, count, terms, panel = panels.shape
+    a_row, c_row = stride * x.strides[2], out.strides[2]
+    where = np.intp(offsets.ctypes.data)
+    channels = x.shape[3] // groups
+    for n in range(images):
+        for g in range(groups):
+            for k in range(count):
+                b, first = np.intp(panels[g, k].ctypes.data), (g * count + k) * panel
+                start = np.intp(bias.ctypes.data) + 4 * first
+                for i in range(height):
+                    a = np.intp(x[n, i * stride].ctypes.data) + 4 * g * channels
+                    c = np.intp(out[n, i].ctypes.data) + 4 * first
+                    j, left = 0, longer
+                    while j < length:
+                        tile, step = (tiles[1], rows + 1) if left > 0 else (tiles[0], rows)
+                        at, to = a + j * a_row, c + j * c_row
+                        call(tile, (at, a_row, where, terms, b, 4 * panel, start, 0, to, c_row))
+                        j, left = j + step, left - 1
+
+
+@compiled
+def _weights_back(tile, rows, panel, x, grad_out, grad, offsets):
+    groups, filter_h, filter_w, channels, filters = grad.shape
+    where, terms = np.intp(offsets.ctypes.data), len(offsets)
+    b_row, c_row = grad_out.strides[2], grad.strides[3]
+    for n in range(len(x)):
+        for g in range(groups):
+            for k in range(0, filters, panel):
+                b = np.intp(grad_out[n].ctypes.data) + 4 * (g * filters + k)
+                for i in range(filter_h):
+                    for j in range(filter_w):
+                        for c in range(0, channels, rows):
+                            a = np.intp(x[n, i, j].ctypes.data) + 4 * (g * channels + c)
+                            to = np.intp(grad[g, i, j, c].ctypes.data) + 4 * k
+                            call(tile, (a, 4, where, terms, b, b_row, to, c_row, to, c_row))

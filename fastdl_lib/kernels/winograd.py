@@ -1,0 +1,281 @@
+"""Winograd's convolution a block of tiles at a time, so that it stays in a core's cache.
+
+For each block, three loops in turn::
+
+    images  --windows_in-->  V [place][tile][channel]    t x t places of a tile
+    V x U   ---products--->  M [place][tile][filter]     one product of matrices for each place
+    M       --windows_out->  images
+
+V and M are used again for every block; the images are read once and written once. The small
+matrices of the method (:mod:`fastdl_lib.convolution.winograd`, which holds NumPy's version of all
+this) are applied to vectors of channels, in registers. Back go the same loops with the matrices
+turned.
+
+The loops compute with addresses that nothing checks. They are right for the buffers of
+:class:`_Tiling`, for float32 without gaps, and for channels and filters that :func:`fits`.
+"""
+
+import math
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from fastdl_lib.core.threads import blocks, in_parallel, sum_in_order
+from fastdl_lib.kernels import vectors
+from fastdl_lib.kernels.compiled import compiled
+from fastdl_lib.kernels.vectors import call
+
+Pair = tuple[int, int]  # down and along an image
+Matrices = tuple[np.ndarray, np.ndarray]  # for the columns of a window or tile, and for its rows
+
+
+def fits(channels: int, filters: int) -> bool:
+    """Whether the loops take that many channels and filters in a group: whole vectors of both."""
+    lanes = vectors.lanes()
+    return bool(lanes) and channels % lanes == 0 and filters % lanes == 0
+
+
+def convolve(
+    x: np.ndarray,
+    filters: np.ndarray,
+    bias: np.ndarray,
+    out: np.ndarray,
+    into: Matrices,
+    out_of: Matrices,
+    padding: int,
+) -> None:
+    """Fill out (N, OH, OW, K) with the convolution of x (N, H, W, C), stride 1.
+
+    Args:
+        filters: transformed, (t, t, groups, C / groups, K / groups).
+        bias: (K,).
+        into, out_of: B^T and A^T of both directions.
+        padding: zeros on the upper and left side; on the others as many as are needed.
+    """
+    rows, width = vectors.tile_shape(filters.shape[-1])
+    *_, groups, channels, _ = filters.shape
+    lanes = vectors.lanes()
+    panel = width * lanes
+    panels = filters.reshape(-1, groups, channels, filters.shape[-1] // panel, panel)
+    panels = np.ascontiguousarray(panels.transpose(0, 1, 3, 2, 4))
+    tiling = _Tiling(x, out, into, out_of, padding, rows, filters.nbytes / 2)
+    tile, offsets = vectors.product_tile(rows, width), 4 * np.arange(channels)
+
+    def work(part: slice) -> None:
+        inputs, outputs, scratch = tiling.buffers()
+        for block in blocks(part, tiling.block):
+            span = block.start, block.stop - block.start
+            windows_in(lanes, x, inputs, scratch, _ZEROS, *span, tiling.places, tiling.read(into))
+            products(tile, rows, panels, inputs, outputs, offsets, _ZEROS, span[1])
+            wrote = tiling.write(out_of)
+            windows_out(lanes, outputs, out, bias, scratch, _ZEROS, *span, tiling.places, wrote)
+
+    in_parallel(work, tiling.tiles, least=rows)
+
+
+def gradient_by_filters(
+    grad_out: np.ndarray,
+    x: np.ndarray,
+    groups: int,
+    into: Matrices,
+    out_of: Matrices,
+    padding: int,
+) -> np.ndarray:
+    """Return the gradient by the transformed filters of :func:`convolve`, in their shape."""
+    channels, filters = x.shape[-1] // groups, grad_out.shape[-1] // groups
+    rows, width = vectors.tile_shape(filters, channels)
+    places = [len(m) for m in into]
+    size = 4 * math.prod(places) * groups * channels * filters
+    tiling = _Tiling(x, grad_out, into, out_of, padding, rows, size)  # read and written
+    back = tuple(np.ascontiguousarray(m.T) for m in out_of)
+    lanes, tile = vectors.lanes(), vectors.product_tile(rows, width)
+    sums: dict[int, tuple[np.ndarray]] = {}
+
+    def work(part: slice) -> None:
+        inputs, outputs, scratch = tiling.buffers()
+        total = np.zeros((math.prod(places), groups, channels, filters), np.float32)
+        offsets = 4 * x.shape[-1] * np.arange(tiling.block)
+        for block in blocks(part, tiling.block):
+            span = block.start, block.stop - block.start
+            windows_in(lanes, x, inputs, scratch, _ZEROS, *span, tiling.places, tiling.read(into))
+            wrote = tiling.write(back)
+            windows_in(lanes, grad_out, outputs, scratch, _ZEROS, *span, tiling.places, wrote)
+            products_back(tile, rows, width * lanes, inputs, outputs, total, offsets, span[1])
+        sums[part.start] = (total,)
+
+    in_parallel(work, tiling.tiles, least=rows)
+    return sum_in_order(sums)[0].reshape(*places, groups, channels, filters)
+
+
+def on_two_axes(matrices: Matrices, values: np.ndarray) -> np.ndarray:
+    """Apply one matrix to axis 0 and one to axis 1 of values (a, b, ...), without gaps in memory:
+    one window whose vectors are all that lies behind those axes."""
+    rows, columns = (len(m) for m in matrices)
+    size, lanes = values[0, 0].size, vectors.lanes()
+    flat = values.reshape(1, *values.shape[:2], size)
+    out = np.empty((rows * columns, 1, size), np.float32)
+    how = values.shape[:2], (1, 1), (1, 1), 0, *_addresses(matrices)
+    places = max(rows, len(values)) * max(columns, values.shape[1])
+
+    def work(part: slice) -> None:
+        part = slice(part.start * lanes, part.stop * lanes)
+        scratch = np.empty((2, places * lanes), np.float32)
+        ours = flat[..., part], out[..., part]
+        windows_in(lanes, *ours, scratch, _ZEROS, 0, 1, (rows, columns), how)
+
+    in_parallel(work, size // lanes, least=64)
+    return out.reshape(rows, columns, *values.shape[2:])
+
+
+_ZEROS = np.zeros(64, np.float32)  # a row of any tile, one vector at least
+
+
+class _Tiling:
+    """How images are cut into tiles, and how many of these make a block."""
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        out: np.ndarray,
+        into: Matrices,
+        out_of: Matrices,
+        padding: int,
+        rows: int,
+        least_bytes: float,
+    ) -> None:
+        """``rows``: of the product's tile, which blocks are whole numbers of; ``least_bytes``: of a
+        block, since each goes through all the filters: then it has as much to move itself."""
+        self.places: Pair = tuple(len(m) for m in into)
+        self.outputs: Pair = tuple(len(m) for m in out_of)
+        sizes = zip(out.shape[1:3], self.outputs, strict=True)
+        self.grid: Pair = tuple(-(-size // m) for size, m in sizes)
+        self.padding, self.tiles = padding, len(x) * math.prod(self.grid)
+        self._widths = x.shape[-1], out.shape[-1]
+        # V and M near the core's own cache, or larger where the filters are.
+        target = max(1.4 * vectors.cache_bytes(), least_bytes)
+        count = min(self.tiles, target / (4 * math.prod(self.places) * sum(self._widths)))
+        self.block = rows * max(1, math.ceil(count / rows))
+
+    def read(self, matrices: Matrices) -> tuple:
+        """What :func:`windows_in` is told of the windows that become tiles."""
+        return self.places, self.outputs, self.grid, self.padding, *_addresses(matrices)
+
+    def write(self, matrices: Matrices) -> tuple:
+        """What is told of the windows that tiles become: they lie side by side."""
+        return self.outputs, self.outputs, self.grid, 0, *_addresses(matrices)
+
+    def buffers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """V, M, and what a window is worked on in, for one thread."""
+        count, line = math.prod(self.places), 16  # places on different lines of the cache
+        planes = []
+        for width in self._widths:
+            flat = np.empty((count, self.block * width + line), np.float32)
+            flat = flat[:, : self.block * width]
+            strides = flat.strides[0], 4 * width, 4
+            planes.append(as_strided(flat, (count, self.block, width), strides))
+        return *planes, np.empty((2, count * vectors.lanes()), np.float32)
+
+
+def _addresses(matrices: Matrices) -> tuple[int, int, int]:
+    made = [vectors.matrix_on_vectors(tuple(map(tuple, m.tolist()))) for m in matrices]
+    return *made, vectors.matrix_on_vectors(((1.0,),))
+
+
+@compiled
+def windows_in(lanes, x, planes, scratch, zeros, first, count, made, how):
+    """Transform the windows of tiles first ... first + count of (N, H, W, C) into planes."""
+    window, step, grid, padding, down, along, copy = how
+    _, height, length, channels = x.shape
+    line, pixel, zero = x.strides[1], x.strides[2], np.intp(zeros.ctypes.data)
+    size, plane = 4 * lanes, planes.strides[0]
+    cut = np.intp(scratch.ctypes.data)
+    half = cut + scratch.strides[0]
+    rows, columns = window
+    for u in range(count):
+        image, place = divmod(first + u, grid[0] * grid[1])
+        i = place // grid[1] * step[0] - padding
+        j = place % grid[1] * step[1] - padding
+        inside = i >= 0 and j >= 0 and i + rows <= height and j + columns <= length
+        for c in range(0, 4 * channels, size):
+            at = np.intp(x.ctypes.data) + image * x.strides[0] + i * line + j * pixel + c
+            from_row, from_column = line, pixel
+            if not inside:
+                for p in range(rows):
+                    for q in range(columns):
+                        there = 0 <= i + p < height and 0 <= j + q < length
+                        source = at + p * line + q * pixel if there else zero
+                        call(copy, (source, 0, cut + (p * columns + q) * size, 0, zero))
+                at, from_row, from_column = cut, columns * size, size
+            for q in range(columns):
+                to = half + q * size
+                call(down, (at + q * from_column, from_row, to, columns * size, zero))
+            to = np.intp(planes.ctypes.data) + u * planes.strides[1] + c
+            for p in range(made[0]):
+                source = half + p * columns * size
+                call(along, (source, size, to + p * made[1] * plane, plane, zero))
+
+
+@compiled
+def windows_out(lanes, planes, x, start, scratch, zeros, first, count, made, how):
+    """Transform planes into the windows, without what hangs over the edge; start is added."""
+    window, step, grid, _, down, along, copy = how
+    _, height, length, channels = x.shape
+    line, pixel, zero = x.strides[1], x.strides[2], np.intp(zeros.ctypes.data)
+    size, plane = 4 * lanes, planes.strides[0]
+    cut = np.intp(scratch.ctypes.data)
+    half = cut + scratch.strides[0]
+    rows, columns = window
+    for u in range(count):
+        image, place = divmod(first + u, grid[0] * grid[1])
+        i, j = place // grid[1] * step[0], place % grid[1] * step[1]
+        inside = i + rows <= height and j + columns <= length
+        for c in range(0, 4 * channels, size):
+            source = np.intp(planes.ctypes.data) + u * planes.strides[1] + c
+            for q in range(made[1]):
+                to = half + q * size
+                call(down, (source + q * plane, made[1] * plane, to, made[1] * size, zero))
+            at = np.intp(x.ctypes.data) + image * x.strides[0] + i * line + j * pixel + c
+            to, to_row, to_column = at, line, pixel
+            if not inside:
+                to, to_row, to_column = cut, columns * size, size
+            for p in range(rows):
+                source = half + p * made[1] * size
+                begin = np.intp(start.ctypes.data) + c
+                call(along, (source, size, to + p * to_row, to_column, begin))
+            if not inside:
+                for p in range(min(rows, height - i)):
+                    for q in range(min(columns, length - j)):
+                        source = cut + (p * columns + q) * size
+                        call(copy, (source, 0, at + p * line + q * pixel, 0, zero))
+
+
+@compiled
+def products(tile, rows, filters, inputs, outputs, offsets, zeros, count):
+    """M = V x U: of each place and group, a few tiles' rows and a panel of filters at a time."""
+    places, groups, panels, channels, panel = filters.shape
+    start, terms = np.intp(zeros.ctypes.data), np.intp(offsets.ctypes.data)
+    a_row, c_row = inputs.strides[1], outputs.strides[1]
+    for p in range(places):
+        for g in range(groups):
+            for k in range(panels):
+                b = np.intp(filters[p, g, k].ctypes.data)
+                for u in range(0, count, rows):
+                    a = np.intp(inputs[p, u].ctypes.data) + 4 * g * channels
+                    c = np.intp(outputs[p, u].ctypes.data) + 4 * (g * panels + k) * panel
+                    call(tile, (a, a_row, terms, channels, b, 4 * panel, start, 0, c, c_row))
+
+
+@compiled
+def products_back(tile, rows, panel, inputs, outputs, grad_filters, offsets, count):
+    """U's gradient grows by V^T x M: a few channels' rows and a panel of filters at a time."""
+    places, groups, channels, filters = grad_filters.shape
+    c_row, b_row = grad_filters.strides[2], outputs.strides[1]
+    terms = np.intp(offsets.ctypes.data)
+    for p in range(places):
+        for g in range(groups):
+            for k in range(0, filters, panel):
+                b = np.intp(outputs[p, 0].ctypes.data) + 4 * (g * filters + k)
+                for i in range(0, channels, rows):
+                    a = np.intp(inputs[p, 0].ctypes.data) + 4 * (g * channels + i)
+                    c = np.intp(grad_filters[p, g, i].ctypes.data) + 4 * k
+                    call(tile, (a, 4, terms, count, b, b_row, c, c_row, c, c_row))

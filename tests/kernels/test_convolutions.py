@@ -1,0 +1,136 @@
+"""The compiled convolutions, beside NumPy's version of the same algorithm."""
+
+import types
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, seed, settings
+from hypothesis import strategies as st
+
+from fastdl_lib.convolution import blocked, winograd
+from fastdl_lib.convolution.algorithms import conv2d
+from fastdl_lib.convolution.geometry import Geometry
+from fastdl_lib.convolution.winograd import transform_matrices
+from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.kernels import direct, vectors
+from fastdl_lib.kernels import winograd as tiled
+
+pytestmark = pytest.mark.skipif(
+    not vectors.lanes(), reason="no compiled convolution is written for this CPU (no AVX2)"
+)
+ALGORITHMS = pytest.mark.parametrize("algorithm", [blocked, winograd], ids=["blocked", "winograd"])
+
+
+@st.composite
+def convolutions(draw):
+    """Sizes that the loops take in whole vectors, with what does not divide everywhere else."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, filters = (16 * draw(st.sampled_from([1, 2, 3, 5])) for _ in range(2))
+    kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    window = {"stride": draw(st.integers(1, 3)), "padding": draw(st.integers(0, 3))}
+    size = (draw(st.integers(1, 14)), draw(st.integers(1, 14)))
+    assume(all(s + 2 * window["padding"] >= k for s, k in zip(size, kernel, strict=True)))
+    x_shape = draw(st.integers(1, 3)), groups * channels, *size
+    return Geometry(x_shape, (groups * filters, channels, *kernel), groups=groups, **window)
+
+
+def made(shape, order, number):
+    """Small whole numbers, so that sums are exact, in one of three orders in memory."""
+    values = np.random.default_rng(number).integers(-2, 3, shape).astype(np.float32)
+    axes = {"first": (0, 1, 2, 3), "last": (0, 2, 3, 1), "turned": (3, 1, 0, 2)}[order]
+    return np.ascontiguousarray(values.transpose(axes)).transpose(np.argsort(axes))
+
+
+def both_ways(algorithm, geometry, order, monkeypatch, dtype=np.float32):
+    x, weight = (
+        made(s, order, n).astype(dtype)
+        for n, s in enumerate((geometry.x_shape, geometry.weight_shape))
+    )
+    grad_out = made(geometry.out_shape, order, 2).astype(dtype)
+    bias = np.arange(len(weight), dtype=dtype)
+    results = []
+    for compiled in (True, False):
+        with monkeypatch.context() as patch:
+            if not compiled:
+                patch.setattr(algorithm, "_is_compiled", lambda *given: False)
+            out = algorithm.forward(x, weight, bias, geometry)
+            results.append((out, *algorithm.backward(grad_out, x, weight, geometry, True)))
+    return results
+
+
+@ALGORITHMS
+@seed(0)
+@settings(max_examples=25)
+@given(convolutions(), st.sampled_from(["first", "last", "turned"]))
+def test_the_loops_give_what_numpy_gives(algorithm, geometry, order):
+    taps = -(-max(geometry.kernel) // geometry.stride)
+    assume(taps <= winograd.LARGEST_TILE)
+    results = both_ways(algorithm, geometry, order, pytest.MonkeyPatch())
+    for got, want in zip(*results, strict=True):
+        if algorithm is blocked:  # sums of whole numbers are exact
+            np.testing.assert_array_equal(got, want)
+        else:
+            np.testing.assert_allclose(got, want, atol=1e-4 * (1 + np.abs(want).max()))
+
+
+@seed(0)
+@settings(max_examples=25)
+@given(convolutions())
+def test_no_tile_touches_memory_outside_its_arrays(geometry):
+    guard, wholes = np.float32(-12345.5), []
+
+    def guarded(*shape):
+        whole = np.full(int(np.prod(shape)) + 256, guard)
+        inside = whole[128:-128].reshape(shape)
+        inside[:] = np.random.default_rng(len(wholes)).integers(-2, 3, shape)
+        wholes.append(whole)
+        return inside
+
+    def guarded_empty(shape, dtype):
+        return guarded(*shape)
+
+    batch, channels, height, width = geometry.x_shape
+    p, groups = geometry.padding, geometry.groups
+    x = guarded(batch, height + 2 * p, width + 2 * p, channels)
+    weight = guarded(groups, *geometry.kernel, geometry.group_channels, geometry.group_filters)
+    bias = guarded(geometry.weight_shape[0])
+    out = guarded(batch, geometry.out_h, geometry.out_w, len(bias))
+    direct.convolve(x, weight, bias, out, geometry.stride)
+    gradient = direct.gradient_by_weight(out, x, geometry.kernel, groups, geometry.stride)
+    assert gradient.shape == weight.shape
+    matrices = transform_matrices(3, 3)
+    into, out_of = (matrices.input,) * 2, (matrices.output,) * 2
+    filters = guarded(5, 5, groups, geometry.group_channels, geometry.group_filters)
+
+    def tiles():
+        tiled.convolve(x, filters, bias, out, into, out_of, p)
+        tiled.gradient_by_filters(out, x, groups, into, out_of, p)
+
+    tiles()  # compiled, before its buffers are made by us
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr(tiled, "np", types.SimpleNamespace(**vars(np) | {"empty": guarded_empty}))
+        tiles()
+    for whole in wholes:
+        assert (whole[:128] == guard).all() and (whole[-128:] == guard).all()
+
+
+@ALGORITHMS
+def test_the_same_bits_again_and_float64_through_the_reference(algorithm, monkeypatch):
+    geometry = Geometry((4, 32, 9, 9), (48, 32, 3, 3), padding=1)
+    with blas_threads(2):
+        first, again = (both_ways(algorithm, geometry, "last", monkeypatch)[0] for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    compiled, numpy = both_ways(algorithm, geometry, "last", monkeypatch, np.float64)
+    for a, b in zip(compiled, numpy, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_reaches_what_sees_it(bad):
+    x = np.ones((2, 16, 9, 9), np.float32)
+    x[1, 3, 4, 4] = bad
+    weight = np.ones((16, 16, 3, 3), np.float32)
+    want = conv2d(x, weight, padding=1, algorithm="im2col")
+    np.testing.assert_array_equal(conv2d(x, weight, padding=1, algorithm="blocked"), want)
+    assert np.isfinite(want).sum() == want.size - 16 * 9
