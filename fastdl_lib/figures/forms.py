@@ -6,6 +6,7 @@ the machine that measured or counted; then notes that end the caption, and the t
 """
 
 import math
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -103,9 +104,14 @@ def horizontal_bars(
 def name_rows(axis: Any, names: Sequence[str], places: Sequence[float] = ()) -> None:
     """Write names at the left, from top to bottom."""
     places = places or range(len(names))
-    axis.set_yticks(places, names)
+    axis.set_yticks(places, [*map(wrapped, names)])
     axis.set_ylim(max(places) + 0.6, -0.6)
     axis.tick_params(axis="y", length=0)
+
+
+def wrapped(name: str) -> str:
+    """A long name in several lines, so that it leaves room for the axes."""
+    return "\n".join(textwrap.fill(line, 66) for line in name.split("\n"))
 
 
 def write_beside(axis: Any, text: str, place: tuple[float, float], **options: Any) -> None:
@@ -636,4 +642,4 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, str, str, int, float]]) -> 
         leader = {"arrowstyle": "-", "color": colour, "lw": 0.9, "relpos": (0, 0.5)}
         leader |= {"shrinkA": 5, "shrinkB": 0}
         there = {"xytext": (1.065, place), "textcoords": beside, "annotation_clip": False}
-        write_beside(axes, text, (at, height), arrowprops=leader, **there)
+        write_beside(axes, wrapped(text), (at, height), arrowprops=leader, **there)

@@ -207,12 +207,14 @@ class Picture:
         figure.text(0.01, 0.06 / height, "\n".join(lines), **small)
         figure.text(0.01, 1 - 0.08 / height, "\n".join(heading), **large)
         if legend:
-            rows = math.ceil(1.45 * len(legend) / width)
-            figure.legend(
-                handles=list(legend), loc="lower center", bbox_to_anchor=(0.5, below),
-                borderaxespad=0.2, ncols=math.ceil(len(legend) / rows), columnspacing=1.2,
-            )  # fmt: skip
-            below += (0.08 + 0.2 * rows) / height
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, below), "borderaxespad": 0.2}
+            for rows in range(math.ceil(1.45 * len(legend) / width), len(legend) + 1):
+                columns = math.ceil(len(legend) / rows)
+                drawn = figure.legend(handles=legend, ncols=columns, columnspacing=1.2, **place)
+                if columns == 1 or drawn.get_window_extent().width < figure.bbox.width:
+                    break
+                drawn.remove()
+            below += (0.08 + 0.2 * math.ceil(len(legend) / columns)) / height
         figure.set_layout_engine("constrained", rect=(0, below, 1, 1 - below - above))
 
     def _lines(self, text: str, letters_an_inch: float, look: dict[str, Any]) -> list[str]:

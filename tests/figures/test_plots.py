@@ -428,6 +428,23 @@ def test_a_long_title_and_caption_go_on_below_and_take_no_room_from_the_axes(wor
     assert heights[1] == pytest.approx(heights[0], rel=0.05)
 
 
+@pytest.mark.filterwarnings("error")
+def test_long_names_and_labels_leave_room_for_the_axes():
+    name = "a name that somebody chose and that says all there is to say " * 3
+    for drawn in (
+        forms.samples_strip([measured(name, 1.0)], title="T"),
+        forms.loss_curves({name: [1.0, 2.0]}, CARD, title="T"),
+        chapter_03.memory_against_batch(
+            {name[:90]: {1: 1e9}, name[1:90]: {1: 2e9}}, {"a": 1}, title=""
+        ),
+    ):
+        drawn.figure.draw_without_rendering()
+        assert drawn.figure.axes[0].get_window_extent().width > 200
+        for legend in drawn.figure.legends:
+            box = legend.get_window_extent()
+            assert 0 < box.x0 < box.x1 < drawn.figure.bbox.width
+
+
 def test_origins_name_each_machine_whose_clock_ran_once_and_the_sources():
     other = dataclasses.replace(CARD, cpu="Other CPU")
     recorded = dataclasses.replace(speed(90.0), provenance=RECORDED, machine=other)
