@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import nbformat
@@ -309,6 +311,16 @@ def test_execute_overwrites_no_edit_made_meanwhile(tmp_path):
     with pytest.raises(course.CourseError, match=r"toy\.ipynb: edited while it ran; nothing is"):
         course.execute(path)
     assert path.read_bytes() == before + b" "
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_execute_that_is_killed_leaves_the_file(tmp_path):
+    kill = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    path = toys.write(tmp_path / "toy.ipynb", [toys.code("print(1)"), toys.code(kill)])
+    before = path.read_bytes()
+    command = [sys.executable, "-m", "fastdl_lib.course.notebooks", "execute", str(path)]
+    assert subprocess.run(command, cwd=course.ROOT, capture_output=True).returncode == -9
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["toy.ipynb"]
 
 
 def test_execute_looks_at_its_places_before_it_runs(tmp_path, monkeypatch):
