@@ -133,6 +133,7 @@ class _RoundedSums(Layer):
             )
         self.layer, self.parameters, self.kind = layer, layer.parameters, layer.kind
         self.compute, self.accumulate = precision.compute, precision.accumulate
+        self.sums_in = np.float64 if self.accumulate == FLOAT64 else np.float32
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.output_shape(input_shape)
@@ -145,10 +146,13 @@ class _RoundedSums(Layer):
         self.parameters = self.layer.parameters
 
     def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return product(a, b, compute=self.compute, accumulate=self.accumulate)
+        formats = {"compute": self.compute, "accumulate": self.accumulate}
+        return product(a, b, **formats, dtype=self.sums_in)
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        out, bias = self.layer.sums_by(self._product, x), self.parameters["bias"]
+        sums_in = np.promote_types(x.dtype, self.sums_in)  # they come in the dtype of what is given
+        out = self.layer.sums_by(self._product, x.astype(sums_in, copy=False))
+        bias = self.parameters["bias"]
         bias = self.accumulate.round(bias).reshape(-1, *[1] * (out.ndim - 2))
         # Sums of two in float64 are exact for every format that adds up here: rounded once.
         with np.errstate(invalid="ignore"):

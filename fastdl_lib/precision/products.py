@@ -9,6 +9,7 @@ may well add up in 32 bits.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -90,8 +91,10 @@ def product(
     *,
     compute: FloatFormat = FLOAT32,
     accumulate: FloatFormat = FLOAT32,
+    dtype: Any = np.float32,
 ) -> np.ndarray:
-    """Multiply two matrices, (M, K) and (K, N), to (M, N) float32, rounding at every step.
+    """Multiply two matrices, (M, K) and (K, N), to (M, N), rounding at every step; float32, or of
+    another ``dtype``, such as float64 for sums accumulated in it.
 
     Both matrices are rounded to ``compute``, and so is each product of two numbers. The sums begin
     at 0 and go on in the order of k; each is the exact sum rounded once, to ``accumulate``, to
@@ -118,15 +121,15 @@ def product(
     kind = np.float64 if compute == FLOAT64 else np.float32
     a, b = (compute.round(one).astype(kind, copy=False) for one in (a, b))
     if compute == accumulate and compute in (FLOAT32, FLOAT64):
-        return (a @ b).astype(np.float32, copy=False)
+        return (a @ b).astype(dtype, copy=False)
     # Neighbours in memory are computed side by side: the longer of the two axes.
     if len(a) > b.shape[1]:
-        return _rounded_sums(b.T, a.T, compute, accumulate).T
-    return _rounded_sums(a, b, compute, accumulate)
+        return _rounded_sums(b.T, a.T, compute, accumulate, dtype).T
+    return _rounded_sums(a, b, compute, accumulate, dtype)
 
 
 def _rounded_sums(
-    a: np.ndarray, b: np.ndarray, compute: FloatFormat, accumulate: FloatFormat
+    a: np.ndarray, b: np.ndarray, compute: FloatFormat, accumulate: FloatFormat, dtype: Any
 ) -> np.ndarray:
     """:func:`product` of matrices that are rounded already."""
     # A float64 sum of products that are longer than the sums' format may fall on a tie only for
@@ -137,7 +140,7 @@ def _rounded_sums(
     round_products = compute not in (FLOAT32, FLOAT64)  # the processor does it
     loops = _compiled_sums(round_products, accumulate != FLOAT64, sticky)
     a = np.ascontiguousarray(a)
-    out = np.empty((len(a), b.shape[1]), np.float32)
+    out = np.empty((len(a), b.shape[1]), dtype)
     constants = _constants(compute), _constants(accumulate)
 
     def work(part: slice) -> None:

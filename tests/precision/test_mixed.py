@@ -60,6 +60,7 @@ REAL = {
     FLOAT8_E4M3: ml_dtypes.float8_e4m3fn,
     FLOAT8_E5M2: ml_dtypes.float8_e5m2,
     FLOAT32: np.float32,
+    FLOAT64: np.float64,
 }
 
 
@@ -288,6 +289,7 @@ def convolution_in(conv, x, weight, bias, precision):
         Precision(FLOAT16, FLOAT16, FLOAT16),
         Precision(FLOAT16, FLOAT32, FLOAT16),
         Precision(FLOAT16, FLOAT16, FLOAT32),
+        Precision(FLOAT32, FLOAT32, FLOAT64),
         Precision(FLOAT32, FLOAT16, FLOAT16),
         Precision(BFLOAT16, BFLOAT16, BFLOAT16),
     ],
