@@ -396,14 +396,11 @@ class Shares(NamedTuple):
     """Layer name to percent; what is missing to 100 is drawn as unlabelled."""
     kinds: dict[str, str]
     origin: Origin
-    words: str
-    """The provenance in words, with the machine of a recording."""
 
     @classmethod
     def of_profile(cls, label: str, profile: LayerProfile) -> "Shares":
         """The shares of a profile measured here (or recorded)."""
-        origin, words = Origin.of_profile(profile), profile.first.label
-        return cls(label, profile.layer_shares(), profile.kinds, origin, words)
+        return cls(label, profile.layer_shares(), profile.kinds, Origin.of_profile(profile))
 
     @classmethod
     def of_published(cls, label: str, table: PublishedTable, value: str, **where: Any) -> "Shares":
@@ -417,7 +414,7 @@ class Shares(NamedTuple):
             percent = _of_their_sum(percent)
         kinds = {name: name.rstrip("0123456789") for name in percent}
         origin = Origin(Provenance.PUBLISHED, table.source.partition(";")[0])
-        return cls(label, percent, kinds, origin, str(Provenance.PUBLISHED))
+        return cls(label, percent, kinds, origin)
 
     @classmethod
     def of_recording(cls, label: str, recording: Recording, implementation: str) -> "Shares":
@@ -425,7 +422,7 @@ class Shares(NamedTuple):
         rows = recording.select(implementation=implementation)
         percent = _of_their_sum({row.conditions["layer"]: row.median for row in rows})
         kinds = {row.conditions["layer"]: row.conditions["kind"] for row in rows}
-        return cls(label, percent, kinds, origins_of(rows)[0], rows[0].label)
+        return cls(label, percent, kinds, origins_of(rows)[0])
 
     def of_kind(self, *kinds: str) -> float:
         """The percentage of all layers of these kinds together."""
@@ -442,7 +439,7 @@ class Shares(NamedTuple):
         """The share of each kind of layer, for a text alternative."""
         each = {name: self.of_kind(kind) for kind, (_, name) in KINDS_SHOWN.items()}
         kinds = ", ".join(f"{name} {share:.1f} %" for name, share in each.items() if share)
-        return f"{self.label} ({self.words}): {kinds}"
+        return f"{self.label} ({self.origin.provenance}): {kinds}"
 
 
 def _of_their_sum(times: Mapping[str, float]) -> dict[str, float]:

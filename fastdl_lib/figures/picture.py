@@ -58,7 +58,7 @@ _PIXELS_AN_INCH = 96
 _STYLE = {
     "hatch.linewidth": 0.45, "axes.titlesize": 10, "legend.fontsize": 9, "legend.frameon": False,
     "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.spines.top": False,
-    "axes.spines.right": False, "text.parse_math": False,  # a name with two $ is no formula
+    "axes.spines.right": False,
 }  # fmt: skip
 # A longer list of sources would not be read in a caption.
 _LONGEST_SOURCES = 240
@@ -111,12 +111,16 @@ def _shortened(sources: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
-    """The course's style; after it the process's ``rcParams`` are the reader's again."""
+def style(plain: bool = False) -> Iterator[None]:
+    """The course's style; after it the process's ``rcParams`` are the reader's again.
+
+    ``plain``: texts between two $ are no formulas.
+    """
     with matplotlib.rc_context():
+        formulas = matplotlib.rcParams["text.parse_math"] and not plain
         matplotlib.rcdefaults()
         # Thin hatching, so that none is taken for the border of a slice.
-        matplotlib.rcParams |= _STYLE
+        matplotlib.rcParams |= {**_STYLE, "text.parse_math": formulas}
         yield
 
 
@@ -133,7 +137,7 @@ def drawn(shows_gaps: bool = False) -> Callable:
             given = inspect.signature(function).bind(*data, **options).arguments
             for name, value in given.items():
                 check_drawable(value, f"{function.__name__}: {name}", shows_gaps)
-            with style():
+            with style(plain=True):
                 return function(*data, **options)
 
         return draw
@@ -191,7 +195,7 @@ class Picture:
         notes = [notes] if isinstance(notes, str) else notes
         self.figure, self.title, self.alt = figure, title, alt
         self.caption = " | ".join([*map(str, origins), *filter(None, notes)])
-        with style():
+        with style(plain=True):
             self._set_around(legend)
 
     def _set_around(self, legend: Sequence[Artist]) -> None:
