@@ -150,6 +150,8 @@ def check_drawable(value: Any, name: str, shows_gaps: bool = False) -> None:
     if isinstance(value, Mapping | list | tuple):
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in parts:
+            if part is None:
+                raise ValueError(f"{name}[{key!r}] is None; leave out what there is no value of.")
             check_drawable(part, f"{name}[{key!r}]", shows_gaps)
         size, finite = len(value), True
     elif isinstance(value, Real):

@@ -577,14 +577,6 @@ def test_labels_move_apart_between_bounds():
         assert forms.apart(places, 1.0, 0.0, 10.0) == wanted
 
 
-def test_bars_of_a_cluster_lie_around_their_name():
-    _, axes = picture.canvas(5, 3)
-    one, two = ([forms.Bar("a", n), forms.Bar("b", n + 1)] for n in (1, 3))
-    forms.clustered_bars(axes, [one, two])
-    places = {bar.get_width(): bar.get_y() + bar.get_height() / 2 for bar in axes.patches}
-    assert places == pytest.approx({1: -0.2, 2: 0.8, 3: 0.2, 4: 1.2})
-
-
 CURVES = {f"line {i}": [1.0] for i in range(8)}
 BITS = "two texts of 2 to 16 characters 0 or 1"
 
@@ -608,6 +600,8 @@ def test_a_caption_takes_one_origin_or_plain_tuples_and_one_note():
         (caption, ([Origin("guessed")],), ValueError, "'guessed' is not a valid Provenance"),
         (forms.loss_curves, (CURVES, CARD), ValueError, "1 to 7 lines can be told apart, got 8"),
         (forms.measured_bars, ({},), ValueError, "measured_bars: groups is empty; there is noth"),
+        (partial(chapter_04.epoch_lines, ylabel="loss"), ({"a": [1.0, None]}, CARD), ValueError,
+         "epoch_lines: lines['a'][1] is None; leave out what there is no value of"),
         (forms.ladder, ({"conv3": []},), ValueError, "ladder: panels['conv3'] is empty"),
         (forms.samples_strip, ([],), ValueError, "samples_strip: measurements is empty"),
         (forms.image_row, (np.zeros((0, 3, 9, 9)), ["a"], CARD), ValueError, "images is empty"),
