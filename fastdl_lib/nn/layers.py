@@ -559,7 +559,37 @@ class Linear(_Weighted):
         return grad_x, grad_weight
 
 
-class Dropout(Layer):
+def seed_of(seed: int, *place: int) -> int:
+    """The seed of one among many sources of randomness, such as a layer's in an epoch."""
+    sequence = np.random.SeedSequence(int(seed), spawn_key=place)
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+class RandomLayer(Layer):
+    """A layer that draws, from its seed; for the whole of a batch that processes share."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = check_whole_number("seed", seed, 0)
+        self._generators: dict[str, Any] = {}
+        self._shared: tuple[slice, int] | None = None
+
+    def reseed(self, seed: int) -> None:
+        self.seed, self._generators = seed, {}
+
+    def share(self, here: slice | None, images: int) -> None:
+        self._shared = None if here is None else (here, images)
+
+    def _whole(self, x: Array) -> tuple[Any, slice, Shape]:
+        """The generator beside ``x``, where x comes in what is drawn, and the shape of that."""
+        xp = array_module(x)
+        if xp.__name__ not in self._generators:
+            self._generators[xp.__name__] = xp.random.default_rng(self.seed)
+        here, images = self._shared or (slice(0, len(x)), len(x))
+        return self._generators[xp.__name__], here, (images, *x.shape[1:])
+
+
+class Dropout(RandomLayer):
     """In training, zero each value with probability ``rate`` and scale the rest by 1/(1 - rate).
 
     Outside training it does nothing. (The book scales at test time instead; the expected values
@@ -570,12 +600,9 @@ class Dropout(Layer):
     """
 
     def __init__(self, rate: float, *, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(seed)
         check_number("rate", rate, low=0, high=1)
-        # NumPy's own float64 would widen a float32 batch.
-        self.rate, self.seed = float(rate), check_whole_number("seed", seed, 0)
-        self._shared: tuple[slice, int] | None = None
-        self._generators: dict[str, Any] = {}
+        self.rate = float(rate)  # NumPy's own float64 would widen a float32 batch
 
     @property
     def makes_values(self) -> bool:
@@ -584,24 +611,14 @@ class Dropout(Layer):
     def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
         return 0  # out of training it does nothing
 
-    def share(self, here: slice | None, images: int) -> None:
-        self._shared = None if here is None else (here, images)
-
-    def reseed(self, seed: int) -> None:
-        self.seed, self._generators = seed, {}
-
     def forward(self, x: Array, training: bool = False) -> Array:
         check_float(self, x)
         check_batch(self, x, None, "(N, ...)")
         if not training:
             self._keep(training, x)
             return x
-        xp = array_module(x)
-        if xp.__name__ not in self._generators:
-            self._generators[xp.__name__] = xp.random.default_rng(self.seed)
-        here, images = self._shared or (slice(0, len(x)), len(x))
-        shape = (images, *x.shape[1:])
-        draws = self._generators[xp.__name__].random(shape, dtype=np.float32)[here]
+        generator, here, shape = self._whole(x)
+        draws = generator.random(shape, dtype=np.float32)[here]
         mask = (draws >= self.rate).astype(wide(x.dtype)) / (1 - self.rate)
         self._keep(training, x, mask)
         return (x * mask).astype(x.dtype, copy=False)

@@ -29,6 +29,7 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.measuring.evidence import Column, Provenance, Table
 from fastdl_lib.nn.checkpoints import Checkpoint, Epoch, digest
+from fastdl_lib.nn.layers import seed_of
 from fastdl_lib.nn.loss import loss_and_gradient, loss_and_right
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer, Schedule
@@ -374,8 +375,9 @@ class _Run:
 
     def _epoch(self, number: int, base_rate: float, progress: bool) -> Epoch:
         """An epoch, its validation and its line of progress."""
+        # An epoch's source 0 are the images, from 1 up the layers.
         for index, layer in enumerate(self.network.layers.values(), start=1):
-            layer.reseed(_seed_of(self.seed, number, index))
+            layer.reseed(seed_of(self.seed, number, index))
         steps = math.ceil(len(self.images) / self.batch)
         places = [(number - 1 + (step + 0.5) / steps) / self.epochs for step in range(steps)]
         factors = [float(self.schedule(place)) if self.schedule else 1 for place in places]
@@ -392,7 +394,7 @@ class _Run:
     def _batches(self, number: int) -> Iterator[tuple[Array, Array, int]]:
         """What comes here of an epoch's batches, and how many images the whole batch has. Every
         image comes once; the last batch is smaller where it must be."""
-        rng = np.random.default_rng(_seed_of(self.seed, number, 0))
+        rng = np.random.default_rng(seed_of(self.seed, number, 0))
         order = beside(rng.permutation(len(self.images)), self.images)
         for start in range(0, len(order), self.batch):
             whole = order[start : start + self.batch]
@@ -464,12 +466,6 @@ def _factors(schedule: Schedule | None) -> list[float]:
             )
         factors.append(float(factor))
     return factors
-
-
-def _seed_of(seed: int, epoch: int, index: int) -> int:
-    """Of one source of randomness in one epoch: 0 the images, from 1 up the layers."""
-    sequence = np.random.SeedSequence(int(seed), spawn_key=(epoch, index))
-    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def _bar(title: str, steps: int, progress: bool) -> tqdm:

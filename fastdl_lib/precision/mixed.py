@@ -17,7 +17,7 @@ import numpy as np
 
 from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number, check_whole_number
-from fastdl_lib.nn.layers import Layer
+from fastdl_lib.nn.layers import Layer, RandomLayer, seed_of
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
 from fastdl_lib.precision.formats import (
@@ -57,7 +57,7 @@ class Precision(NamedTuple):
     """Of each partial sum, and of the bias."""
 
 
-class Rounding(Layer):
+class Rounding(RandomLayer):
     """Round what passes to a format: values on the way forward, gradients on the way back.
 
     Stochastic rounding draws in training only; elsewhere it is to nearest, so that a network gives
@@ -70,11 +70,9 @@ class Rounding(Layer):
     """
 
     def __init__(self, format: NumberFormat, *, stochastic: bool = False, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(seed)
         check_format("format", format)
-        self.format, self.stochastic, self.seed = format, bool(stochastic), seed
-        self._shared: tuple[slice, int] | None = None
-        self._generators: dict[str, Any] = {}
+        self.format, self.stochastic = format, bool(stochastic)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,23 +85,13 @@ class Rounding(Layer):
     def mixes_images(self) -> bool:
         return isinstance(self.format, ScaledInteger)
 
-    def share(self, here: slice | None, images: int) -> None:
-        self._shared = None if here is None else (here, images)
-
-    def reseed(self, seed: int) -> None:
-        self.seed, self._generators = seed, {}
-
     def _round(self, x: Array, draw: bool) -> Array:
         if not draw:
             return self.format.round(x)
-        xp = array_module(x)
-        if xp.__name__ not in self._generators:
-            self._generators[xp.__name__] = xp.random.default_rng(self.seed)
-        rng = self._generators[xp.__name__]
-        if self._shared is None:
+        rng, here, shape = self._whole(x)
+        if shape == x.shape:
             return self.format.round(x, rng=rng)
-        here, images = self._shared
-        whole = xp.zeros_like(x, shape=(images, *x.shape[1:]))
+        whole = array_module(x).zeros_like(x, shape=shape)
         whole[here] = x
         return self.format.round(whole, rng=rng)[here]
 
@@ -211,11 +199,11 @@ def in_precision(
     weights, rng = network.parameters.values(), None
     if stochastic:
         xp = array_module(*weights) if weights else np
-        rng = xp.random.default_rng(_seed(seed, 0, 0))
+        rng = xp.random.default_rng(seed_of(seed, 0, 0))
     made: list[tuple[str, Layer]] = []
 
     def add_rounding(name: str) -> None:
-        layer_seed = _seed(seed, 1, len(made))
+        layer_seed = seed_of(seed, 1, len(made))
         made.append((f"{name} stored", Rounding(passing, stochastic=stochastic, seed=layer_seed)))
 
     add_rounding("input")
@@ -258,12 +246,6 @@ def weight_bytes(network: Network, format: NumberFormat) -> int:
             axis = format.of(weight).axis
             total += 4 * (1 if axis is None else weight.shape[axis])
     return total
-
-
-def _seed(seed: int, *place: int) -> int:
-    """The seed of one source of randomness."""
-    sequence = np.random.SeedSequence(seed, spawn_key=place)
-    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -445,7 +427,7 @@ class MixedPrecision(Optimizer):
         gradients, weights = self.checked_gradients(network), network.parameters
         xp, rng = array_module(*weights.values(), *gradients.values()), None
         if self.stochastic:
-            rng = xp.random.default_rng(_seed(self.seed, self.steps, self.skipped))
+            rng = xp.random.default_rng(seed_of(self.seed, self.steps, self.skipped))
         # Fixed point and integers take finite values only.
         finite = isinstance(self.storage, FloatFormat) or _are_finite(gradients)
         if finite:

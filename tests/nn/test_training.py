@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from fastdl_lib.binary.layers import BinaryLinear, Sign
 from fastdl_lib.core import arrays
 from fastdl_lib.nn import training
-from fastdl_lib.nn.layers import Flatten, Linear
+from fastdl_lib.nn.layers import Flatten, Linear, seed_of
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
@@ -256,9 +256,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(kind):
 
 
 def test_dropout_draws_anew_in_every_epoch_and_layer():
-    seeds = {training._seed_of(0, epoch, index) for epoch in range(1, 20) for index in range(20)}
+    seeds = {seed_of(0, epoch, index) for epoch in range(1, 20) for index in range(20)}
     assert len(seeds) == 19 * 20
-    assert training._seed_of(0, 1, 2) != training._seed_of(1, 1, 2)
+    assert seed_of(0, 1, 2) != seed_of(1, 1, 2)
 
 
 def test_training_and_evaluation_on_the_gpu_do_what_they_do_on_the_cpu(fake_gpu, path):
