@@ -42,10 +42,11 @@ def convolve(
     tiles = tuple(vectors.product_tile(max(1, n), width) for n in (rows, rows + 1))
     offsets = _offsets(x, filter_h, filter_w, channels, 1)
 
-    def work(images: slice) -> None:
-        _rows_out(tiles, rows, longer, x[images], panels, bias, out[images], offsets, stride)
+    def work(part: slice) -> None:
+        shared = x, panels, bias, out, offsets
+        _panels_out(part.start, part.stop, tiles, rows, longer, *shared, stride)
 
-    in_parallel(work, len(x))
+    in_parallel(work, len(x) * groups * panels.shape[1])
 
 
 def gradient_by_weight(
@@ -80,26 +81,27 @@ def _offsets(x: np.ndarray, rows: int, columns: int, channels: int, step: int) -
 
 
 @compiled
-def _rows_out(tiles, rows, longer, x, panels, bias, out, offsets, stride):
-    images, height, length, _ = out.shape
+def _panels_out(begin, end, tiles, rows, longer, x, panels, bias, out, offsets, stride):
+    """Panels begin ... end: those of the first image, then those of the second, ..."""
+    _, height, length, _ = out.shape
     groups, count, terms, panel = panels.shape
     a_row, c_row = stride * x.strides[2], out.strides[2]
     where = np.intp(offsets.ctypes.data)
     channels = x.shape[3] // groups
-    for n in range(images):
-        for g in range(groups):
-            for k in range(count):
-                b, first = np.intp(panels[g, k].ctypes.data), (g * count + k) * panel
-                start = np.intp(bias.ctypes.data) + 4 * first
-                for i in range(height):
-                    a = np.intp(x[n, i * stride].ctypes.data) + 4 * g * channels
-                    c = np.intp(out[n, i].ctypes.data) + 4 * first
-                    j, left = 0, longer
-                    while j < length:
-                        tile, step = (tiles[1], rows + 1) if left > 0 else (tiles[0], rows)
-                        at, to = a + j * a_row, c + j * c_row
-                        call(tile, (at, a_row, where, terms, b, 4 * panel, start, 0, to, c_row))
-                        j, left = j + step, left - 1
+    for number in range(begin, end):
+        n, p = divmod(number, groups * count)
+        g, k = divmod(p, count)
+        b = np.intp(panels[g, k].ctypes.data)
+        start = np.intp(bias.ctypes.data) + 4 * p * panel
+        for i in range(height):
+            a = np.intp(x[n, i * stride].ctypes.data) + 4 * g * channels
+            c = np.intp(out[n, i].ctypes.data) + 4 * p * panel
+            j, left = 0, longer
+            while j < length:
+                tile, step = (tiles[1], rows + 1) if left > 0 else (tiles[0], rows)
+                at, to = a + j * a_row, c + j * c_row
+                call(tile, (at, a_row, where, terms, b, 4 * panel, start, 0, to, c_row))
+                j, left = j + step, left - 1
 
 
 @compiled
