@@ -258,7 +258,7 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         del self.parameters["bias"]
         self.padding_value, self.scaled = float(padding_value), scaled
 
-    def algorithm_for(self, x: Array) -> str:
+    def algorithm_for(self, x: Array, training: bool = False) -> str:
         if self.algorithm != "auto":
             return self.algorithm
         return "blocked" if array_module(x) is np else "gpu"

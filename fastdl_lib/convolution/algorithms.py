@@ -56,16 +56,17 @@ ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
 """Every way to convolve, slowest first."""
 
 
-def choose(name: str, x: Array, geometry: Geometry) -> Algorithm:
+def choose(name: str, x: Array, geometry: Geometry, training: bool = False) -> Algorithm:
     """The row of :data:`ALGORITHMS` for a name, or for "auto": "gpu" on the GPU, on the CPU
-    Winograd's where it saves work, blocked elsewhere and for float16.
+    Winograd's where it saves work (:func:`~fastdl_lib.convolution.winograd.saves_work`), blocked
+    elsewhere and for float16.
 
     Raises: TypeError for one that does not take x's device or dtype; ValueError for another name.
     """
     check_choice("algorithm", name, ["auto", *ALGORITHMS])
     on_cpu = array_module(x) is np
     if name == "auto":
-        fast = x.dtype != np.float16 and on_cpu and winograd.saves_work(geometry)
+        fast = x.dtype != np.float16 and on_cpu and winograd.saves_work(geometry, training)
         name = "winograd" if fast else "blocked" if on_cpu else "gpu"
     row, device = ALGORITHMS[name], "cpu" if on_cpu else "gpu"
     if device not in row.devices or str(x.dtype) not in row.dtypes:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fastdl_lib.convolution.blocked import channel_sums
+from fastdl_lib.convolution import blocked
 from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
@@ -126,17 +126,23 @@ def best_tile(out_size: int, taps: int, in_channels: int, out_channels: int) -> 
     )
 
 
-def saves_work(geometry: Geometry) -> bool:
+def saves_work(geometry: Geometry, training: bool = False) -> bool:
     """True where Winograd's way takes fewer MACs than the direct one and pays in practice: not for
     few channels, where the transforms outweigh the products, nor for fewer than four images, which
     do not pay for the transformed filters.
+
+    In training nor for layers of up to 64 channels and filters a group. The direct way is nearly as
+    fast there, and its float32 errs ten times less: the last digits decide which side of 0 a ReLU
+    is on, and Adam, which divides a gradient by its own size, makes steps of the digits of those
+    that are 0.
 
     >>> saves_work(Geometry((16, 256, 13, 13), (384, 256, 3, 3), padding=1))
     True
     """
     kernel, filters = max(geometry.kernel), geometry.group_filters
     taps, channels = -(-kernel // geometry.stride), geometry.group_channels * geometry.stride**2
-    if geometry.x_shape[0] < 4 or taps > LARGEST_TILE:
+    small = training and geometry.group_channels * filters <= 64 * 64
+    if small or geometry.x_shape[0] < 4 or taps > LARGEST_TILE:
         return False
     out_size = max(geometry.out_h, geometry.out_w)
     m = best_tile(out_size, taps, channels, filters)
@@ -242,13 +248,14 @@ def _image_tiles(plan: _Tiles, x: np.ndarray) -> np.ndarray:
 
     Returns (t, t, groups, tiles, s * s * C / groups), the tiles of all images in a row.
     """
-    images, channels = x.shape[:2]
-    s, groups = plan.geometry.stride, plan.geometry.groups
+    images = len(x)
+    s, groups, group_channels = (
+        getattr(plan.geometry, name) for name in ("stride", "groups", "group_channels")
+    )
     (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
     height, width = s * (rows * m_h + tile_h - m_h), s * (columns * m_w + tile_w - m_w)
     padded = padded_channels_last(x, plan.geometry.padding, height, width)
     image, row, column, one = padded.strides
-    group_channels = channels // groups
     windows = as_strided(
         padded,
         (tile_h, tile_w, images, rows, columns, groups, s, s, group_channels),
@@ -261,6 +268,30 @@ def _image_tiles(plan: _Tiles, x: np.ndarray) -> np.ndarray:
     tiles = _transform([t.input for t in plan.transforms], np.ascontiguousarray(windows))
     tiles = tiles.reshape(tile_h, tile_w, images * rows * columns, groups, -1)
     return tiles.transpose(0, 1, 3, 2, 4)
+
+
+def _set_right(geometry: Geometry, x: np.ndarray, out: np.ndarray, bias: np.ndarray) -> bool:
+    """Put the bias where a group's filters see nothing but zeros; False where an output is no
+    finite number."""
+    sums, stride, padding, groups = [], geometry.stride, geometry.padding, geometry.groups
+    ones = np.ones(geometry.group_channels, x.dtype)
+    edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+
+    def work(images: slice) -> None:
+        pixels, ours = (array[images].transpose(0, 2, 3, 1) for array in (x, out))
+        sums.append(ours.sum())
+        # Added up without cancelling, so that 0 means that all are 0; by a product, which is fast.
+        seen = np.abs(pixels).reshape(-1, len(ones)) @ ones
+        seen = np.pad(seen.reshape(*pixels.shape[:3], groups), edges)
+        for taps, size in zip(geometry.kernel, geometry.out_shape[2:], strict=True):
+            seen = sum(seen[:, tap : tap + stride * size : stride][:, :size] for tap in range(taps))
+            seen = seen.swapaxes(1, 2)
+        for group, part in enumerate(bias.reshape(groups, -1)):
+            of_group = slice(group * len(part), (group + 1) * len(part))
+            ours[..., of_group][seen[..., group] == 0] = part
+
+    in_parallel(work, len(x), row_bytes=x[0].nbytes + out[0].nbytes)
+    return bool(np.isfinite(sums).all())
 
 
 def _images_a_block(plan: _Tiles, filter_tiles: np.ndarray, images: int, passes: int) -> int:
@@ -284,44 +315,63 @@ def forward(
 ) -> np.ndarray:
     """Convolve by Winograd's minimal filtering; the result is channels last in memory.
 
-    In float32 it differs from the exact result by a few 1e-6 of the largest value, so that what is
-    exactly zero elsewhere may come out a little above or below it. What is not a number reaches
-    the whole of its tiles, and values beyond 1e36 may overflow in the transforms. ``outputs`` is m,
-    by default :func:`best_tile` of each axis.
+    In float32 it differs from the exact result by a few 1e-6 of the largest value. Where a filter
+    sees nothing but zeros the output is the bias exactly, as it is elsewhere: in a network whose
+    biases start at 0, ReLU's derivative depends on it. Sums that come to zero in another way
+    (weights that are zeros, terms that cancel) may come out a little above or below it. Where a
+    value is no finite number, or grows beyond all in the transforms, the batch is computed by
+    :mod:`~fastdl_lib.convolution.blocked`. ``outputs`` is m, by default :func:`best_tile` of each
+    axis.
     """
-    plan = _tiles(geometry, x.dtype, outputs)
-    filter_tiles = _filter_tiles(plan, weight)
-    if _is_compiled(plan, x):
-        return _forward_compiled(plan, x, filter_tiles, bias)
-    (m_h, m_w), (rows, columns) = plan.outputs, plan.grid
+    plan, start = _tiles(geometry, x.dtype, outputs), bias
+    if start is None:
+        start = np.zeros(len(weight), x.dtype)
+    convolve = _forward_compiled if _is_compiled(plan, x) else _forward
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = convolve(plan, x, _filter_tiles(plan, weight), start)
+        finite = _set_right(geometry, x, out, start)
+    return out if finite else blocked.forward(x, weight, bias, geometry)
+
+
+def _forward(plan: _Tiles, x: np.ndarray, filter_tiles: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    (m_h, m_w), (rows, columns), filters = plan.outputs, plan.grid, len(bias)
     # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
-    out = channels_last((len(x), len(weight), rows * m_h, columns * m_w), x.dtype)
+    out = channels_last((len(x), filters, rows * m_h, columns * m_w), x.dtype)
     block = _images_a_block(plan, filter_tiles, len(x), passes=1)
 
     def work(images: slice) -> None:
         image_tiles = _image_tiles(plan, x[images])
         _, _, groups, tiles, _ = image_tiles.shape
-        products = np.empty((*plan.tile, tiles, len(weight)), x.dtype)
+        products = np.empty((*plan.tile, tiles, filters), x.dtype)
         # Groups side by side, so that the channels of an output lie together.
         by_group = products.reshape(*plan.tile, tiles, groups, -1).transpose(0, 1, 3, 2, 4)
         np.matmul(image_tiles, filter_tiles, out=by_group)
         made = _transform([t.output for t in plan.transforms], products)
-        made = made.reshape(m_h, m_w, -1, rows, columns, len(weight)).transpose(2, 3, 0, 4, 1, 5)
-        result = out[images].transpose(0, 2, 3, 1).reshape(made.shape)
-        np.add(made, 0 if bias is None else bias, out=result)
+        made = made.reshape(m_h, m_w, -1, rows, columns, filters).transpose(2, 3, 0, 4, 1, 5)
+        np.add(made, bias, out=out[images].transpose(0, 2, 3, 1).reshape(made.shape))
 
     in_parallel(work, len(x), block=block)
-    return out[:, :, : geometry.out_h, : geometry.out_w]
+    return out[:, :, : plan.geometry.out_h, : plan.geometry.out_w]
 
 
 def backward(
     grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, geometry: Geometry, need_grad_x: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """The gradients by x (None unless needed), weight and bias: the products' gradients are
-    products of the same size, and each transform is applied the other way round."""
+    products of the same size, and each transform is applied the other way round. Where one is no
+    finite number, all are computed by :mod:`~fastdl_lib.convolution.blocked`."""
     plan = _tiles(geometry, x.dtype)
-    if _is_compiled(plan, x) and not (need_grad_x and geometry.turned() is None):
-        return _backward_compiled(plan, grad_out, x, weight, need_grad_x)
+    compiled = _is_compiled(plan, x) and not (need_grad_x and geometry.turned() is None)
+    gradients = _backward_compiled if compiled else _backward
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = gradients(plan, grad_out, x, weight, need_grad_x)
+        finite = all(np.isfinite(grad.sum()) for grad in made if grad is not None)
+    return made if finite else blocked.backward(grad_out, x, weight, geometry, need_grad_x)
+
+
+def _backward(
+    plan: _Tiles, grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, need_grad_x: bool
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     filter_tiles = _filter_tiles(plan, weight)
     # Read for grad_x; read and written for the gradient by the filters.
     block = _images_a_block(plan, filter_tiles, len(x), passes=3)
@@ -416,13 +466,13 @@ def _whole_pixels(plan: _Tiles, x: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _forward_compiled(
-    plan: _Tiles, x: np.ndarray, filter_tiles: np.ndarray, bias: np.ndarray | None
+    plan: _Tiles, x: np.ndarray, filter_tiles: np.ndarray, bias: np.ndarray
 ) -> np.ndarray:
     from fastdl_lib.kernels import winograd as loops
 
     pixels, padding = _whole_pixels(plan, x)
     out = channels_last(plan.geometry.out_shape, x.dtype)
-    start = np.zeros(out.shape[1], x.dtype) if bias is None else np.ascontiguousarray(bias)
+    start = np.ascontiguousarray(bias)
     into, out_of = zip(*((t.input, t.output) for t in plan.transforms), strict=True)
     loops.convolve(pixels, filter_tiles, start, out.transpose(0, 2, 3, 1), into, out_of, padding)
     return out
@@ -442,4 +492,4 @@ def _backward_compiled(
     if need_grad_x:
         turned = plan.geometry.turn(weight)
         grad_x = forward(grad_out, turned, None, plan.geometry.turned())
-    return grad_x, _filter_tiles_back(plan, tiles, weight.shape), channel_sums(grads)
+    return grad_x, _filter_tiles_back(plan, tiles, weight.shape), blocked.channel_sums(grads)

@@ -231,8 +231,8 @@ class Conv2d(_Weighted):
         kernel: height and width of a filter; stride and padding in pixels, too.
         groups: the channels are cut into this many parts that do not see each other.
         algorithm: a key of :data:`~fastdl_lib.convolution.algorithms.ALGORITHMS`, or ``"auto"``:
-            Winograd's where it saves work, blocked elsewhere and for float16, "gpu" on the GPU. It
-            may be set later.
+            Winograd's where it saves work (in training in large layers alone), blocked elsewhere
+            and for float16, "gpu" on the GPU. It may be set later.
         rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
 
     Raises TypeError, ValueError: as Geometry.of; rng is no generator; no such algorithm.
@@ -306,9 +306,9 @@ class Conv2d(_Weighted):
         # A dictionary of its own, should a copy of the layer share the old one.
         self.parameters = {**self.parameters, "weight": weight}
 
-    def algorithm_for(self, x: Array) -> str:
+    def algorithm_for(self, x: Array, training: bool = False) -> str:
         """The key of ALGORITHMS that a batch ``x`` is computed by."""
-        return choose(self.algorithm, x, self._geometry(x)).name
+        return choose(self.algorithm, x, self._geometry(x), training).name
 
     def _geometry(self, x: Array) -> Geometry:
         check_batch(self, x, 4, "(N, C, H, W)")
@@ -318,7 +318,7 @@ class Conv2d(_Weighted):
     def forward(self, x: Array, training: bool = False) -> Array:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
         geometry = self._geometry(x)
-        row = choose(self.algorithm, x, geometry)
+        row = choose(self.algorithm, x, geometry, training)
         out = row.forward(x, weight, bias, geometry)
         self._keep(training, out, x, row, geometry)
         return out

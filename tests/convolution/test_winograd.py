@@ -59,13 +59,6 @@ def test_the_error_in_float32_is_small_and_grows_with_the_tile():
     assert errors[0] < errors[1] < errors[2] < 5e-6
 
 
-def test_not_a_number_reaches_its_whole_tile():
-    x = np.zeros((1, 1, 8, 8), np.float32)
-    x[0, 0, 0, 0] = np.nan
-    out = convolved(x, np.ones((1, 1, 3, 3), np.float32), outputs=3)
-    assert np.isnan(out[0, 0, :3, :3]).all() and not np.isnan(out[0, 0, 3:, 3:]).any()
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
