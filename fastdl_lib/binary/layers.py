@@ -20,7 +20,7 @@ from fastdl_lib.convolution.algorithms import choose
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.arrays import array_module, to_cpu
 from fastdl_lib.core.threads import in_flat_blocks
-from fastdl_lib.nn.layers import Conv2d, Layer, Linear, check_batch, check_float
+from fastdl_lib.nn.layers import Conv2d, Layer, Linear, check_batch
 
 __all__ = ["BinaryConv2d", "BinaryLinear", "PixelBytes", "Sign", "sign"]
 
@@ -73,8 +73,7 @@ class Sign(Layer):
         self.straight_through = straight_through
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
-        check_batch(self, x, None, "(N, ...)")
+        check_batch(self, x)
         out = sign(x)
         self._keep(training, out, x)
         return out
@@ -105,8 +104,7 @@ class PixelBytes(Layer):
     """
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
-        check_batch(self, x, None, "(N, ...)")
+        check_batch(self, x)
         out = x * 255
         array_module(x).rint(out, out=out)
         self._keep(training, out)
@@ -271,7 +269,7 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         return array_module(x).pad(x, edges, constant_values=self.padding_value)
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4)
         self.output_shape(x.shape[1:])
         x, signs = self.padded(x), sign(self.parameters["weight"])
         geometry = Geometry.of(x, signs, stride=self.stride)

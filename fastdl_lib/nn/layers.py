@@ -160,14 +160,21 @@ class Layer:
         return values
 
 
-def check_batch(layer: Layer, x: Array, axes: int | None, what: str) -> None:
-    """Refuse what is no array (TypeError), has another number of axes (None: any) or is empty
-    (ValueError); ``what`` names the shape to give."""
+_AXES = {2: "(N, features)", 4: "(N, C, H, W)"}
+
+
+def check_batch(layer: Layer, x: Array, *axes: int) -> None:
+    """Refuse what is no array of floats (TypeError), has another number of axes than one of these
+    (none given: any), or is empty (ValueError)."""
     array_module(x)
-    if axes not in (None, x.ndim) or 0 in x.shape:
-        raise ValueError(
-            f"{type(layer).__name__} takes a batch of shape {what}, no size 0; got {x.shape}."
+    name = type(layer).__name__
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{name} takes float16, float32 or float64, got {x.dtype}; use x.astype(np.float32)."
         )
+    if (axes and x.ndim not in axes) or 0 in x.shape:
+        shapes = " or ".join(_AXES[count] for count in axes) or "(N, ...)"
+        raise ValueError(f"{name} takes a batch of shape {shapes}, no size 0; got {x.shape}.")
 
 
 def check_image_shape(layer: Layer, input_shape: Shape) -> Shape:
@@ -177,16 +184,6 @@ def check_image_shape(layer: Layer, input_shape: Shape) -> Shape:
             f"this {type(layer).__name__} takes images of shape (C, H, W), got {input_shape}."
         )
     return input_shape
-
-
-def check_float(layer: Layer, x: Array) -> None:
-    """Refuse another dtype than a float's (TypeError)."""
-    array_module(x)
-    if x.dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(
-            f"{type(layer).__name__} takes float16, float32 or float64, got {x.dtype}; "
-            "use x.astype(np.float32)."
-        )
 
 
 def _he_normal(rng: np.random.Generator, shape: Shape, fan_in: int) -> np.ndarray:
@@ -311,7 +308,7 @@ class Conv2d(_Weighted):
         return choose(self.algorithm, x, self._geometry(x), training).name
 
     def _geometry(self, x: Array) -> Geometry:
-        check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4)
         window = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
         return Geometry.of(x, self.parameters["weight"], self.parameters.get("bias"), **window)
 
@@ -369,8 +366,7 @@ class MaxPool2d(Layer):
         return channels, output_size(height, *window), output_size(width, *window)
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
-        check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4)
         out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
         pixels = [a.transpose(0, 2, 3, 1) for a in (x, out)]
         is_compiled = suits(*pixels)
@@ -430,8 +426,7 @@ class ReLU(Layer):
     kind, makes_values = "relu", False
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
-        check_batch(self, x, None, "(N, ...)")
+        check_batch(self, x)
         xp, out = array_module(x), _like(x, x.shape)
         in_rows(lambda part: xp.maximum(x[part], 0, out=out[part]), x)
         self._keep(training, out, out)
@@ -460,7 +455,7 @@ class Flatten(Layer):
         return 0  # a view
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4)
         out = x.reshape(x.shape[0], -1)
         self._keep(training, out, x.shape)
         return out
@@ -513,7 +508,7 @@ class Linear(_Weighted):
     def _check_input(self, x: Array) -> None:
         weight = self.parameters["weight"]
         array_module(x, weight)
-        check_batch(self, x, 2, f"(N, {self.in_features})")
+        check_batch(self, x, 2)
         self.output_shape(x.shape[1:])
         if x.dtype != weight.dtype:
             raise TypeError(
@@ -612,8 +607,7 @@ class Dropout(RandomLayer):
         return 0  # out of training it does nothing
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
-        check_batch(self, x, None, "(N, ...)")
+        check_batch(self, x)
         if not training:
             self._keep(training, x)
             return x

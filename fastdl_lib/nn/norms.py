@@ -10,7 +10,7 @@ from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.threads import sum_in_order
 from fastdl_lib.kernels import pixels as loops
 from fastdl_lib.kernels.compiled import suits
-from fastdl_lib.nn.layers import Layer, check_batch, check_float, check_image_shape, in_rows
+from fastdl_lib.nn.layers import Layer, check_batch, check_image_shape, in_rows
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Shape = tuple[int, ...]
@@ -97,8 +97,7 @@ class LocalResponseNorm(Layer):
         return energy, divisor
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
-        check_batch(self, x, 4, "(N, C, H, W)")
+        check_batch(self, x, 4)
         pixels = _pixels(x)
         out = array_module(x).empty_like(pixels)
         is_compiled = self.beta == 0.75 and suits(pixels)
@@ -190,9 +189,8 @@ class BatchNorm(Layer):
         return scale, bias - mean * scale
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        check_float(self, x)
         array_module(x, self.parameters["weight"])
-        check_batch(self, x, x.ndim if x.ndim in (2, 4) else 2, "(N, features) or (N, C, H, W)")
+        check_batch(self, x, 2, 4)
         self.output_shape(x.shape[1:])
         rows = x if x.ndim == 2 else _pixels(x)
         out = array_module(x).empty_like(rows)

@@ -220,7 +220,7 @@ class StoredLinear(Layer):
                 "StoredLinear does not train: few bits take no small steps. Train the Linear it "
                 "was made from, in float32 or with mixed precision, and store it anew."
             )
-        check_batch(self, x, 2, f"(N, {self.in_features})")
+        check_batch(self, x, 2)
         check_on_cpu("StoredLinear", x)
         if x.dtype != np.float32:
             raise TypeError(f"StoredLinear takes float32, got {x.dtype}; use x.astype(np.float32).")

@@ -171,7 +171,7 @@ def test_what_it_cannot_store_is_refused(layer, format, error, message):
     ("x", "error", "message"),
     [
         (np.ones((2, 4)), TypeError, r"takes float32, got float64; use x.astype\(np.float32\)"),
-        (np.ones(4, np.float32), ValueError, r"batch of shape \(N, 4\), no size 0; got \(4,\)"),
+        (np.ones(4, np.float32), ValueError, r"shape \(N, features\), no size 0; got \(4,\)"),
         (np.ones((0, 4), np.float32), ValueError, r"no size 0; got \(0, 4\)"),
         (np.ones((2, 5), np.float32), ValueError, r"takes .*4.* got .*5"),
         ([[1.0] * 4], TypeError, "expected a NumPy or CuPy array"),
