@@ -398,10 +398,13 @@ class _EvenlySpaced(NumberFormat):
     def _whole_block(self, y: Array, chance: Array | None) -> None:
         """Round y, in steps, to whole numbers within the format's, in place."""
         xp = array_module(y)
-        signed = y.copy()
-        xp.abs(y, out=y)
-        _to_whole(y, chance)
-        _take_sign(y, signed)
+        if chance is None:
+            xp.round(y, out=y)
+        else:
+            signed = y.copy()
+            xp.abs(y, out=y)
+            _to_whole(y, chance)
+            _take_sign(y, signed)
         y += 0.0  # whole numbers have no -0, and this makes it 0
         # The largest code of 32 bits is no float32: the nearest below it is.
         highest = float(self._highest)
@@ -548,22 +551,30 @@ class ScaledInteger(_EvenlySpaced):
             scale = scale.reshape(-1, *(1,) * (like.ndim - 1 - self.axis))
         return scale.astype(np.float64)
 
-    def _in_steps(self, x: Array, chance: Array | None) -> tuple[Array, Array, Array]:
-        """Whole numbers and what they are to be multiplied by, float64; and the scale."""
-        scale = self._scale(x)
-        xp, step = array_module(x), self._spread(scale, x)
-        # In float64, which holds every tie times the scale: no other quotient is rounded to a tie.
-        whole = xp.divide(x, step, out=xp.empty_like(x, dtype=np.float64))
-        _in_blocks(self._whole_block, [whole, chance])
-        return whole, step, scale
+    def _in_steps(self, x: Array, scale: Array, chance: Array | None, out: Array) -> None:
+        """Whole numbers where ``out`` is of such a dtype; else these times the scale."""
+        xp, steps = array_module(x), None
+        if self.axis is not None:  # one for each value, in x's order of memory
+            steps = xp.empty_like(x, dtype=np.float64)
+            steps[...] = self._spread(scale, x)
+
+        def work(x: Array, steps: Array | None, chance: Array | None, out: Array) -> None:
+            step = scale.astype(np.float64) if steps is None else steps
+            # In float64, which holds every tie times the scale: no other quotient becomes a tie.
+            whole = x / step
+            self._whole_block(whole, chance)
+            out[...] = whole * step if out.dtype.kind == "f" else whole
+
+        _in_blocks(work, [x, steps, chance, out])
 
     def _round_into(self, x: Array, chance: Array | None, out: Array) -> None:
-        whole, step, _ = self._in_steps(x, chance)
-        array_module(x).multiply(whole, step, out=out)
+        self._in_steps(x, self._scale(x), chance, out)
 
     def store(self, x: Array) -> "Stored":
-        whole, _, scale = self._in_steps(x, self._chance(x, None))
-        return Stored(self, whole.astype(self._code_dtype), scale)
+        chance = self._chance(x, None)
+        scale, codes = self._scale(x), array_module(x).empty_like(x, dtype=self._code_dtype)
+        self._in_steps(x, scale, chance, codes)
+        return Stored(self, codes, scale)
 
     def _decode(self, stored: "Stored", dtype: np.dtype) -> Array:
         values = stored.codes.astype(np.float64)
