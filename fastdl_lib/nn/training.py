@@ -115,7 +115,7 @@ def predict_classes(network: Network, images: Array, batch: int = 500) -> np.nda
     found = []
     for start in range(0, len(images), batch):
         logits = network.forward(images[start : start + batch])
-        _check_logits(network, float(logits.max(axis=1).sum(dtype=np.float64)), start, len(logits))
+        _check_logits(network, float(logits.max(axis=1).sum(dtype=np.float64)), logits, start)
         found.append(to_cpu(logits.argmax(axis=1)))
     return np.concatenate(found)
 
@@ -143,20 +143,23 @@ def evaluate(network: Network, images: Array, labels: Array, batch: int = 500) -
         part = labels[start : start + batch]
         logits = network.forward(images[start : start + batch])
         loss, right = loss_and_right(loss_and_gradient(logits, part)[0], logits, part)
-        _check_logits(network, loss, start, len(part))
+        _check_logits(network, loss, logits, start)
         loss_sum += len(part) * loss
         correct += right
     return Evaluation(len(images), correct, loss_sum / len(images))
 
 
-def _check_logits(network: Network, made_of_them: float, start: int, count: int) -> None:
-    """Refuse to take a class out of logits where there is none."""
-    if not math.isfinite(made_of_them):
-        raise FloatingPointError(
-            f"{network.name} gives no finite logits or loss for images {start} to "
-            f"{start + count - 1}: an answer would be chance. See that its weights and the images "
-            "are finite, and that their format holds what the layers compute."
-        )
+def _check_logits(network: Network, made_of_them: float, logits: Array, start: int) -> None:
+    """Refuse to take a class out of logits, of images from ``start`` on, where there is none."""
+    if math.isfinite(made_of_them):
+        return
+    bad = np.flatnonzero(~np.isfinite(to_cpu(logits)).all(axis=1))
+    first = start + int(bad[0]) if len(bad) else start
+    raise FloatingPointError(
+        f"{network.name}: the logits, or the loss, of image {first} and maybe of others are not "
+        "finite, and an answer would be chance: see that the network's weights and the images are "
+        "finite, and that their format holds what the layers compute."
+    )
 
 
 # --- training -----------------------------------------------------------------------------------

@@ -161,7 +161,6 @@ def test_what_could_not_be_written_is_refused_before_the_work(
     assert "Traceback" not in message and "delete" not in message
 
 
-@pytest.mark.xfail(strict=False)
 def test_a_notebook_in_a_read_only_folder_is_refused_before_it_runs(no_work, tmp_path, monkeypatch):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
     nbformat.write(notebook, tmp_path / "01_words.ipynb")
