@@ -1,5 +1,6 @@
 """What tests of several wings build and compare with."""
 
+import functools
 import itertools
 import math
 import sys
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from fastdl_lib.core.compiler import c_compiler
+from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.core.threads import blas_libraries
 from fastdl_lib.measuring.costs import Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.measuring.recordings import Recording, read_recording
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
@@ -300,3 +303,96 @@ def nearest(exact, kind):
     if abs(rounded) <= kind.largest:
         return float(rounded)
     return (math.inf if exact > 0 else -math.inf) if kind.has_infinity else math.nan
+
+
+# --- a machine's recording ----------------------------------------------------------------------
+
+HONEST = ("old", "new", "haswell", "gpu")
+_PRODUCT = {"rows": 1024, "outputs": 1024, "length": 1024}
+# Parts that the first recording lacks; not measured anywhere, but as that machine could have.
+_LATER_ROWS = [
+    ("GHz", 3.71, {"part": "clock"}),
+    *(
+        (unit, value * threads, {"part": part, **said, "threads": threads})
+        for threads in (1, 2)
+        for unit, part, value, said in (
+            ("GFLOP/s", "dtypes", 52.1, {"what": "product", "dtype": "float64", "size": 512}),
+            ("GFLOP/s", "dtypes", 98.2, {"what": "product", "dtype": "float32", "size": 512}),
+            ("GFLOP/s", "binary", 99.3, {"way": "float32", **_PRODUCT}),
+            ("GFLOP/s", "binary", 412.0, {"way": "bits", **_PRODUCT}),
+            ("GFLOP/s", "binary", 377.0, {"way": "bits, packing counted", **_PRODUCT}),
+        )
+    ),
+    *(
+        (unit, value, {"part": "dtypes", "what": what, "dtype": dtype, **said})
+        for unit, what, dtype, value, said in (
+            ("GFLOP/s", "product", "float16", 0.5193, {"size": 256}),
+            ("Gvalues/s", "add", "float64", 0.8123, {"size": 2**24}),
+            ("Gvalues/s", "add", "float32", 1.634, {"size": 2**24}),
+            ("Gvalues/s", "add", "float16", 0.4321, {"size": 2**24}),
+            ("ms", "forward", "float64", 43.21, {"network": "DeepConvNet", "batch": 100}),
+            ("ms", "forward", "float32", 19.87, {"network": "DeepConvNet", "batch": 100}),
+        )
+    ),
+]
+_GPU_ROWS = [
+    ("GB/s", 21.12, {"part": "transfer", "direction": "to_gpu", "bytes": 2**24}),
+    ("GB/s", 22.13, {"part": "transfer", "direction": "to_cpu", "bytes": 2**24}),
+    ("ms", 0.01234, {"part": "wrong", "what": "no synchronise", "work": "product", "size": 4096}),
+    ("ms", 4.567, {"part": "wrong", "what": "right", "work": "product", "size": 4096}),
+    ("ms", 212.1, {"part": "wrong", "what": "no warm-up", "work": "own kernel", "size": 4096}),
+    ("ms", 23.45, {"part": "chain", "steps": 2000}),
+    ("ms", 1.234, {"part": "dtypes", "what": "training", "dtype": "float32", "batch": 1024}),
+]
+
+
+@functools.cache
+def honest(kind):
+    """A recording that must be accepted: the first one of the course ("old"), with the parts and
+    the card of today ("new"), as by a CPU with vectors half as wide ("haswell"), with a "gpu"."""
+    old = read_recording(data_folder() / "recordings" / "machine_amd_epyc_2026-11-24.json")
+    if kind == "old":
+        return old
+    rng = np.random.default_rng(0)
+    fields = {**vars(old.machine), "lanes": 16, "date": "2026-11-29"}
+    if kind == "haswell":
+        fields |= {"cpu": "Intel Core", "lanes": 8, "blas": "OpenBLAS 0.3.31 (Haswell)"}
+    if kind == "gpu":
+        more = {"cupy": "14.0.0", "cuda": "13.0"}
+        fields |= {"gpu": "NVIDIA H100 80GB HBM3", "versions": old.machine.versions | more}
+    card, rows = MachineCard(**fields), []
+
+    def add(unit, values, conditions):
+        samples = tuple(float(f"{value:.4g}") for value in values)
+        name = f"{len(rows)} {conditions}"
+        rows.append(Measurement(name, unit, samples, Provenance.RECORDED, card, "", conditions))
+
+    for m in old.measurements:
+        add(m.unit, m.samples, m.conditions)
+    for unit, value, conditions in _LATER_ROWS:
+        where = {"device": "cpu", "threads": 1, "warmup": 1}
+        add(unit, value * rng.normal(1, 0.01, 9), {**where, **conditions})
+    for m in rows[:] if kind == "gpu" else ():
+        _on_a_gpu(m, add)
+    for unit, value, conditions in _GPU_ROWS if kind == "gpu" else ():
+        network = {"network": "DeepConvNet"} if conditions["part"] == "dtypes" else {}
+        add(unit, value * rng.normal(1, 0.01, 9), {"device": "gpu", **conditions, **network})
+    return Recording(card, "python -m fastdl_lib.course.record --minutes 8", tuple(rows))
+
+
+def _on_a_gpu(m, add):
+    """The same on a GPU of 30 TFLOP/s, where a CPU's algorithm has its like there."""
+    there = {key: value for key, value in m.conditions.items() if key != "threads"}
+    algorithm = {"auto": "gpu", "winograd": "gpu"}.get(there.get("algorithm"))
+    one = m.conditions["threads"] == 1 and there["part"] not in ("ceiling", "dtypes")
+    alone = m.conditions["threads"] == 1 and m.unit == "GFLOP/s" and there.get("dtype") != "float16"
+    if there["part"] == "clock" or one or alone or there.get("algorithm") == "blocked":
+        return
+    if algorithm:
+        there["algorithm"] = algorithm
+    faster = 160 if there["part"] == "sweep" or m.unit == "GFLOP/s" else 60
+    faster = {"images/s": 20, "%": 1}.get(m.unit, faster)
+    if there.get("dtype") == "float16" and m.unit == "GFLOP/s":
+        faster = 1e6
+    by = 1 / faster if m.unit == "ms" else faster
+    add(m.unit, [by * sample for sample in m.samples], {**there, "device": "gpu"})

@@ -35,12 +35,16 @@ class Algorithm:
     """Whether it is one to train with; the others show a step on the way there."""
     channels_last: bool = False
     """Whether its weights and outputs lie in memory with the channels of a pixel side by side."""
+    saves: float = 1
+    """How many times fewer multiplications than MACs it takes at most."""
     status: Callable[[], Status] = lambda: Status(True, "The CPU is always there.")
     """Whether it can be used on this machine."""
 
 
 _WIDE = ("float32", "float64")
 _FAST = {"fast": True, "channels_last": True}
+# With 5 x 5 taps and tiles of 8 pixels; smaller taps and tiles save less.
+_FEWER = {"saves": (20 / 8) ** 2}
 _GPU = {**_FAST, "devices": ("gpu",)}
 _ROWS = (
     Algorithm("loops", loops.forward, im2col.backward, loops=True),
@@ -48,9 +52,11 @@ _ROWS = (
     Algorithm("im2col", im2col.forward, im2col.backward, devices=("cpu", "gpu")),
     Algorithm("blocked", blocked.forward, blocked.backward, **_FAST),
     # Float16 is too coarse for Winograd's transforms.
-    Algorithm("winograd", winograd.forward, winograd.backward, dtypes=_WIDE, **_FAST),
+    Algorithm("winograd", winograd.forward, winograd.backward, dtypes=_WIDE, **_FAST, **_FEWER),
     Algorithm("gpu", gpu.forward, gpu.backward, **_GPU, status=gpu_status),
-    Algorithm("cudnn", gpu.cudnn_forward, gpu.cudnn_backward, **_GPU, status=gpu.cudnn_status),
+    Algorithm(
+        "cudnn", gpu.cudnn_forward, gpu.cudnn_backward, **_GPU, **_FEWER, status=gpu.cudnn_status
+    ),
 )
 ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
 """Every way to convolve, slowest first."""

@@ -197,8 +197,9 @@ def cudnn_status() -> Status:
         )
     if not torch.backends.cudnn.is_available():
         return Status(False, f"PyTorch {torch.__version__} came without cuDNN.")
-    name = f"cuDNN {torch.backends.cudnn.version()}"
-    return Status(True, f"{name} through PyTorch {torch.__version__}.", name)
+    versions = {"torch": str(torch.__version__), "cudnn": str(torch.backends.cudnn.version())}
+    name = f"cuDNN {versions['cudnn']}"
+    return Status(True, f"{name} through PyTorch {torch.__version__}.", name, versions)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -85,8 +86,8 @@ def read_json(path: Path, schema: str) -> dict:
             f"it holds {sorted(p.name for p in path.parent.glob('*.json'))}."
         )
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        fields = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError is one
         raise ValueError(
             f"{path.name} is damaged ({error}); restore it, for example with git checkout."
         ) from None
@@ -96,6 +97,32 @@ def read_json(path: Path, schema: str) -> dict:
             f"{path.name} has the schema {found!r}, this version of fastdl reads {schema!r}; "
             "update fastdl, or make the file anew."
         )
+    return fields
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON as the standard has it: no NaN, no infinity, no key twice; else ValueError."""
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"it holds {text}, which is no finite number")
+    return float(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError(f"an object has a key twice; its keys are {[key for key, _ in pairs]}")
     return fields
 
 

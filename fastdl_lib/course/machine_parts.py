@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -37,12 +36,13 @@ from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.measuring.recordings import Recording
 from fastdl_lib.measuring.timing import (
     benchmark,
+    clock_ghz,
     copy_gb_per_s,
     product_gflops,
     profile_layers,
     time_scale,
 )
-from fastdl_lib.nn.layers import Conv2d
+from fastdl_lib.nn.layers import Conv2d, Dropout
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, Optimizer, warmup_cosine
 from fastdl_lib.nn.training import evaluate, fit
@@ -51,6 +51,7 @@ from fastdl_lib.precision.formats import FLOAT16
 from fastdl_lib.precision.mixed import MixedPrecision
 
 PARTS = {
+    "clock": "a core's clock, by steps that wait for each other, GHz",
     "ceiling": "large products by dtype, GFLOP/s, and a large copy, GB/s",
     "dtypes": "products, a large x + y, and DeepConvNet by dtype: GFLOP/s, Gvalues/s, ms",
     "binary": "products of +1 and -1, in float32 and as bits, GFLOP/s of the float product",
@@ -90,6 +91,7 @@ _LAYER = {**_PASS, "layer": str, "kind": str}
 _GPU = ("gpu",)
 
 ROWS = (
+    Row("clock", "GHz", {}, ("cpu",)),
     Row("ceiling", "GFLOP/s", {"what": "product", "dtype": str, "size": int}),
     Row("ceiling", "GB/s", {"what": "copy"}),
     Row("dtypes", "GFLOP/s", {"what": "product", "dtype": str, "size": int}),
@@ -178,6 +180,8 @@ class Plan:
     """In all, warm-up included: what has not begun by then is left out, and said."""
     parts: tuple[str, ...] = tuple(PARTS)
     network: Callable[[], Network] = alexnet
+    digits: Callable[[], Network] = deep_convnet
+    """The smaller network, of MNIST's images: trained, and computed in other dtypes."""
     sizes: Mapping[str, Sizes] = dataclasses.field(default_factory={"cpu": CPU, "gpu": GPU}.copy)
     transfer_bytes: Sequence[int] = (2**12, 2**16, 2**20, 2**24, 2**28)
     wrong_size: int = 4096
@@ -291,10 +295,8 @@ def measure_machine(plan: Plan = Plan(), say: Callable[[str], None] = print) -> 
 def _more_versions() -> dict[str, str]:
     """What else decides a time here and is not on every machine card."""
     versions = {"numba": importlib.metadata.version("numba")}
-    if gpu_available() and ALGORITHMS["cudnn"].status().available:
-        torch = sys.modules["torch"]
-        versions["torch"] = str(torch.__version__)
-        versions["cudnn"] = str(torch.backends.cudnn.version())
+    for algorithm in ALGORITHMS.values():
+        versions |= algorithm.status().versions
     return versions
 
 
@@ -317,6 +319,10 @@ def _product(run: _Run, device: str, part: str, dtype: str, size: int, budget_s:
     run(f"{part}: {dtype} product, {size} x {size}", measure, budget_s, device, threads, **where)
 
 
+def _clock(run: _Run, device: str) -> None:
+    run("clock of a core", clock_ghz, 0.2, device, [1], part="clock")
+
+
 def _ceilings(run: _Run, device: str) -> None:
     for dtype, sizes in run.plan.sizes[device].ceiling.items():
         for size in sizes:
@@ -337,9 +343,10 @@ def _dtypes(run: _Run, device: str) -> None:
         where = {"part": "dtypes", "what": "add", "dtype": dtype, "size": values}
         run(f"{dtype} x + y, {values} values", add, 0.6, device, [1], **where)
     for dtype, way in ((dtype, way) for dtype, ways in sizes.dtype_network.items() for way in ways):
-        name = f"dtypes: {dtype} DeepConvNet {way}, batch {batch}"
+        network = run.plan.digits()
+        name = f"dtypes: {dtype} {network.name} {way}, batch {batch}"
         with run.memory_may_not_do(name):
-            network = _placed(deep_convnet(), device, dtype)
+            network = _placed(network, device, dtype)
             timed = partial(benchmark, _Work(network, batch, device, dtype).of(way))
             where = {"what": way, "dtype": dtype, "network": network.name, "batch": batch}
             run(name, timed, 1.0, device, run.threads[-1:], part="dtypes", **where)
@@ -520,26 +527,26 @@ def _race_of(
     image = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
     batch = run.plan.sizes[device].race_batch
     images = _there(np.repeat(image, batch, axis=0), device)
+    slowest = next(iter(ALGORITHMS))
     for algorithm in _algorithms(device):
         layer.algorithm = algorithm.name
-        if algorithm.name == "loops":
-            loops, part_macs = _cut(layer, image)
-            race("loops", loops, 1, part_macs, [1])
+        if algorithm.name == slowest:
+            race(slowest, *_cut(layer, image, slowest), [1])
         elif algorithm.loops:
             race(algorithm.name, partial(layer.forward, image), 1, macs, [1])
         else:
             race(algorithm.name, partial(layer.forward, images), batch, batch * macs)
 
 
-def _cut(layer: Conv2d, image: np.ndarray) -> tuple[Callable[[], Any], int]:
-    """A convolution of 4 x 4 pixels of one group for Python's loops, and its MACs."""
+def _cut(layer: Conv2d, image: np.ndarray, algorithm: str) -> tuple[Callable[[], Any], int, int]:
+    """A convolution of 4 x 4 pixels of one group of one image, for Python's loops; 1; its MACs."""
     channels, side = layer.in_channels // layer.groups, layer.kernel + 3 * layer.stride
     part = image[:, :channels, :side, :side]
     patch = channels * layer.kernel**2
     filters = max(1, min(layer.out_channels // layer.groups, 200_000 // (16 * patch)))
     weight = np.ascontiguousarray(layer.parameters["weight"][:filters])
-    loops = partial(conv2d, part, weight, stride=layer.stride, algorithm="loops")
-    return loops, loops()[0].size * patch
+    loops = partial(conv2d, part, weight, stride=layer.stride, algorithm=algorithm)
+    return loops, 1, loops().size * patch
 
 
 def _mnist_training(run: _Run, device: str) -> None:
@@ -547,7 +554,9 @@ def _mnist_training(run: _Run, device: str) -> None:
     share = min(1.0, run.plan.share * time_scale())
     count, epochs, batch = max(100, int(run.plan.mnist_images * share)), 3, 100
     # Without Dropout, as the course trains it: so short a run would come to little with it.
-    network = deep_convnet().variant("DeepConvNet", drop1=None, drop2=None)
+    network = run.plan.digits()
+    drops = [key for key, layer in network.layers.items() if isinstance(layer, Dropout)]
+    network = network.variant(network.name, **dict.fromkeys(drops))
     name = f"{network.name}, batch {batch}, {device.upper()}"
     if run.time_is_up(name):
         return
@@ -608,6 +617,7 @@ def _layers(
 
 
 _MEASURES: Mapping[Callable[[_Run, str], None], tuple[str, ...]] = {
+    _clock: ("clock",),
     _ceilings: ("ceiling",),
     _dtypes: ("dtypes",),
     _binary_products: ("binary",),

@@ -9,6 +9,7 @@ import enum
 import html
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,16 @@ class Measurement:
     Args:
         name: what was measured, such as ``"conv1 forward"``.
         unit: such as ``"ms"``, ``"GFLOP/s"``, ``"%"``.
-        samples: one or more finite numbers, in the order they were taken.
+        samples: one or more finite numbers, in the order they were taken; kept as Python's floats.
         machine: the card of the machine; needed for measured and recorded numbers.
         source: where a number comes from that no machine measured; needed there.
-        conditions: what else decides the number, such as ``{"batch": 16, "threads": 2}``.
+        conditions: what else decides the number, such as ``{"batch": 16, "threads": 2}``; only what
+            a recording gives back as it was: texts, numbers, True, False, None, lists, and
+            dictionaries with texts for keys. A NumPy number becomes Python's.
 
     Raises:
-        ValueError: no sample, a sample that is not finite, or a label without its evidence.
+        TypeError: a sample that is no number, a condition that no recording can keep.
+        ValueError: no sample, a number that is not finite, or a label without its evidence.
 
     ``print(m)`` shows three digits, the quartiles and how it was measured; a format such as
     ``f"{m:.1f}"`` the median alone, both with unit and label.
@@ -62,13 +66,11 @@ class Measurement:
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "samples", tuple(float(sample) for sample in self.samples))
+        object.__setattr__(self, "samples", tuple(map(self._number, self.samples)))
         object.__setattr__(self, "provenance", Provenance(self.provenance))
+        object.__setattr__(self, "conditions", self._kept("conditions", dict(self.conditions)))
         if not self.samples:
             raise ValueError(f"{self.name!r} has no samples; a measurement needs at least one.")
-        bad = [sample for sample in self.samples if not math.isfinite(sample)]
-        if bad:
-            raise ValueError(f"{self.name!r} holds {bad[0]}; every sample must be finite.")
         on_a_machine = self.provenance in (Provenance.MEASURED, Provenance.RECORDED)
         if on_a_machine and self.machine is None:
             needs = "a machine card: pass machine=machine_card()."
@@ -77,6 +79,30 @@ class Measurement:
         else:
             return
         raise ValueError(f"{self.name!r} is {self.provenance}, so it needs {needs}")
+
+    def _number(self, sample: Any) -> float:
+        sample = sample.item() if hasattr(sample, "item") else sample
+        if not isinstance(sample, Real) or isinstance(sample, bool):
+            raise TypeError(f"{self.name!r} has the sample {sample!r}; every one must be a number.")
+        if not math.isfinite(sample):
+            raise ValueError(f"{self.name!r} holds {sample}; every sample must be finite.")
+        return float(sample)
+
+    def _kept(self, where: str, value: Any) -> Any:
+        """The value as JSON gives it back; refuses what comes back as something else."""
+        value = value.item() if isinstance(value, np.generic) else value
+        if type(value) is list:
+            return [self._kept(where, inner) for inner in value]
+        if type(value) is dict and all(type(key) is str for key in value):
+            return {key: self._kept(f"{where}, {key}", inner) for key, inner in value.items()}
+        if type(value) not in (str, int, float, bool, type(None)):
+            raise TypeError(
+                f"{self.name!r}: no recording keeps {value!r} ({where}). Give a text, a number, "
+                "True, False or None, a list of them, or a dictionary with texts for keys."
+            )
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"{self.name!r} holds {value} ({where}), which must be finite.")
+        return value
 
     @classmethod
     def measured(
@@ -169,7 +195,7 @@ class Measurement:
     def label(self) -> str:
         """The provenance in words, with the machine or source where the reader needs it."""
         if self.provenance is Provenance.RECORDED:
-            gpu = "" if self.machine.gpu.startswith("none") else f" with {self.machine.gpu}"
+            gpu = f" with {self.machine.gpu}" if self.machine.has_gpu else ""
             return f"recorded on {self.machine.cpu}{gpu}, {self.machine.date}"
         return str(self.provenance)
 
@@ -215,8 +241,8 @@ class Measurement:
         texts = dict.fromkeys(("name", "unit", "provenance", "source"), str)
         check_fields(fields, {**texts, "samples": list, "conditions": dict}, "a measurement")
         name, provenance = fields["name"], fields["provenance"].upper()
-        if not all(type(sample) in (int, float) for sample in fields["samples"]):
-            raise ValueError(f"measurement {name!r}: samples must be numbers.")
+        if not name:
+            raise ValueError("a measurement has no name.")
         if provenance not in Provenance.__members__ or provenance.lower() != fields["provenance"]:
             known = [kind.lower() for kind in Provenance.__members__]
             raise ValueError(

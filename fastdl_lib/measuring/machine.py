@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import functools
 import html
+import math
 import platform
 import re
 import subprocess
@@ -25,6 +26,10 @@ from fastdl_lib.core.threads import (
 )
 
 _LIBRARIES = ("numpy", "matplotlib", "jupyterlab", "fastdl")
+FMA_UNITS = 2
+"""The most units for fused multiplications and additions of whole vectors that a core has."""
+# float32 lanes of the widest vectors, by a flag in /proc/cpuinfo; ARM's wider ones tell no width.
+_LANES = {"avx512f": 16, "fma": 8}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -46,11 +51,38 @@ class MachineCard:
     versions: dict[str, str]
     date: str
     """Local date, YYYY-MM-DD."""
+    lanes: int = 0
+    """float32 numbers in a vector register, by the CPU's flags; 0 where the system tells none."""
+    highest_ghz: float = 0.0
+    """The highest clock that the system allows; 0 where it tells none, as in many virtual machines
+    and on Windows, which tells the base clock. A core's own clock can be measured:
+    :func:`fastdl_lib.measuring.timing.clock_ghz`."""
+
+    def peak_gflops(self, dtype: str = "float32", ghz: float = 0.0) -> float:
+        """The theoretical peak of the usable cores: cores x lanes x FMA units x 2 x clock, GFLOP/s.
+
+        ``ghz`` is the clock where the card has none. 0 where a part is unknown. A core is taken to
+        have :data:`FMA_UNITS`, the most there are; no system says how many.
+
+        >>> dataclasses.replace(machine_card(), cores=2, lanes=8, highest_ghz=3.0).peak_gflops()
+        192.0
+        """
+        lanes = self.lanes * 4 / np.dtype(dtype).itemsize
+        return self.cores * lanes * FMA_UNITS * 2 * (self.highest_ghz or ghz)
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether the card names a GPU, not why there is none."""
+        return not self.gpu.startswith("none")
+
+    def is_of(self, other: "MachineCard") -> bool:
+        """Whether both are cards of the same kind of machine, whatever runs on it."""
+        return (self.cpu, self.cores, self.gpu) == (other.cpu, other.cores, other.gpu)
 
     @property
     def summary(self) -> str:
         """One line for captions: CPU, cores, BLAS and its threads, GPU if any, NumPy, date."""
-        gpu = "" if self.gpu.startswith("none") else f", {self.gpu}"
+        gpu = f", {self.gpu}" if self.has_gpu else ""
         cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
         return (
             f"{self.cpu}, {cores}, {self.blas} on {threads_in_words(self.blas_threads)}"
@@ -62,6 +94,7 @@ class MachineCard:
         return [
             ("CPU", self.cpu),
             ("Cores usable", str(self.cores)),
+            ("Peak, float32", self._peak_in_words()),
             ("Memory usable", f"{self.memory_gib:.1f} GiB"),
             ("BLAS", f"{self.blas}, {threads_in_words(self.blas_threads)}"),
             ("GPU", self.gpu),
@@ -70,6 +103,12 @@ class MachineCard:
             ("Libraries", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
             ("Date", self.date),
         ]
+
+    def _peak_in_words(self) -> str:
+        lanes = f"{self.lanes} lanes" if self.lanes else "unknown lanes"
+        ghz = f"{self.highest_ghz:.2f} GHz" if self.highest_ghz else "unknown GHz"
+        parts = f"{self.cores} cores x {lanes} x at most {FMA_UNITS} FMA units x 2 x {ghz}"
+        return f"{self.peak_gflops():,.0f} GFLOP/s = {parts}" if self.peak_gflops() else parts
 
     def __str__(self) -> str:
         return "\n".join(f"{heading:14} {value}" for heading, value in self._rows())
@@ -98,8 +137,37 @@ class MachineCard:
             field.name: (int, float) if field.type is float else field.type
             for field in dataclasses.fields(cls)
         }
+        if isinstance(fields, dict):  # cards of before 2026-11-29 do not know their peak
+            fields = {"lanes": 0, "highest_ghz": 0.0} | fields
         check_fields(fields, {**expected, "versions": dict}, "a machine card")
+        for name, value in fields.items():
+            least = {"cores": 1, "memory_gib": 0.01}.get(name, 0)
+            if expected[name] is str and not value:
+                raise ValueError(f"a machine card: {name} is empty.")
+            if expected[name] is not str and name != "versions" and not least <= value < math.inf:
+                raise ValueError(f"a machine card: {name} is {value}, {least} is the least.")
+        for text in (*fields["versions"], *fields["versions"].values()):
+            if not isinstance(text, str):
+                raise ValueError(f"a machine card: versions hold {text!r}, which is no text.")
         return cls(**fields)
+
+
+def _cpuinfo() -> str:
+    return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+
+
+@functools.cache
+def _peak_parts() -> tuple[int, float]:
+    """Lanes and highest clock in GHz, as Linux tells them; 0 for what is unknown."""
+    if not sys.platform.startswith("linux"):
+        return 0, 0.0
+    flags = re.search(r"^flags\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    there = flags.group(1).split() if flags else []
+    khz = [
+        int(path.read_text())
+        for path in Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/cpuinfo_max_freq")
+    ]
+    return next((n for flag, n in _LANES.items() if flag in there), 0), max(khz, default=0) / 1e6
 
 
 @functools.cache
@@ -107,7 +175,7 @@ def _cpu_model() -> str:
     """The CPU's marketing name; each system keeps it elsewhere."""
     name = ""
     if sys.platform.startswith("linux"):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = _cpuinfo()
         match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
         name = match.group(1) if match else ""
     elif sys.platform == "darwin":
@@ -158,6 +226,7 @@ def machine_card() -> MachineCard:
     """
     gpu = gpu_status()
     system, versions = _system_and_versions()
+    lanes, highest_ghz = _peak_parts()
     return MachineCard(
         cpu=_cpu_model(),
         cores=usable_cores(),
@@ -170,4 +239,6 @@ def machine_card() -> MachineCard:
         python=platform.python_version(),
         versions=versions | gpu.versions,
         date=datetime.date.today().isoformat(),
+        lanes=lanes,
+        highest_ghz=highest_ghz,
     )

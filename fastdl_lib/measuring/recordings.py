@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdl_lib.core.datasets import data_folder
-from fastdl_lib.core.files import check_fields, read_json, whole_file
+from fastdl_lib.core.files import check_fields, parse_json, read_json, whole_file
 from fastdl_lib.measuring.evidence import Measurement
 from fastdl_lib.measuring.machine import MachineCard
 
@@ -61,7 +61,7 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     """Write ``recording`` as JSON: the whole file, or nothing.
 
     Raises:
-        ValueError, TypeError: a measurement holds what JSON does not keep, such as a tuple.
+        ValueError, TypeError: :func:`read_recording` would refuse it, or give back something else.
     """
     head = {
         "schema": SCHEMA,
@@ -69,15 +69,25 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
         "command": recording.command,
     }
     # One measurement a line: half the size of indented JSON, and a change shows where it is.
-    lines = []
-    for fields in (m.to_dict() for m in recording.measurements):
-        lines.append(json.dumps(fields, allow_nan=False))
-        if json.loads(lines[-1]) != fields:
-            raise ValueError(f"JSON does not keep what {fields['name']!r} holds: {fields}.")
+    lines = [json.dumps(m.to_dict(), allow_nan=False) for m in recording.measurements]
     text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
     text += ',\n "measurements": [\n  ' + ",\n  ".join(lines) + "\n ]\n}"
+    for m in recording.measurements:
+        if m.machine and not m.machine.is_of(recording.machine):
+            raise ValueError(f"{m.name!r} is of another machine, {m.machine.summary}.")
+    back = _recording(parse_json(text))
+    if _texts(back) != _texts(recording):
+        raise ValueError(f"{Path(path).name}: a recording cannot keep all of this one.")
     with whole_file(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
+
+
+def _texts(recording: Recording) -> list[str]:
+    """All of it as text, which tells 1 from 1.0 and True; measured is recorded once it is read."""
+    kind = {"provenance": "recorded"}
+    rows = [m.to_dict() for m in recording.measurements]
+    rows = [row | (kind if row["provenance"] == "measured" else {}) for row in rows]
+    return list(map(repr, (recording.machine.to_dict(), recording.command, *rows)))
 
 
 def read_recording(path: str | os.PathLike) -> Recording:
@@ -89,15 +99,21 @@ def read_recording(path: str | os.PathLike) -> Recording:
     """
     path = Path(path)
     fields = read_json(path, SCHEMA)
-    kinds = {"schema": str, "machine": dict, "command": str, "measurements": list}
     try:
-        check_fields(fields, kinds, "a recording")
-        machine = MachineCard.from_dict(fields["machine"])
-        measurements = tuple(Measurement.from_dict(m, machine) for m in fields["measurements"])
-    except (ValueError, OverflowError) as error:
+        return _recording(fields)
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{path.name} is not a valid recording: {error} Record it anew, or restore the file."
         ) from None
+
+
+def _recording(fields: dict[str, Any]) -> Recording:
+    kinds = {"schema": str, "machine": dict, "command": str, "measurements": list}
+    check_fields(fields, kinds, "a recording")
+    if not fields["command"]:
+        raise ValueError("it does not say the command that made it.")
+    machine = MachineCard.from_dict(fields["machine"])
+    measurements = tuple(Measurement.from_dict(m, machine) for m in fields["measurements"])
     return Recording(machine, fields["command"], measurements)
 
 

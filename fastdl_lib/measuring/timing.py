@@ -7,6 +7,7 @@ never what is reported.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -53,9 +54,9 @@ def _rounds(budget_s: float, least: int, most: int | None) -> Callable[[], Itera
     """Check how often to run, and return what counts the runs: ``least`` at least, then until the
     seconds are used up or there were ``most``."""
     check_number("budget_s", budget_s, low=0, low_included=False)
-    check_whole_number("min_repeats", least, 1)
+    least = check_whole_number("min_repeats", least, 1)
     if most is not None:
-        check_whole_number("max_repeats", most, least)
+        most = check_whole_number("max_repeats", most, least)
     seconds = budget_s * time_scale()
 
     def rounds() -> Iterator[None]:
@@ -125,7 +126,7 @@ def benchmark(
             f"benchmark() takes a function and its arguments, got {type(function).__name__}; "
             "write benchmark(f, x), not benchmark(f(x))."
         )
-    check_whole_number("warmup", warmup, 0)
+    warmup = check_whole_number("warmup", warmup, 0)
     _check_device(device)
     rounds = _rounds(budget_s, min_repeats, max_repeats)
     with _running_on(device, threads, warmup=warmup) as conditions:
@@ -219,6 +220,31 @@ def copy_gb_per_s(*, device: str = "cpu", **options: Any) -> Measurement:
         "GB/s",
         f"copy of {megabytes} MB, read and written",
     )
+
+
+def clock_ghz(**options: Any) -> Measurement:
+    """Measure the clock of one core, GHz: a chain of shifts and additions, each waiting for the one
+    before it, one a cycle. The fastest sample comes closest to the highest clock.
+
+    ``options`` are what :func:`benchmark` takes, such as ``budget_s``. The first call compiles.
+    """
+    steps, chain = 1_000_000, _chain()
+    one = benchmark(chain, steps, np.uint64(3), **options)
+    one = dataclasses.replace(one, conditions={**one.conditions, "threads": 1})
+    return one.convert(lambda ms: 2 * steps / ms * 1e-6, "GHz", "clock of a core")
+
+
+@functools.cache
+def _chain() -> Callable[[int, int], int]:
+    import numba
+
+    @numba.njit
+    def chain(steps: int, x: int) -> int:
+        for _ in range(steps):
+            x += x >> np.uint64(3)
+        return x
+
+    return chain
 
 
 @dataclasses.dataclass(frozen=True)

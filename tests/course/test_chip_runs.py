@@ -95,7 +95,7 @@ def no_weights(small, monkeypatch):
     [
         (no_compiler, "there is no C compiler here: install one"),
         (no_weights, "data/weights/mlp65.npz is missing. Train it: .*--hidden 65 --packed"),
-        (lambda small, _: ["--out", f"{small}/gone/chip.json"], "there is no folder 'gone'"),
+        (lambda small, _: ["--out", f"{small}/gone/chip.json"], "the folder 'gone' does not exist"),
     ],
 )
 def test_what_is_missing_is_said_before_the_work(small, break_it, message, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import getpass
 import json
+import math
 import os
 import pathlib
 import platform
@@ -27,7 +28,7 @@ def test_the_card_is_filled_and_comes_back_from_json():
     assert card.cores >= 1 and card.blas_threads >= 1 and card.memory_gib > 0
     assert card.versions.keys() == {"numpy", "matplotlib", "jupyterlab", "fastdl"}
     assert datetime.date.fromisoformat(card.date)
-    for one in (card, example(memory_gib=16)):
+    for one in (card, example(memory_gib=16), example(lanes=8, highest_ghz=3.5)):
         assert MachineCard.from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
@@ -69,12 +70,57 @@ def test_how_a_card_shows():
     assert "<script>" not in shown and "measured here" in shown
 
 
+def test_the_theoretical_peak_counts_lanes_units_cores_and_clock():
+    card = example(cores=2, lanes=16, highest_ghz=3.5)
+    assert card.peak_gflops() == 2 * 16 * 2 * 2 * 3.5 == 2 * card.peak_gflops("float64")
+    words = "448 GFLOP/s = 2 cores x 16 lanes x at most 2 FMA units x 2 x 3.50 GHz"
+    assert words in str(card) and words in card._repr_html_()
+    for unknown in (example(lanes=16), example(highest_ghz=3.5), example()):
+        assert unknown.peak_gflops() == 0 and "unknown" in str(unknown)
+    assert example(lanes=16, cores=1).peak_gflops(ghz=2.0) == 128
+
+
+@pytest.mark.parametrize(
+    ("flags", "khz", "parts"),
+    [
+        ("flags : fpu sse2 fma avx2", [3_500_000, 4_700_000], (8, 4.7)),
+        ("flags : fpu fma avx512f amx_tile", [], (16, 0.0)),
+        ("Features : fp asimd sve", [], (0, 0.0)),
+        ("flags : fpu sse2", [], (0, 0.0)),
+        (None, [], (0, 0.0)),
+    ],
+)
+def test_lanes_and_clock_are_what_the_system_tells(monkeypatch, tmp_path, flags, khz, parts):
+    (tmp_path / "cpuinfo").write_text(f"model name : A CPU\n{flags}\n")
+    for core, each in enumerate(khz):
+        (tmp_path / f"cpu{core}" / "cpufreq").mkdir(parents=True)
+        (tmp_path / f"cpu{core}" / "cpufreq" / "cpuinfo_max_freq").write_text(f"{each}\n")
+    there = {"/proc/cpuinfo": tmp_path / "cpuinfo", "/sys/devices/system/cpu": tmp_path}
+    monkeypatch.setattr(machine, "Path", there.__getitem__)
+    monkeypatch.setattr(machine.sys, "platform", "linux" if flags else "darwin")
+    assert machine._peak_parts.__wrapped__() == parts
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         *(
             (lambda card, name=field.name: card.pop(name), rf"missing fields \['{field.name}'\]")
             for field in dataclasses.fields(MachineCard)
+            if field.name not in ("lanes", "highest_ghz")  # older cards have none
+        ),
+        *(
+            (lambda card, pair=pair: card.update([pair]), message)
+            for pair, message in (
+                (("cpu", ""), "cpu is empty"),
+                (("cores", 0), "cores is 0, 1 is the least"),
+                (("memory_gib", 0), "memory_gib is 0, 0.01 is the least"),
+                (("memory_gib", math.inf), "memory_gib is inf"),
+                (("memory_gib", math.nan), "memory_gib is nan"),
+                (("blas_threads", -1), "blas_threads is -1"),
+                (("lanes", -8), "lanes is -8"),
+                (("versions", {"numpy": 2}), "versions hold 2, which is no text"),
+            )
         ),
         (lambda card: card.update(hostname="x"), r"unknown fields \['hostname'\]"),
         *(

@@ -4,9 +4,14 @@ import dataclasses
 import json
 import math
 import os
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import example
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.recordings import (
@@ -115,6 +120,10 @@ def test_the_machines_recordings_are_found_by_name(tmp_path, monkeypatch):
         (b"", r"run\.json is damaged .*git checkout"),
         (b'{"schema": "fastdl-rec', r"run\.json is damaged .*git checkout"),
         (b"\xff\xfe\x00", r"run\.json is damaged"),
+        (b"[" * 100_000, r"run\.json is damaged \(its brackets are nested too deeply"),
+        *((text, f"it holds {text.decode()}, which is no") for text in (b"NaN", b"-Infinity")),
+        (b'{"schema": "x", "machine": 1e999}', "it holds 1e999, which is no finite number"),
+        (b'{"schema": "x", "schema": "x"}', "an object has a key twice"),
         (b"[1, 2]", r"run\.json has the schema None, .*reads 'fastdl-recording/1'"),
         (b'{"schema": "fastdl-recording/2"}', "has the schema 'fastdl-recording/2'"),
     ],
@@ -146,10 +155,13 @@ def changed(**changes):
         ),
         (changed(provenance="guessed"), "provenance 'guessed' is none of"),
         (changed(provenance="measured here"), "is none of"),
-        (changed(samples=[1.0, math.nan]), "holds nan"),
         (changed(samples=[]), "has no samples"),
-        (changed(samples=["1.0"]), "samples must be numbers"),
-        (changed(samples=[True]), "samples must be numbers"),
+        (changed(samples=["1.0"]), "has the sample '1.0'; every one must be a number"),
+        (changed(samples=[True]), "has the sample True"),
+        (changed(samples=[[1.0]]), r"has the sample \[1.0\]"),
+        (changed(name=""), "a measurement has no name"),
+        (lambda f: f.update(command=""), "does not say the command"),
+        (lambda f: f["machine"].update(memory_gib=0), "memory_gib is 0"),
         (changed(samples=1.0), "'samples' has the wrong type, float"),
         (changed(samples=[10**400]), "too large"),
         (changed(name=3), "'name' has the wrong type, int"),
@@ -180,8 +192,65 @@ def test_a_failed_write_keeps_the_old_file(path, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kept", [math.nan, (3, 3), {1: "one"}, object()])
-def test_what_json_does_not_keep_is_refused_before_anything_is_written(tmp_path, kept):
-    with pytest.raises((ValueError, TypeError), match="JSON"):
-        write_recording(tmp_path / "run.json", Recording(CARD, "x", (measured(kept=kept),)))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, width=64),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.dictionaries(st.text(), JSON, max_size=4), st.lists(st.floats(), min_size=1, max_size=5))
+def test_conditions_and_samples_come_back_as_they_were_or_are_refused(conditions, samples):
+    """Equal and of the same types: 1, 1.0 and True are three, and so are 0.0 and -0.0."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.json"
+        try:
+            m = Measurement("m", "ms", samples, Provenance.MEASURED, CARD, "", conditions)
+        except ValueError:
+            assert "inf" in repr((conditions, samples)) or "nan" in repr(samples)
+            return
+        write_recording(path, Recording(CARD, "x", (m,)))
+        back = read_recording(path)["m"]
+    assert repr(back.conditions) == repr(conditions) and repr(back.samples) == repr(tuple(samples))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(np.int8(3), 3), (np.float32(0.5), 0.5), (np.bool_(True), True), ([np.str_("a")], ["a"])],
+)
+def test_numbers_of_numpy_become_pythons(given, kept):
+    assert repr(measured(kept=given).conditions["kept"]) == repr(kept)
+    assert type(Measurement.measured("m", "ms", np.float32(0.5)).samples[0]) is float
+
+
+class Word(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [(3, 3), {1: "one"}, object(), {3}, b"x", 1j, [(1,)], Word("x"), np.zeros(2), Path("x"), ...],
+)
+def test_what_a_recording_cannot_keep_is_refused_when_it_is_measured(kept):
+    with pytest.raises(TypeError, match="'conv1': no recording keeps"):
+        measured(kept=kept)
+
+
+@pytest.mark.parametrize("sample", ["1.0", True, None, 1j, [1.0], np.bool_(True)])
+def test_a_sample_is_a_number(sample):
+    with pytest.raises(TypeError, match="every one must be a number"):
+        Measurement.measured("conv1", "ms", sample, machine=CARD)
+
+
+def test_what_another_machine_measured_is_no_part_of_a_recording(tmp_path):
+    theirs = dataclasses.replace(measured(), machine=example(cores=96))
+    for run in (
+        Recording(CARD, "x", (theirs,)),
+        Recording(CARD, "", (measured(),)),
+        Recording(CARD, "x", (measured(""),)),
+        Recording(example(memory_gib=math.inf), "x", ()),
+    ):
+        with pytest.raises(ValueError, match=r"another machine|command|no name|inf"):
+            write_recording(tmp_path / "run.json", run)
     assert not list(tmp_path.iterdir())

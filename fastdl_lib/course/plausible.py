@@ -1,0 +1,361 @@
+"""Can a machine's recording be what it says? What no machine does, and what does not fit together.
+
+A recording that another machine made cannot be repeated here. Its numbers must stay under what the
+card's cores, vectors and clock can do, or the GPU's datasheet; the same work measured twice must
+agree; and samples must look as a clock leaves them. Whoever makes a forgery to pass all this can.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fastdl_lib.convolution.algorithms import ALGORITHMS
+from fastdl_lib.course.machine_parts import DIGITS, PARTS, ROWS
+from fastdl_lib.measuring.costs import layer_costs
+from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.machine import MachineCard
+from fastdl_lib.measuring.published import published
+from fastdl_lib.measuring.recordings import Recording
+from fastdl_lib.nn.zoo import alexnet
+
+LEAST_SAMPLES = 3
+FIRST_DATE = datetime.date(2025, 1, 1)
+# Parts that were thought of after the first recordings; those of before may lack them whole.
+LATER, LATER_FROM = ("clock", "dtypes", "binary"), datetime.date(2026, 11, 29)
+# What no hardware does: vectors of more float32 numbers, a faster clock, and adding up in fewer
+# cycles an addition that needs the one before. Memory's GB/s, and a GPU's products: far above the
+# largest datasheet's numbers.
+MOST_LANES, MOST_GHZ, ADD_CYCLES = 16, 6.5, 2
+MOST = {("cpu", None): 2_000, ("gpu", None): 20_000}
+MOST |= {("gpu", dtype): 5e6 for dtype in ("float64", "float32", "tf32", "float16")}
+# Clocks of different moments; a product by the largest ones; a theoretical peak.
+ABOVE_MEASURED, ABOVE_THEORY = 1.25, 1.1
+# A word of 64 bits does 64 MACs of a binary product.
+SAVES = {name: row.saves for name, row in ALGORITHMS.items()} | {
+    "auto": max(row.saves for row in ALGORITHMS.values()),
+    "bits": 64,
+    "bits, packing counted": 64,
+}
+# The layers' times added up, by the whole pass's. Down to 0.4, because a training step also moves
+# the weights, which at small batches takes longer than the layers. Up to 2.5, because a GPU is
+# waited for after every layer, so that asking for the next one no longer overlaps with the work.
+# The same limits hold for the same work measured twice, on a machine that is busy now and then.
+ALIKE = (0.4, 2.5)
+# What starts at a root, a home or a drive; a model's name may hold a slash.
+_PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
+_COMMAND = re.compile(r"python -m fastdl_lib\.(course\.)?record\b")
+_MODEL = re.compile(r"\b[A-Z]\d{2,3}\b")  # of a GPU, such as H100
+
+
+def check_recording(recording: Recording) -> list[str]:
+    """Say what in a machine's recording cannot be: one sentence a fault, none when it is accepted.
+
+    >>> from fastdl_lib.measuring.recordings import machine_recordings
+    >>> [fault for run in machine_recordings().values() for fault in check_recording(run)]
+    []
+    """
+    faults = [*_card_faults(recording), *_missing(recording)]
+    faults += (f for m in recording.measurements for f in _own_faults(m, recording.machine))
+    faults += _sample_faults(recording.measurements)
+    if not faults:  # from here on the conditions are there and the numbers are positive
+        faults = [*_layer_faults(recording), *_peak_faults(recording)]
+    if not faults:
+        faults = [
+            f"{what}, {ratio:.2f} times; {low:.2g} to {high:.2g} can be explained."
+            for what, ratio, (low, high) in _pairs(recording)
+            if not low <= ratio <= high
+        ]
+    return faults
+
+
+@functools.cache
+def _macs() -> Mapping[str, int]:
+    """By layer of AlexNet, for one image."""
+    return {cost.name: cost.macs for cost in layer_costs(alexnet())}
+
+
+def _card_faults(recording: Recording) -> Iterator[str]:
+    card = recording.machine
+    try:
+        day = datetime.datetime.strptime(card.date, "%Y-%m-%d").date()
+    except ValueError:
+        yield f"the date {card.date!r} is none; it must be YYYY-MM-DD."
+    else:
+        tomorrow = datetime.date.today() + datetime.timedelta(days=1)  # as it is somewhere already
+        if not FIRST_DATE <= day <= tomorrow:
+            yield f"the date {card.date} is not from {FIRST_DATE} to today."
+    for name in ("numpy", "numba", "fastdl", *(("cupy", "cuda") if card.has_gpu else ())):
+        if not card.versions.get(name):
+            yield f"the machine card does not name the version of {name}."
+    if "stand-in" in card.versions.get("cupy", ""):
+        yield "the GPU is the tests' stand-in."
+    if not _COMMAND.match(recording.command):
+        yield f"it was not made by this command but by {recording.command!r}."
+    if not (card.lanes in (0, 4, 8, 16) and card.highest_ghz <= MOST_GHZ):
+        yield f"no CPU has {card.lanes} float32 lanes at {card.highest_ghz} GHz."
+    if card.lanes and ("SkylakeX" in card.blas) > (card.lanes == 16):
+        yield f"{card.blas} needs vectors of 16 float32 numbers; the card says {card.lanes}."
+    host = platform.node()
+    # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
+    names = r"\w@\w" + (rf"|\b{re.escape(host)}\b" if len(host) > 3 else "")
+    measured = [m.to_dict() for m in recording.measurements]
+    for text in dict.fromkeys(_texts([recording.command, card.to_dict(), measured])):
+        if _PATH.search(text):
+            yield f"{text!r} holds a path."
+        elif re.search(names, text):
+            yield f"{text!r} names a user or a computer."
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in what JSON can hold."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, Mapping)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _missing(recording: Recording) -> Iterator[str]:
+    """Every row of the table is there for each device, but for parts that came later."""
+    devices = {"cpu", "gpu"} if recording.machine.has_gpu else {"cpu"}
+    early = recording.machine.date < str(LATER_FROM)
+    for row in ROWS:
+        if not early or row.part not in LATER or recording.has(part=row.part):
+            for device in (device for device in row.devices if device in devices):
+                if not recording.has(**row.fixed, device=device):
+                    yield f"nothing was measured of {row.fixed} on the {device}."
+
+
+def _own_faults(m: Measurement, card: MachineCard) -> Iterator[str]:
+    """What is wrong with one measurement, whatever the others say."""
+    name, there = m.name, m.conditions
+    device, threads = there.get("device"), there.get("threads")
+    row = next((row for row in ROWS if row.fixed.items() <= there.items()), None)
+    if row is None:
+        yield f"{name!r} is of no part of {list(PARTS)}, or of nothing that its part holds."
+        return
+    says = {"device": str, **row.says, **({"threads": int} if device == "cpu" else {})}
+    for key, kind in says.items():
+        value = there.get(key)
+        if value is None:
+            yield f"{name!r} does not say its {key}."
+        # 0 threads stand for a number that the BLAS does not tell.
+        elif isinstance(kind, type) and (
+            type(value) is not kind or (kind is int and value < (key != "threads"))
+        ):
+            yield f"{name!r} has the {key} {value!r}."
+    if device not in ("cpu", "gpu"):
+        yield f"{name!r} ran on the device {device!r}, neither cpu nor gpu."
+    if device == "gpu" and not card.has_gpu:
+        yield f"{name!r} ran on a GPU; the card has {card.gpu!r}."
+    if device == "cpu" and threads not in (None, 1, card.blas_threads):
+        yield f"{name!r} ran on {threads} threads; the card's BLAS has {card.blas_threads}."
+    if m.unit != row.unit:
+        yield f"{name!r} is in {m.unit!r}, expected {row.unit!r}."
+    if m.provenance is not Provenance.RECORDED:
+        yield f"{name!r} is {m.provenance}, not measured."
+    low, high = min(m.samples), max(m.samples)
+    if low <= 0 or (row.unit == "%" and high > 100):
+        yield f"{name!r} holds {low if low <= 0 else high} {row.unit}."
+    if row.unit != "%" and len(m.samples) < LEAST_SAMPLES:
+        yield f"{name!r} has {len(m.samples)} samples, {LEAST_SAMPLES} are the least."
+    if m.high > 8 * m.low > 0:
+        yield f"the samples of {name!r} fall into two groups, {m.value()} {m.unit}."
+
+
+def _sample_faults(found: Sequence[Measurement]) -> Iterator[str]:
+    """What the samples together show of how they came about."""
+    seen = Counter(json.dumps(m.conditions, sort_keys=True) for m in found)
+    twice = [key for key, count in seen.items() if count > 1]
+    if twice:
+        yield f"measured more than once under the same conditions: {twice[0]}."
+    kept = [(tuple(m.samples), m.name) for m in found if len(set(m.samples)) > 2]
+    for samples, name in kept:
+        first = next(other for same, other in kept if same == samples)
+        if first != name:
+            yield f"{name!r} has the very samples of {first!r}."
+    if sum(len(set(m.samples)) == 1 for m in found) > len(found) / 2:
+        yield "most samples are all the same: no clock repeats itself like that."
+    texts = [f"{sample:.12e}".partition("e")[0] for m in found for sample in m.samples]
+    digits = [len(text.replace(".", "").rstrip("0")) for text in texts]
+    if max(digits, default=0) > DIGITS:
+        yield f"a sample has {max(digits)} digits; the recorder keeps {DIGITS}."
+    # One number in ten ends with a 0 by chance.
+    if sum(count < DIGITS for count in digits) > len(digits) / 3:
+        yield "the samples are too round: most numbers of a clock have all their digits."
+
+
+def _layer_faults(recording: Recording) -> Iterator[str]:
+    """Each profile holds every layer once, and there is a whole pass beside it."""
+    for where, rows, whole in _profiles(recording):
+        training = rows[0].conditions["training"]
+        ways = ("forward", "backward") if training else ("forward",)
+        there = Counter((m.conditions["direction"], m.conditions["layer"]) for m in rows)
+        wanted = Counter((way, layer) for way in ways for layer in _macs())
+        if there != wanted:
+            odd = [*(there - wanted), *(wanted - there)][0]
+            yield f"{where}: each must be there once, so that shares sum to one; see {odd}."
+        if len({len(m.samples) for m in rows}) != 1:
+            yield f"{where} were not measured in the same passes."
+        if not whole:
+            yield f"{where}: there is no whole pass beside them."
+
+
+def _profiles(
+    recording: Recording,
+) -> Iterator[tuple[str, list[Measurement], Measurement | None]]:
+    """Each profile by layers: what it is of, its rows, and the whole pass."""
+    keys = ("device", "network", "batch", "algorithm", "dtype")
+    groups: dict[tuple, list[Measurement]] = {}
+    for m in recording.measurements:
+        if m.conditions["part"] == "layers":
+            group = tuple(m.conditions[key] for key in (*keys, "training"))
+            groups.setdefault(group, []).append(m)
+    for (*values, training), rows in groups.items():
+        group = dict(zip(keys, values, strict=True))
+        where = {**group, "part": "pass", "direction": "training" if training else "forward"}
+        if group["device"] == "cpu":
+            where["threads"] = rows[0].conditions["threads"]
+        whole = recording.select(**where)[0] if recording.has(**where) else None
+        yield f"the layers of {group}, training {training}", rows, whole
+
+
+def _ghz(recording: Recording) -> float:
+    """The highest clock, as the system told it or as it was measured; 0 where neither is there."""
+    clocks = (max(m.samples) for m in recording.measurements if m.unit == "GHz")
+    return max([recording.machine.highest_ghz, *clocks])
+
+
+def _caps(recording: Recording) -> dict[tuple[str, str | None], float]:
+    """By device and dtype (None: the copy), what the machine on the card can do at most, GFLOP/s
+    and GB/s; what no machine does where its card or the datasheets do not say."""
+    card, ghz = recording.machine, _ghz(recording)
+    if not (ghz and card.lanes):
+        card, ghz = dataclasses.replace(card, lanes=MOST_LANES), MOST_GHZ
+    card = dataclasses.replace(card, highest_ghz=ABOVE_THEORY * ghz)
+    caps = {("cpu", dtype): card.peak_gflops(dtype) for dtype in ("float64", "float32", "float16")}
+    caps |= MOST
+    for row in published("gpu_datasheets").rows if card.has_gpu else ():
+        model = set(_MODEL.findall(row["gpu"]))
+        if model and model <= set(_MODEL.findall(card.gpu)):
+            plain, tensor = row["fp32_tflops_to"] or row["fp32_tflops"], row["fp16_tensor_tflops"]
+            told = {"float64": plain, "float32": plain, "float16": tensor}  # float64: not faster
+            told |= {"tf32": row["tf32_tflops"] or tensor, None: row["memory_gb_per_s"] / 1e3}
+            caps |= {("gpu", dtype): ABOVE_THEORY * 1e3 * n for dtype, n in told.items() if n}
+    return caps
+
+
+def _peak_faults(recording: Recording) -> Iterator[str]:
+    """Nothing is faster than the hardware can be, nor than the products measured as its ceiling."""
+    caps, peaks, clock = _caps(recording), {}, _ghz(recording) or MOST_GHZ
+    if clock > MOST_GHZ:
+        yield f"the clock was measured as {clock} GHz: no CPU has more than {MOST_GHZ}."
+    for m in recording.select(part="ceiling"):
+        key = m.conditions["device"], m.conditions.get("dtype")
+        if m.median > caps.get(key, math.inf):
+            yield f"{m.name!r} is {m.value()} {m.unit}: this machine does {caps[key]:,.0f} at most."
+        peaks[key] = max(peaks.get(key, 0.0), *m.samples)
+    for m in recording.measurements:
+        there = m.conditions
+        key = there["device"], there.get("dtype", "float32")
+        most = there.get("batch", 1) * _macs().get(there.get("layer"), 0)
+        if there["part"] == "race" and there["macs"] > most:
+            yield f"{m.name!r} counts {there['macs']:,} MACs, more than the layer has."
+        way = ALGORITHMS.get(there.get("algorithm"))
+        if there["part"] == "race" and way and way.loops:
+            cycles = ADD_CYCLES * there["macs"] / m.median * 1e-6
+            if cycles > ABOVE_THEORY * clock:
+                yield f"{m.name!r} adds up one by one, which takes {cycles:.1f} GHz."
+        gflops = _gflops(m)
+        if gflops and key not in peaks:
+            yield f"{m.name!r}: no product of its dtype was measured on the {there['device']}."
+        elif gflops and gflops > ABOVE_MEASURED * peaks[key]:
+            yield (
+                f"{m.name!r} comes to {gflops:,.0f} GFLOP/s at least, above the {peaks[key]:,.0f} "
+                "of the largest measured product."
+            )
+
+
+def _gflops(m: Measurement) -> float:
+    """The speed that a time or a number of operations means at least; 0 where it says none."""
+    there, part = m.conditions, m.conditions["part"]
+    how = there.get("algorithm", there.get("way"))
+    saves = SAVES.get(how, 1) if there.get("kind", "conv") == "conv" else 1
+    if m.unit == "GFLOP/s":
+        return m.median / saves
+    if part == "sweep" or (there.get("work"), there.get("what")) == ("product", "right"):
+        macs = there["size"] ** 3
+    elif part == "race":
+        macs = there["macs"]
+    elif part == "layers":
+        macs = there["batch"] * _macs().get(there["layer"], 0)
+    elif part == "pass":
+        macs = (
+            there["batch"] * sum(_macs().values()) * (2 if there["direction"] == "training" else 1)
+        )
+    else:
+        return 0.0
+    return 2 * macs / saves / m.median * 1e-6
+
+
+def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, float]]]:
+    """The same work measured twice, or more of it: (what by what, ratio, limits).
+
+    The fastest samples are compared: other programs can only slow a run down.
+    """
+    found = {json.dumps(m.conditions, sort_keys=True): m for m in recording.measurements}
+
+    def beside(m: Measurement, **changes: Any) -> Measurement | None:
+        """What was measured under the same conditions but for these, if anything was."""
+        return found.get(json.dumps({**m.conditions, **changes}, sort_keys=True))
+
+    cores = recording.machine.cores
+    for where, rows, whole in _profiles(recording):
+        yield f"{where} add up to the whole pass", sum(_best(m) for m in rows) / _best(whole), ALIKE
+    for m in recording.measurements:
+        there, part, takes = m.conditions, m.conditions["part"], f"{m.name!r} takes as long as"
+        threads = there.get("threads", 0)
+        if threads > 1 and (one := beside(m, threads=1)):
+            faster = _best(one) / _best(m) if m.unit == "ms" else _best(m) / _best(one)
+            limits = 0.2, 2 * min(threads, cores)
+            yield f"{m.name!r} is as fast as on one thread", faster, limits
+        if part == "sweep":
+            if half := beside(m, size=there["size"] // 2):  # eight times the work
+                yield f"{takes} {half.name!r}", _best(m) / _best(half), (0.5, 24)
+            if same := beside(m, part="ceiling", what="product", dtype="float32", warmup=1):
+                gflops = 2e-6 * there["size"] ** 3 / _best(m)
+                yield f"{same.name!r} is as fast as {m.name!r}", _best(same) / gflops, ALIKE
+        elif part == "pass":
+            for less in filter(None, (beside(m, batch=n) for n in range(1, there["batch"]))):
+                more = there["batch"] / less.conditions["batch"]
+                yield f"{takes} {less.name!r}", _best(m) / _best(less), (0.7, 3 * more)
+        elif part == "layers" and (there["kind"], there["direction"]) == ("conv", "forward"):
+            same = {"device", "layer", "batch", "threads", "algorithm"} & there.keys()
+            same -= {"algorithm"} if there["algorithm"] == "auto" else set()
+            raced = _found(recording, part="race", **{key: there[key] for key in same})
+            if raced:
+                yield f"{takes} in the race", _best(m) / min(_best(r) for r in raced), ALIKE
+        elif (part, there.get("what"), there.get("dtype")) == ("dtypes", "add", "float32"):
+            for copy in _found(recording, what="copy", device=there["device"]):
+                gb_per_s = 3 * 4 * _best(m)  # two numbers are read, one is written
+                yield f"{m.name!r} moves as much as {copy.name!r}", gb_per_s / _best(copy), ALIKE
+        elif part == "training" and there["what"] == "speed":
+            where = {"part": "dtypes", "what": "forward", "device": there["device"]}
+            for way in _found(recording, **where, dtype="float32"):
+                share = _best(m) * _best(way) / (1e3 * way.conditions["batch"])
+                yield f"{m.name!r} is as fast as {way.name!r}", share, (0.01, 0.7)
+
+
+def _best(m: Measurement) -> float:
+    return min(m.samples) if m.unit == "ms" else max(m.samples)
+
+
+def _found(recording: Recording, **conditions: Any) -> Sequence[Measurement]:
+    return recording.select(**conditions) if recording.has(**conditions) else ()

@@ -1,0 +1,250 @@
+"""What a recording must stand: forgeries are refused with their reason, honest noise is not."""
+
+import dataclasses
+import datetime
+import platform
+import re
+
+import numpy as np
+import pytest
+from helpers import HONEST, honest
+
+from fastdl_lib.course import machine_parts
+from fastdl_lib.course.plausible import check_recording
+from fastdl_lib.measuring.recordings import machine_recordings, read_recording
+from fastdl_lib.measuring.recordings import write_recording as write
+
+TODAY, DAY = datetime.date.today(), datetime.timedelta(days=1)
+
+
+def changed(recording, rule, **where):
+    """A copy with ``rule(measurement)``'s fields, or without it for None, where the conditions hold
+    (and all of them do not need to be there)."""
+    rows = []
+    for m in recording.measurements:
+        if where.items() <= m.conditions.items():
+            fields = rule(m)
+            m = None if fields is None else dataclasses.replace(m, **fields)
+        rows.append(m)
+    assert rows != list(recording.measurements), where
+    return dataclasses.replace(recording, measurements=tuple(filter(None, rows)))
+
+
+def first(recording, rule, **where):
+    """As :func:`changed`, for the first of them alone."""
+    there = recording.select(**where)[0]
+    return changed(recording, lambda m: rule(m) if m is there else {}, **where)
+
+
+def gone(m):
+    return None
+
+
+def samples(*values):
+    return lambda m: {"samples": values}
+
+
+def times(factor, digits=4):
+    """So many times as fast."""
+
+    def faster(m):
+        by = {"ms": 1 / factor, "%": 1}.get(m.unit, factor)
+        return {"samples": [float(f"{by * sample:.{digits}g}") for sample in m.samples]}
+
+    return faster
+
+
+def said(**changes):
+    """Conditions changed; None takes one away."""
+
+    def rule(m):
+        there = {**m.conditions, **changes}
+        return {"conditions": {key: value for key, value in there.items() if value is not None}}
+
+    return rule
+
+
+def edited(factor):
+    """Half of the samples and one more edited, so that the median moves."""
+    return lambda m: {
+        "samples": [
+            float(f"{s * (factor if i <= len(m.samples) // 2 else 1):.4g}")
+            for i, s in enumerate(m.samples)
+        ]
+    }
+
+
+def card(**changes):
+    """Another machine's card, or an edited one."""
+    return lambda r: dataclasses.replace(r, machine=dataclasses.replace(r.machine, **changes))
+
+
+def with_copy(**changes):
+    """The rows of a pass twice, the second time said to be of another size."""
+
+    def forge(recording):
+        m = recording.select(part="pass")[0]
+        twin = dataclasses.replace(m, name="twin", conditions={**m.conditions, **changes})
+        return dataclasses.replace(recording, measurements=(*recording.measurements, twin))
+
+    return forge
+
+
+def on(rule, one=False, **where):
+    return lambda recording: (first if one else changed)(recording, rule, **where)
+
+
+CPU = {"device": "cpu"}
+LAYERS = {"part": "layers", "device": "cpu", "training": False}
+GUESS = {"provenance": "computed", "source": "a guess"}
+FASTER = "no CPU has more than|one by one|at most"
+FORGERIES = [
+    # --- faster than the machine ---
+    *((kind, on(times(n)), FASTER) for kind in HONEST for n in (3, 30, 1000)),
+    *((kind, on(times(3), part="ceiling"), "at most|as fast as") for kind in HONEST),
+    ("old", on(times(3, digits=6)), "digits; the recorder keeps 4"),
+    *(
+        ("new", on(times(3), part=part), message)
+        for part, message in {
+            "clock": "no CPU has more than 6.5",
+            "sweep": "of the largest measured product",
+            "dtypes": "of the largest measured product",
+            "binary": "of the largest measured product",
+            "race": "one by one|GFLOP/s at least",
+            "training": "is as fast as",
+            "layers": "GFLOP/s at least|add up to the whole",
+            "pass": "GFLOP/s at least|add up to the whole",
+        }.items()
+    ),
+    ("new", on(times(3), what="copy"), "moves as much as"),
+    ("new", on(times(4), what="add", dtype="float32"), "moves as much as"),
+    ("gpu", on(times(3), what="copy", device="gpu"), "this machine does 3,685 at most"),
+    ("gpu", on(times(4), part="ceiling", dtype="float16", device="gpu"), "1,087,900 at most"),
+    # --- another machine's card ---
+    ("new", card(cpu="Xeon", blas_threads=64, cores=64), "2 threads; the card's BLAS has 64"),
+    ("new", card(lanes=8), "needs vectors of 16 float32 numbers"),
+    ("new", card(lanes=4, blas="OpenBLAS 0.3.31 (Nehalem)"), "this machine does"),
+    ("new", card(cores=1), "as fast as on one thread"),
+    ("new", card(lanes=64), "no CPU has 64 float32 lanes"),
+    ("new", card(highest_ghz=12.0), "lanes at 12.0 GHz"),
+    ("new", card(gpu="NVIDIA H100"), "nothing was measured of .* on the gpu"),
+    ("gpu", card(gpu="Tesla V100-SXM2-16GB"), "this machine does 17,270 at most"),
+    ("gpu", card(gpu="none. No CuPy."), "ran on a GPU; the card has 'none"),
+    ("new", card(date=str(TODAY + 2 * DAY)), "is not from 2025-01-01 to today"),
+    ("new", card(date="1999-12-31"), "is not from 2025-01-01 to today"),
+    ("new", card(date="yesterday"), "the date 'yesterday' is none"),
+    ("new", card(date="20261129"), "the date '20261129' is none"),
+    ("new", card(versions={"numpy": "2.4.6"}), "not name the version of numba"),
+    ("new", card(cpu="CPU in /home/ann"), "holds a path"),
+    ("new", card(system=r"C:\Users"), "holds a path"),
+    ("new", card(system="Linux of planted-host"), "names a user or a computer"),
+    ("new", lambda r: dataclasses.replace(r, command="by hand"), "was not made by this command"),
+    # --- samples that no clock gave ---
+    ("new", on(lambda m: {"samples": m.samples[:1]}), "has 1 samples, 3 are the least"),
+    ("new", on(lambda m: {"samples": m.samples[:2]}, one=True, part="pass"), "has 2 samples"),
+    ("new", on(lambda m: {"samples": m.samples[:1] * len(m.samples)}), "no clock repeats itself"),
+    ("new", on(times(1, digits=2)), "the samples are too round"),
+    ("new", on(times(1, digits=3)), "the samples are too round"),
+    ("new", on(edited(0.1), part="sweep", size=1024), "fall into two groups"),
+    ("new", on(edited(0.3), part="sweep", size=1024), "GFLOP/s at least"),
+    ("new", on(edited(0.05), part="sweep", size=64), "fall into two groups"),
+    ("new", on(times(4), part="sweep", size=64), "size.*|takes as long as"),
+    ("new", on(times(3), part="race", layer="conv2", algorithm="winograd", threads=2), "thread"),
+    ("new", on(times(4), one=True, part="pass", batch=16, threads=2), "one thread|whole pass"),
+    ("new", on(times(0.1), part="pass", batch=8), "takes as long as|GFLOP/s"),
+    ("new", with_copy(batch=2), "has the very samples of"),
+    ("new", with_copy(), "more than once under the same conditions"),
+    ("new", on(samples(0.0, 1.234, 1.345), one=True, part="sweep"), "holds 0.0 ms"),
+    ("new", on(samples(11.12, -1.234, 1.345), one=True, part="pass"), "holds -1.234 ms"),
+    ("new", on(samples(100.5), part="training", what="accuracy"), "holds 100.5 %"),
+    # --- conditions and units ---
+    ("new", on(lambda m: {"unit": "s"}, what="copy"), "is in 's', expected 'GB/s'"),
+    ("new", on(lambda m: GUESS, what="copy"), "is computed, not measured"),
+    ("new", on(said(part="rush"), one=True, part="race"), "is of no part of"),
+    ("new", on(said(macs=None), part="race"), "does not say its macs"),
+    ("new", on(said(threads=None), one=True, part="sweep"), "does not say its threads"),
+    ("new", on(said(dtype=None), one=True, part="ceiling"), "does not say its dtype"),
+    ("new", on(said(rows=0), one=True, part="binary"), "has the rows 0"),
+    ("new", on(said(layer=["a"]), one=True, part="layers"), r"has the layer \['a'\]"),
+    ("new", on(said(size="16"), one=True, part="sweep"), "has the size '16'"),
+    ("new", on(said(batch=True), one=True, part="pass", batch=16), "has the batch True"),
+    ("new", on(said(device="tpu"), one=True, part="sweep"), "neither cpu nor gpu"),
+    ("new", on(said(note="ann@home"), one=True, part="sweep"), "names a user or a comp"),
+    ("new", on(said(note="/opt/x"), one=True, part="sweep"), "holds a path"),
+    ("new", on(said(dtype="x"), part="ceiling", dtype="float32"), "no product of its dtype was"),
+    ("new", on(said(macs=10**10), part="race", algorithm="im2col"), "more than the layer has"),
+    # --- what is missing, and layers that do not add up ---
+    ("new", on(gone, one=True, **LAYERS, layer="relu1"), "there once.* see .*relu1"),
+    ("new", on(said(layer="pool9"), one=True, **LAYERS, layer="pool2"), "see .*pool9"),
+    ("new", on(samples(9.876, 9.765, 9.654), **LAYERS, layer="relu1", batch=16), "in the same"),
+    ("new", on(times(0.01), **LAYERS, kind="relu"), "add up to the whole pass"),
+    ("new", on(gone, part="pass", batch=16, direction="forward"), "no whole pass beside"),
+    *(
+        ("gpu", on(gone, part=part), rf"nothing was measured of {{'part': '{part}'")
+        for part in machine_parts.PARTS
+    ),
+    ("gpu", on(gone, part="binary", way="bits", device="gpu"), "'bits'} on the gpu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "forge", "message"), FORGERIES)
+def test_a_forgery_is_refused_with_its_reason(kind, forge, message, monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "planted-host")
+    faults = check_recording(forge(honest(kind)))
+    assert any(re.search(message, fault) for fault in faults), faults
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", '"3.0"', "true", "[1.0]", "null"])
+def test_a_sample_that_is_no_number_is_no_recording(tmp_path, text):
+    write(tmp_path / "run.json", honest("old"))
+    content = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(content.replace("99.14", text, 1))
+    with pytest.raises(ValueError, match=r"run\.json is (damaged|not a valid recording)"):
+        read_recording(tmp_path / "run.json")
+
+
+def test_the_recordings_of_the_course_are_accepted():
+    recordings = machine_recordings()
+    assert recordings, "data/recordings/ holds no machine_*.json: make record"
+    for name, recording in recordings.items():
+        assert check_recording(recording) == [], name
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        on(samples(1e-9, 2.111e-9, 3.123e-9), what="no synchronise"),
+        on(times(3), part="binary", way="bits"),  # a word does 64 at once
+        card(cpu="Intel Core i7-5930K CPU @ 3.50GHz"),
+        card(date=str(TODAY + DAY)),  # as it is somewhere already
+        card(date="2026-11-24"),
+        lambda r: changed(card(date="2026-11-24")(r), gone, part="clock"),
+    ],
+)
+def test_what_can_be_is_accepted(forge):
+    assert check_recording(forge(honest("gpu"))) == []
+
+
+def shaken(recording, seed, busy):
+    """The recording as the same machine could have measured it: another clock, noise in each
+    measurement and sample, and runs in which other programs took their share."""
+    rng = np.random.default_rng(seed)
+    clock, rows = rng.uniform(0.85, 1.1), []
+    for m in recording.measurements:
+        # A clock and a memory have their own; the theoretical peak is not exceeded by noise.
+        pace = clock * (rng.lognormal(0, 0.04) if m.unit != "GHz" else 1)
+        found = []
+        for sample in m.samples:
+            slow = rng.uniform(1.2, 3) if rng.random() < busy else 1
+            speed = pace * min(1.02, rng.lognormal(0, 0.03)) / slow
+            value = sample * {"%": 1, "ms": 1 / speed}.get(m.unit, speed)
+            found.append(float(f"{value:.4g}"))
+        rows.append(dataclasses.replace(m, samples=tuple(found)))
+    return dataclasses.replace(recording, measurements=tuple(rows))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("busy", [0.02, 0.25])
+@pytest.mark.parametrize("kind", HONEST)
+def test_an_honest_noisy_recording_is_accepted(kind, busy, seed):
+    assert check_recording(shaken(honest(kind), seed, busy)) == []
