@@ -13,11 +13,11 @@ of a link do not add up, and the hidden share, 0.75 out of 0.7 to 0.9 tried, the
 after them; but that a node's GPUs share their way into memory had been compared by hand with two
 of those curves (GCE: AlexNet, VGG16).
 
-A timeline of the layers in place of the hidden share (when each gradient is ready, how long it takes
-to send) was tried on AlexNet and VGG16. It hides nearly all, since nine tenths of the bytes are the
-last layers', whose gradients come first, and it takes both further away: AlexNet on 8 GPUs of a
-DGX-1 from 25 % to 29 %, VGG16 (batch 32) from 28 % to 35 %. The measured step is longer there by more
-than the whole communication takes, so no way to hide less explains it either.
+A timeline of the layers in place of the hidden share (when each gradient is ready, how long it
+takes to send) was tried on AlexNet and VGG16. It hides nearly all, since nine tenths of the bytes
+are the last layers', whose gradients come first, and takes both further away: AlexNet on 8 GPUs of
+a DGX-1 from 25 % to 29 %, VGG16 (batch 32) from 28 % to 35 %. The measured step is longer there
+by more than the whole communication takes, so no way to hide less explains it either.
 """
 
 import dataclasses

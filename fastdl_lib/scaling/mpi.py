@@ -5,8 +5,11 @@ The process that imports this does not become a rank itself.
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +23,51 @@ import psutil
 
 from fastdl_lib.core.checks import Status, check_number, check_whole_number
 
-# In a batch system's session, as on a cluster's JupyterHub, ranks start here all the same.
-_HERE = {"HYDRA_LAUNCHER": "fork"}
+START_S = 30.0  # a job of two ranks, which takes a fraction of a second where all is well
+
+# How batch systems, and a job of which this process is a part, tell mpiexec of other machines.
+# Ranks start here all the same, as on a cluster's JupyterHub.
+_ELSEWHERE = (
+    "SLURM", "PBS_", "LSB_", "LOADL_", "COBALT_", "OAR_", "FLUX_", "PE_HOSTFILE", "PMI", "HYDRA_",
+    "OMPI_COMM_", "OMPI_UNIVERSE",
+)  # fmt: skip
+_HERE = {
+    "HYDRA_LAUNCHER": "fork",  # of MPICH; the rest is Open MPI's
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",  # a container's user is often root
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # more ranks than cores
+    "PYTHONUNBUFFERED": "1",  # what a rank prints comes at once
+}
+
+SHARED_BYTES = 2 * 2**20  # of /dev/shm for each rank: MPICH takes half of it
+_SHM = (
+    "ranks talk through /dev/shm, which is full or too small: give the container more (docker run "
+    "--shm-size=1g), or delete what killed jobs have left there: rm /dev/shm/mpich_shm_*"
+)
+_HOSTS = (
+    f"this machine's name, {platform.node()}, is not known to itself: add it to the line of "
+    "127.0.0.1 in /etc/hosts"
+)
+_ADVICE = {
+    "No module named 'mpi4py'": "install it: pip install -e . (or pip install mpi4py)",
+    "load MPI library|libmpi|shared object|undefined symbol": "mpi4py finds no MPI library that it "
+    "can load: pip install mpich",
+    "Bus error|No space left|POSIX_comm_bootstrap": _SHM,
+    "gethostbyname|getaddrinfo|Name or service|[Rr]esolv": _HOSTS,
+    "as root": "this MPI does not run as root: become another user, or pip install mpich",
+    "opened simultaneously|Too many open files": "raise the limit of open files: ulimit -n 1024",
+}
+"""What is found in the errors of a job that does not start, and what to do."""
+
+
+def _advice(said: str, ranks: int) -> str:
+    """What to do about a failed job's words; empty where they say nothing that is known."""
+    for sign, what in _ADVICE.items():
+        if re.search(sign, said):
+            return what
+    shared = Path("/dev/shm")
+    full = shared.is_dir() and shutil.disk_usage(shared).free < ranks * SHARED_BYTES
+    return _SHM if full else ""
 
 
 def _mpiexec() -> str | None:
@@ -32,31 +78,44 @@ def _mpiexec() -> str | None:
 
 @functools.cache
 def mpi_status() -> Status:
-    """Say whether MPI works here, proved by one small job of other processes."""
+    """Say whether MPI works here, proved by one small job of two other processes."""
     if sys.platform == "win32":
         return Status(
             False,
             "MPI is not installed on Windows, for which there is no mpich wheel: what is shown "
             "here was recorded on another machine (WSL runs it live).",
         )
-    install = "install it with pip install -e . (or pip install mpi4py mpich)"
+    if importlib.util.find_spec("mpi4py") is None:
+        return Status(False, "mpi4py is not installed: pip install -e . (or pip install mpi4py).")
     command = _mpiexec()
     if command is None:
-        return Status(False, f"mpiexec is neither beside this Python nor on PATH; {install}.")
-    code = "from mpi4py import MPI; print(MPI.Get_library_version())"
-    words = [command, "-n", "1", sys.executable, "-c", code]
+        missing = "mpiexec is neither beside this Python nor on PATH: pip install mpich."
+        return Status(False, missing)
+    name = "MPI.Get_library_version().splitlines()[0]"
+    code = f"from mpi4py import MPI; w = MPI.COMM_WORLD; w.rank or print(w.size, {name})"
+    words = [command, "-n", "2", sys.executable, "-c", code]
+    by_hand = f"run it by hand to see more: {command} -n 2 python -m mpi4py.bench helloworld"
     try:
-        result = subprocess.run(
-            words, capture_output=True, text=True, timeout=60, env=os.environ | _HERE
+        status, out, said = _run(words, START_S, show=False)
+    except OSError as error:
+        again = "pip install --force-reinstall mpich"
+        return Status(False, f"mpiexec does not start ({error.strerror}): {again}.")
+    if status is None:
+        return Status(False, f"mpiexec started no job in {START_S:g} s; {by_hand}.")
+    if status:
+        said = f"{out}\n{said}"  # MPICH's mpiexec names a signal in its output
+        lines = said.strip().splitlines() or [f"exit status {status}"]
+        telling = [line for line in lines if "rror" in line or "nable" in line] or lines
+        why = telling[-1].strip().rstrip(".")
+        return Status(False, f"a job of two ranks failed ({why}): {_advice(said, 2) or by_hand}.")
+    size, _, library = out.strip().splitlines()[-1].partition(" ")
+    library = re.sub(r"( Version:| v|,.*)\s*", " ", library).strip()
+    if size != "2":
+        return Status(
+            False,
+            f"two ranks do not find each other: {command} and the library that mpi4py loads "
+            f"({library}) are two MPIs; pip install --force-reinstall mpich mpi4py.",
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Status(False, f"mpiexec did not start a job ({error}); {install}.")
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        why = next((line for line in reversed(lines) if "Error" in line), lines[-1]).strip()
-        return Status(False, f"a job of one rank failed ({why}); {install}.")
-    words = result.stdout.replace("Version", " ").replace(":", " ").split()
-    library = " ".join(words[:2]).strip(",")
     return Status(True, f"{library} through mpi4py.", library)
 
 
@@ -82,19 +141,21 @@ def run_program(
     Raises: RuntimeError: MPI is missing, or the job failed; the message names the rank.
     TimeoutError: it took too long.
     """
-    check_whole_number("ranks", ranks, 1)
+    ranks = check_whole_number("ranks", ranks, 1)
     check_number("timeout_s", timeout_s, low=0, low_included=False)
     if not mpi_status().available:
         raise RuntimeError(mpi_status().reason)
     with tempfile.TemporaryDirectory(prefix="fastdl-job-") as folder:
-        result, errors = Path(folder) / "result.json", Path(folder) / "errors.txt"
+        result = Path(folder) / "result.json"
         command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program]
         command += [*map(str, words), "--result", str(result)]
-        status = _run(command, errors, timeout_s, show)
-        lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        status, out, errors = _run(command, timeout_s, show)
+        lines = errors.strip().splitlines()
         # What the ranks or the watchdog said; where they said nothing, the rest.
         named = [line for line in lines if line.startswith("rank ")]
-        said = "\n".join(["", *(named or lines[-20:])])
+        said = "\n".join(
+            ["", *(named or [*lines[-20:], _advice(f"{out}\n{errors}", ranks)])]
+        ).rstrip()
         if status is None:
             raise TimeoutError(
                 f"the job of {ranks} ranks was ended after {timeout_s:g} s; give it less to do, or "
@@ -107,32 +168,29 @@ def run_program(
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _run(command: list[str], errors: Path, timeout_s: float, show: bool) -> int | None:
-    """Run a command, its errors into a file; its status, or None if it took too long."""
-    with open(errors, "wb") as stderr:
-        job = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=os.environ | _HERE | {"PYTHONUNBUFFERED": "1"},  # what a rank prints comes at once
-        )
-    late = threading.Event()
-    timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
-    timer.start()
-    try:
-        for line in job.stdout:
-            if show:
-                print(line, end="", flush=True)
-        job.wait()
-    finally:
-        timer.cancel()
-        _end(job)
-        job.stdout.close()
-    return None if late.is_set() else job.returncode
+def _run(command: list[str], timeout_s: float, show: bool) -> tuple[int | None, str, str]:
+    """Run a command on this machine; its status, None if it took too long, output and errors."""
+    here = {name: v for name, v in os.environ.items() if not name.startswith(_ELSEWHERE)} | _HERE
+    text = {"encoding": "utf-8", "errors": "replace"}
+    with tempfile.TemporaryFile("w+", **text) as errors:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+        job = subprocess.Popen(command, env=here, **pipes, **text)
+        late = threading.Event()
+        timer = threading.Timer(timeout_s, lambda: (late.set(), _end(job)))
+        timer.start()
+        out = []
+        try:
+            for line in job.stdout:
+                out.append(line)
+                if show:
+                    print(line, end="", flush=True)
+            job.wait()
+        finally:
+            timer.cancel()
+            _end(job)
+            job.stdout.close()
+        errors.seek(0)
+        return None if late.is_set() else job.returncode, "".join(out), errors.read()
 
 
 def _end(job: subprocess.Popen) -> None:
