@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy import signal
 
+from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.core.threads import blas_libraries
@@ -221,6 +222,35 @@ def set_gradients(network, gradients, convert=lambda array, like: array.astype(l
 
 
 STEPS = math.ceil(len(IMAGES) / RUN["batch"])
+
+
+def odd_binary_network(seed):
+    """A binary network for images of odd sizes: words half full, strides, pools, both paddings."""
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(1, 4)), *map(int, rng.integers(3, 9, 2)))
+    layers, now = [("pixels", PixelBytes())], shape
+    for number in range(int(rng.integers(1, 4))):
+        window = {"stride": int(rng.integers(1, 3)), "padding": int(rng.integers(0, 3))}
+        around = 0.0 if number == 0 else float(rng.choice([-1, 1]))
+        outputs = int(rng.choice([1, 2, 7, 31, 33, 60, 63, 64, 65, 96, 127, 130]))
+        kernel = min(int(rng.integers(1, 4)), *(size + 2 * window["padding"] for size in now[1:]))
+        options = {"padding_value": around, "scaled": bool(rng.integers(2)), "rng": rng}
+        stage = [("conv", BinaryConv2d(now[0], outputs, kernel, **window, **options))]
+        now = stage[0][1].output_shape(now)
+        if rng.random() < 0.3 and min(now[1:]) > 1:
+            stage.append(("pool", MaxPool2d(2, stride=1)))
+            now = stage[-1][1].output_shape(now)
+        if rng.random() < 0.8:
+            stage.append(("norm", BatchNorm(outputs)))
+        layers += [(f"{name} {number}", layer) for name, layer in (*stage, ("sign", Sign()))]
+    layers.append(("flatten", Flatten()))
+    sizes = [math.prod(now), *([int(rng.choice([5, 33, 100]))] if rng.random() < 0.4 else [])]
+    sizes.append(int(rng.integers(2, 11)))
+    for number, (features, outputs) in enumerate(itertools.pairwise(sizes)):
+        layers += [(f"fc {number}", BinaryLinear(features, outputs, rng=rng))]
+        layers += [(f"norm fc {number}", BatchNorm(outputs))] * (rng.random() < 0.5)
+        layers += [(f"sign fc {number}", Sign())] * (number < len(sizes) - 2)
+    return shaken(Network("odd", layers, shape), seed)
 
 
 def byte_images(rng, count, shape):

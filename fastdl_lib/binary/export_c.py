@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from fastdl_lib.binary.bits import WORD, pack
 from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
 from fastdl_lib.convolution.geometry import output_size
-from fastdl_lib.core.arrays import to_cpu
+from fastdl_lib.core.arrays import beside, check_on_cpu, to_cpu
 from fastdl_lib.core.compiler import Compiled, compile_library
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.nn.network import Network
@@ -26,7 +27,7 @@ from fastdl_lib.nn.network import Network
 __all__ = ["C_FLAGS", "compile_c", "export_c"]
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O3")
-"""With which :func:`compile_c` compiles: warnings are errors."""
+"""With which :func:`compile_c` compiles first: warnings are errors."""
 
 _PARTS = {
     "popcount": """
@@ -45,10 +46,11 @@ static int popcount(uint64_t word)
 """,
     "pixel_sums": """
 /* Sums of pixels times weights of +1 and -1, by the eight bit planes of the pixels: twice what the
-   bits of the weights select, less the sum of all pixels. */
+   bits of the weights select, less the sum of all pixels. Volatile, here and below: gcc 11 and 12
+   get the loop over the outputs wrong where they compute several at once by AVX-512. */
 static void pixel_sums(const uint8_t *pixels, int height, int width, int channels, int kernel_h,
                        int kernel_w, int stride, int padding, int outputs, int words,
-                       const uint64_t *weights, int32_t *sums)
+                       const uint64_t *weights, volatile int32_t *sums)
 {
     static uint64_t planes[8][@PATCH_WORDS@];
     int out_h = (height + 2 * padding - kernel_h) / stride + 1;
@@ -89,7 +91,7 @@ static void pixel_sums(const uint8_t *pixels, int height, int width, int channel
    is some words, around the image stands the pixel "around". */
 static void bit_sums(const uint64_t *bits, int height, int width, int words, int kernel_h,
                      int kernel_w, int stride, int padding, const uint64_t *around, int outputs,
-                     int length, const uint64_t *weights, int32_t *sums)
+                     int length, const uint64_t *weights, volatile int32_t *sums)
 {
     int out_h = (height + 2 * padding - kernel_h) / stride + 1;
     int out_w = (width + 2 * padding - kernel_w) / stride + 1;
@@ -162,18 +164,22 @@ class CFile:
     """What lies in read-only memory (flash) beside the code."""
     buffers_bytes: int
     """What lies in memory that is written to, beside a small stack."""
+    text: str = dataclasses.field(repr=False)
+    checked: tuple[np.ndarray, np.ndarray] = dataclasses.field(repr=False)
+    """Random images, uint8, and Python's logits for them."""
 
 
 def export_c(network: Network, path: str | os.PathLike, *, name: str = "network") -> CFile:
     """Write a binary network as one self-contained C99 file, the whole file or nothing.
 
-    The file defines, for a picture of (C, H, W) bytes::
+    The file defines, for a picture of (C, H, W) bytes, and so many logits as there are classes::
 
         void <name>_logits(const uint8_t *pixels, float *logits);
         int <name>_classify(const uint8_t *pixels);
 
-    No heap, and no floating point but in the last normalisation, a product and a sum a class. Its
-    buffers are static: one thread at a time.
+    C knows no shapes: who calls them hands over whole, contiguous pictures. No heap, and no
+    floating point but in the last normalisation, a product and a sum a class. Its buffers are
+    static: one thread at a time.
 
     Args:
         network: folded, or one that :func:`~fastdl_lib.binary.inference.fold` takes.
@@ -190,7 +196,7 @@ def export_c(network: Network, path: str | os.PathLike, *, name: str = "network"
     ...     export_c(binary_mlp(hidden=64), Path(folder, "digits.c")).constants_bytes
     8632
     """
-    path = Path(path)
+    path = Path(path).absolute()
     if path.suffix != ".c":
         raise ValueError(f"C is stored as .c, got the name {path.name!r}.")
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
@@ -207,7 +213,19 @@ def export_c(network: Network, path: str | os.PathLike, *, name: str = "network"
     constants = folded.bytes + 8 * sum(stage.around_words for stage in stages)
     buffers = 4 * sums + 8 * sum(words) + 8 * 8 * stages[0].patch_words
     classes = stages[-1].layer.outputs
-    return CFile(path, name, folded.input_shape, classes, constants, buffers)
+    checked = _answers(folded)
+    return CFile(path, name, folded.input_shape, classes, constants, buffers, text, checked)
+
+
+def _answers(folded: BinaryNetwork) -> tuple[np.ndarray, np.ndarray]:
+    """Random images, from black ones to noise, and Python's logits for them."""
+    rng, count = np.random.default_rng(0), 32
+    shape = (count, *folded.input_shape)
+    is_lit = rng.random(shape) < np.linspace(0, 1, count)[:, None, None, None]
+    pixels = rng.integers(0, 256, shape, np.uint8) * is_lit
+    x, words = pixels / np.float32(255), next(iter(folded.buffers.values()))
+    parts = (folded.forward(beside(x[start : start + 4], words)) for start in range(0, count, 4))
+    return pixels, np.concatenate([to_cpu(part) for part in parts])
 
 
 def _c_text(
@@ -344,46 +362,77 @@ def _constant(name: str, array: np.ndarray) -> Iterator[str]:
 class CNetwork:
     """A compiled C network: answers for pictures. Made by :func:`compile_c`."""
 
-    def __init__(self, file: CFile, compiled: Compiled) -> None:
+    def __init__(self, file: CFile, compiled: Compiled, flags: tuple[str, ...]) -> None:
         self.file, self.library_bytes = file, compiled.size_bytes
+        self.flags = flags
+        """With which it was compiled."""
         self._logits = getattr(compiled.functions, f"{file.name}_logits")
         self._classify = getattr(compiled.functions, f"{file.name}_classify")
         self._logits.restype, self._classify.restype = None, ctypes.c_int
+        self._logits.argtypes, self._classify.argtypes = [ctypes.c_void_p] * 2, [ctypes.c_void_p]
+        self._one_thread = threading.Lock()  # its buffers are static
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """(N, classes), float32, for images (N, C, H, W), uint8; others are refused by a TypeError
         or ValueError."""
+        images = self._whole(images)
         out = np.empty((len(images), self.file.classes), np.float32)
-        for place, row in zip(self._addresses(images), out, strict=True):
-            self._logits(place, ctypes.c_void_p(row.ctypes.data))
+        with self._one_thread:
+            for image, row in zip(images, out, strict=True):
+                self._logits(image.ctypes.data, row.ctypes.data)
         return out
 
     def predict_classes(self, images: np.ndarray) -> np.ndarray:
         """(N,), int64, for images as :meth:`logits` takes them."""
-        return np.array([self._classify(place) for place in self._addresses(images)], np.int64)
+        images = self._whole(images)
+        start, size = images.ctypes.data, math.prod(self.file.input_shape)
+        with self._one_thread:
+            places = range(start, start + size * len(images), size)
+            return np.array([self._classify(place) for place in places], np.int64)
 
-    def _addresses(self, images: np.ndarray) -> list[ctypes.c_void_p]:
+    def _whole(self, images: np.ndarray) -> np.ndarray:
+        """The images one behind the other in memory, once they fit: C asks nothing."""
+        check_on_cpu("a C network", images)
         if images.dtype != np.uint8:
             raise TypeError(
                 f"a C network takes pixels as uint8, 0 to 255, got {images.dtype}; "
                 "use np.rint(255 * x).astype(np.uint8)."
             )
-        if images.shape[1:] != self.file.input_shape:
+        if images.ndim != 4 or images.shape[1:] != self.file.input_shape:
             wanted = ", ".join(map(str, self.file.input_shape))
-            raise ValueError(f"this C network takes images (N, {wanted}), got {images.shape}.")
-        if not images.flags.c_contiguous:
-            raise ValueError("a C network takes contiguous images: use np.ascontiguousarray(x).")
-        start, size = images.ctypes.data, math.prod(images.shape[1:])
-        return [ctypes.c_void_p(start + place * size) for place in range(len(images))]
+            hint = " For one image use x[None]." if images.shape == self.file.input_shape else ""
+            raise ValueError(
+                f"this C network takes images (N, {wanted}), got {images.shape}.{hint}"
+            )
+        return np.ascontiguousarray(images)
 
 
 def compile_c(file: CFile, flags: Sequence[str] = ("-march=native",)) -> CNetwork:
-    """Compile a C network with this machine's compiler and load it.
+    """Compile a C network with this machine's compiler, load it, and compare it with Python.
 
-    ``flags`` are added to :data:`C_FLAGS`; -march=native is for speed, answers do not depend on it.
+    The flags are :data:`C_FLAGS` and ``flags``. Where the compiler refuses them, or random images
+    get other logits than Python's (compilers have faults, too), safer ones follow: no loops made
+    to vectors, -O2, no -march. ``flags`` of the result says with which the answers are right.
 
     Raises:
-        RuntimeError: there is no C compiler, or it refuses the file.
+        ValueError: the file is no longer what :func:`export_c` wrote.
+        RuntimeError: there is no C compiler, it refuses the file, or the answers stay wrong.
     """
-    code = file.path.read_text(encoding="ascii")
-    return CNetwork(file, compile_library(code, (*C_FLAGS, *flags), name=file.path.stem))
+    if file.path.read_text(encoding="ascii", errors="replace") != file.text:
+        raise ValueError(f"{file.path.name} is not what export_c wrote any more: export it again.")
+    given, faults = tuple(flags), []
+    without = tuple(flag for flag in given if not flag.startswith(("-march", "-mcpu")))
+    tries = given, (*given, "-fno-tree-loop-vectorize"), (*given, "-O2"), (*without, "-O2")
+    for tried in dict.fromkeys(tries):
+        used = (*C_FLAGS, *tried)
+        try:
+            made = CNetwork(file, compile_library(file.text, used, name=file.path.stem), used)
+        except RuntimeError as error:
+            faults.append(str(error))
+            continue
+        images, expected = file.checked
+        wrong = int((made.logits(images) != expected).any(axis=1).sum())
+        if not wrong:
+            return made
+        faults.append(f"{wrong} of {len(images)} images get other answers than in Python.")
+    raise RuntimeError(f"no C network from {file.path.name}. {faults[0]}")

@@ -48,9 +48,14 @@ def compile_library(code: str, flags: Sequence[str] = ("-O2",), *, name: str = "
                 source, library = Path(folder, f"{name}.c"), Path(folder, f"{name}.so")
                 source.write_text(code, encoding="utf-8")
                 command = [compiler, *flags, "-shared", "-fPIC", "-o", library, source]
-                told = subprocess.run(command, capture_output=True, text=True)
-                if told.returncode:
+                try:
+                    told = subprocess.run(command, capture_output=True, text=True, errors="replace")
+                except OSError as error:
+                    what = f"{Path(compiler).name} does not run: {error.strerror}."
+                    raise RuntimeError(what) from None
+                if told.returncode or not library.exists():
                     said = told.stderr[-2000:].replace(f"{folder}/", "")
+                    said = said or f"it ended with {told.returncode} and said nothing."
                     raise RuntimeError(f"{Path(compiler).name} does not take {name}.c:\n{said}")
                 return Compiled(ctypes.CDLL(str(library)), library.stat().st_size)
         except OSError as error:  # no such folder, not to be written, or no programs allowed there

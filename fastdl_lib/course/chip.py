@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdl_lib.binary.export_c import C_FLAGS, compile_c, export_c
+from fastdl_lib.binary.export_c import compile_c, export_c
 from fastdl_lib.binary.inference import fold
 from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.compiler import c_compiler
@@ -34,7 +34,6 @@ CHIPS: Mapping[str, tuple[str, int]] = {
 }
 """Name of a C file: the file of its weights in ``data/weights``, and the values of a layer."""
 
-FLAGS = ("-march=native",)
 CLOCKED = 1000  # images of a sample
 BUDGET_S = 3.0
 
@@ -60,12 +59,12 @@ def chip_run(
     folded, card = fold(network), machine_card()
     pixels = np.rint(255 * images).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        chip = compile_c(export_c(folded, Path(folder, f"{name}.c")), FLAGS)
+        chip = compile_c(export_c(folded, Path(folder, f"{name}.c")))
     file, answers = chip.file, chip.predict_classes(pixels)
     equal = int((answers == predict_classes(folded, images)).sum())
     if equal < len(images):
         raise RuntimeError(f"{name}: only {equal:,} of {len(images):,} answers are Python's.")
-    built = {"network": name, "flags": " ".join((*C_FLAGS, *FLAGS))}
+    built = {"network": name, "flags": " ".join(chip.flags)}
     found = []
     for what, unit, value in (
         ("constants", "bytes", file.constants_bytes),
