@@ -95,8 +95,12 @@ class Checkpoint:
         return self._restore(record, arrays)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        arrays = read_arrays(self.path)
-        what, other = holding(arrays), "give this run's checkpoint another name"
+        other = "give this run's checkpoint another name"
+        try:
+            arrays = read_arrays(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error} To begin a new run, {other}.") from None
+        what = holding(arrays)
         if not is_checkpoint(arrays):
             raise ValueError(f"{self.path.name} is no checkpoint but holds {what}: {other}.")
         try:

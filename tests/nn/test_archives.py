@@ -69,6 +69,7 @@ def test_another_file_says_what_it_is_and_stays(kind, tmp_path, monkeypatch):
             use(path)
         message = str(caught.value)
         assert words in message and "delete" not in message and "remove" not in message
+    assert "give this run's checkpoint another name" in message
     assert_same_weights(network, toy())
     assert path.read_bytes() == content and os.listdir(tmp_path) == ["run.npz"]
 
