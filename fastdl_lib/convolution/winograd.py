@@ -213,8 +213,8 @@ def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.nda
     return out
 
 
-def _filter_tiles(plan: _Tiles, weight: np.ndarray) -> np.ndarray:
-    """Transform the filters: (t, t, groups, s * s * C / groups, K / groups).
+def _whole_filters(plan: _Tiles, weight: np.ndarray) -> np.ndarray:
+    """The filters as (r, r, groups, s * s * C / groups, K / groups).
 
     A stride of s is taken out first: s x s pixels count as one pixel with s * s times the
     channels, and the filter is filled up with zeros to whole ones of them.
@@ -227,8 +227,12 @@ def _filter_tiles(plan: _Tiles, weight: np.ndarray) -> np.ndarray:
         whole = np.zeros((taps[0] * s, taps[1] * s, channels, filters), weight.dtype)
         whole[:filter_h, :filter_w] = weight.transpose(2, 3, 1, 0)
     whole = whole.reshape(taps[0], s, taps[1], s, channels, groups, filters // groups)
-    whole = whole.transpose(0, 2, 5, 1, 3, 4, 6).reshape(*taps, groups, s * s * channels, -1)
-    return _transform_filters([t.filter for t in plan.transforms], whole)
+    return whole.transpose(0, 2, 5, 1, 3, 4, 6).reshape(*taps, groups, s * s * channels, -1)
+
+
+def _filter_tiles(plan: _Tiles, weight: np.ndarray) -> np.ndarray:
+    """Transform the filters: (t, t, groups, s * s * C / groups, K / groups)."""
+    return _transform_filters([t.filter for t in plan.transforms], _whole_filters(plan, weight))
 
 
 def _filter_tiles_back(plan: _Tiles, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -328,13 +332,14 @@ def forward(
         start = np.zeros(len(weight), x.dtype)
     convolve = _forward_compiled if _is_compiled(plan, x) else _forward
     with np.errstate(over="ignore", invalid="ignore"):
-        out = convolve(plan, x, _filter_tiles(plan, weight), start)
+        out = convolve(plan, x, weight, start)
         finite = _set_right(geometry, x, out, start)
     return out if finite else blocked.forward(x, weight, bias, geometry)
 
 
-def _forward(plan: _Tiles, x: np.ndarray, filter_tiles: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _forward(plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     (m_h, m_w), (rows, columns), filters = plan.outputs, plan.grid, len(bias)
+    filter_tiles = _filter_tiles(plan, weight)
     # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
     out = channels_last((len(x), filters, rows * m_h, columns * m_w), x.dtype)
     block = _images_a_block(plan, filter_tiles, len(x), passes=1)
@@ -466,15 +471,14 @@ def _whole_pixels(plan: _Tiles, x: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _forward_compiled(
-    plan: _Tiles, x: np.ndarray, filter_tiles: np.ndarray, bias: np.ndarray
+    plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray
 ) -> np.ndarray:
     from fastdl_lib.kernels import winograd as loops
 
-    pixels, padding = _whole_pixels(plan, x)
+    (pixels, padding), bias = _whole_pixels(plan, x), np.ascontiguousarray(bias)
     out = channels_last(plan.geometry.out_shape, x.dtype)
-    start = np.ascontiguousarray(bias)
-    into, out_of = zip(*((t.input, t.output) for t in plan.transforms), strict=True)
-    loops.convolve(pixels, filter_tiles, start, out.transpose(0, 2, 3, 1), into, out_of, padding)
+    filters, pixels_out = _whole_filters(plan, weight), out.transpose(0, 2, 3, 1)
+    loops.convolve(pixels, filters, bias, pixels_out, plan.transforms, padding)
     return out
 
 
@@ -486,8 +490,7 @@ def _backward_compiled(
     groups = plan.geometry.groups
     grads = np.ascontiguousarray(grad_out.transpose(0, 2, 3, 1))
     pixels, padding = _whole_pixels(plan, x)
-    into, out_of = zip(*((t.input, t.output) for t in plan.transforms), strict=True)
-    tiles = loops.gradient_by_filters(grads, pixels, groups, into, out_of, padding)
+    tiles = loops.gradient_by_filters(grads, pixels, groups, plan.transforms, padding)
     grad_x = None
     if need_grad_x:
         turned = plan.geometry.turn(weight)

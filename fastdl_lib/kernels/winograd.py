@@ -16,6 +16,7 @@ The loops compute with addresses that nothing checks. They are right for the buf
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -40,26 +41,25 @@ def convolve(
     filters: np.ndarray,
     bias: np.ndarray,
     out: np.ndarray,
-    into: Matrices,
-    out_of: Matrices,
+    transforms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     padding: int,
 ) -> None:
     """Fill out (N, OH, OW, K) with the convolution of x (N, H, W, C), stride 1.
 
     Args:
-        filters: transformed, (t, t, groups, C / groups, K / groups).
+        filters: (r, r, groups, C / groups, K / groups).
         bias: (K,).
-        into, out_of: B^T and A^T of both directions.
+        transforms: B^T, G and A^T of each direction.
         padding: zeros on the upper and left side; on the others as many as are needed.
     """
+    into, of_filters, out_of = zip(*transforms, strict=True)
     rows, width = vectors.tile_shape(filters.shape[-1])
-    *_, groups, channels, _ = filters.shape
     lanes = vectors.lanes()
-    panel = width * lanes
-    panels = filters.reshape(-1, groups, channels, filters.shape[-1] // panel, panel)
-    panels = np.ascontiguousarray(panels.transpose(0, 1, 3, 2, 4))
-    tiling = _Tiling(x, out, into, out_of, padding, rows, filters.nbytes / 2)
-    tile, offsets = vectors.product_tile(rows, width), 4 * np.arange(channels)
+    panels = filters.reshape(*filters.shape[:-1], -1, width * lanes).swapaxes(3, 4)
+    panels = on_two_axes(of_filters, np.ascontiguousarray(panels))
+    panels = panels.reshape(-1, *panels.shape[2:])
+    tiling = _Tiling(x, out, into, out_of, padding, rows, panels.nbytes / 2)
+    tile, offsets = vectors.product_tile(rows, width), 4 * np.arange(panels.shape[3])
 
     def work(part: slice) -> None:
         inputs, outputs, scratch = tiling.buffers()
@@ -77,11 +77,11 @@ def gradient_by_filters(
     grad_out: np.ndarray,
     x: np.ndarray,
     groups: int,
-    into: Matrices,
-    out_of: Matrices,
+    transforms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     padding: int,
 ) -> np.ndarray:
-    """Return the gradient by the transformed filters of :func:`convolve`, in their shape."""
+    """Return the gradient by the transformed filters of :func:`convolve`, (t, t, groups, ...)."""
+    into, _, out_of = zip(*transforms, strict=True)
     channels, filters = x.shape[-1] // groups, grad_out.shape[-1] // groups
     rows, width = vectors.tile_shape(filters, channels)
     places = [len(m) for m in into]

@@ -98,13 +98,12 @@ def test_no_tile_touches_memory_outside_its_arrays(geometry):
     direct.convolve(x, weight, bias, out, geometry.stride)
     gradient = direct.gradient_by_weight(out, x, geometry.kernel, groups, geometry.stride)
     assert gradient.shape == weight.shape
-    matrices = transform_matrices(3, 3)
-    into, out_of = (matrices.input,) * 2, (matrices.output,) * 2
-    filters = guarded(5, 5, groups, geometry.group_channels, geometry.group_filters)
+    transforms = [transform_matrices(3, 3)] * 2
+    filters = guarded(3, 3, groups, geometry.group_channels, geometry.group_filters)
 
     def tiles():
-        tiled.convolve(x, filters, bias, out, into, out_of, p)
-        tiled.gradient_by_filters(out, x, groups, into, out_of, p)
+        tiled.convolve(x, filters, bias, out, transforms, p)
+        tiled.gradient_by_filters(out, x, groups, transforms, p)
 
     tiles()  # compiled, before its buffers are made by us
     with pytest.MonkeyPatch().context() as patch:
