@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import tempfile
 import textwrap
 import zlib
@@ -52,7 +53,17 @@ _PHOTO_SHA256 = {
     "chelsea_227.png": "9e423a2fd37727bbe030ffc53fe0151f63b5aa0f6dbde6e6bd4292a714480b81",
     "coffee_227.png": "bc714cd96ca7e0b530911da986b30118d0ee37380926b42e2a233fb3e41e399a",
 }
-_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+_SPLITS = {"train": "train", "test": "t10k"}
+# The idx format: 0, 0, a code for the dtype, the number of axes, 4 bytes for each size, the values.
+_IDX_DTYPES = {8: "uint8", 9: "int8", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+# How other files begin that are found under such names.
+_BEGINNINGS = {
+    b"PK": "a ZIP archive: unpack it",
+    b"\x93NUMPY": "an array of NumPy's: np.load reads it",
+    b"\x89PNG": "a PNG picture",
+    b"\x1f\x8b": "a gzip file within a gzip file: unpack it",
+    b"<": "a web page",
+}
 _TIMEOUT_S = 15
 
 
@@ -80,15 +91,21 @@ def data_folder() -> Path:
     )
 
 
-def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+def mnist(
+    split: str = "train", folder: str | os.PathLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return MNIST's images, float32 (n, 1, 28, 28) from 0 (paper) to 1 (ink), and the digits that
     they show, int64 (n,). A file that is missing from ``data/mnist`` is downloaded first.
 
     Args:
         split: ``"train"`` (n = 60,000) or ``"test"`` (n = 10,000).
+        folder: where other data of this format lies, such as Fashion-MNIST or one of EMNIST's sets
+            (whose pictures lie on their side): ``*train-images*`` and ``*train-labels*``, or
+            ``*t10k-*`` or ``*test-*``, packed (``.gz``) or not. n and the size are the files'.
 
-    Raises: ValueError for a file that is not the official one, FileNotFoundError where no mirror
-    gives a missing one, PermissionError where it cannot be written.
+    Raises: ValueError for a file that is not the official one, or not what it should be;
+    FileNotFoundError where no mirror gives a missing one, or the folder has none; PermissionError
+    where it cannot be written.
 
     Source: Y. LeCun, C. Cortes, C. J. C. Burges, *The MNIST database of handwritten digits*.
 
@@ -97,10 +114,12 @@ def mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     ((10000, 1, 28, 28), (10000,))
     """
     check_choice("split", split, _SPLITS)
-    prefix, count = _SPLITS[split]
-    pixels = _read_idx(f"{prefix}-images-idx3-ubyte.gz", (count, 1, 28, 28))
-    digits = _read_idx(f"{prefix}-labels-idx1-ubyte.gz", (count,))
-    images = pixels.astype(np.float32)
+    if folder is None:
+        names = (f"{_SPLITS[split]}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1"))
+        pixels, digits = map(_official, names)
+    else:
+        pixels, digits = _images_and_labels(Path(folder).expanduser(), split)
+    images = pixels[:, None].astype(np.float32)
     images /= 255
     return images, digits.astype(np.int64)
 
@@ -121,49 +140,109 @@ def photos(count: int = 2) -> np.ndarray:
     return both[np.arange(count) % len(both)]
 
 
-def _check(what: str, content: bytes, expected: str, fix: str) -> None:
-    got = hashlib.sha256(content).hexdigest()
-    if got != expected:
-        raise ValueError(
-            f"{what} is damaged or another file: expected bytes of SHA-256 {expected}, got "
-            f"{len(content):,} bytes of {got}; {fix}"
-        )
-
-
 def _read_photo(name: str) -> np.ndarray:
     """One photo, float32 (3, 227, 227)."""
     path = data_folder() / "photos" / name
-    fix = f"bring it back: git checkout -- data/photos/{name}"
+    fix = f"move aside what is there and bring it back: git checkout -- data/photos/{name}"
     if not path.is_file():
         raise FileNotFoundError(f"the photo photos/{name} is missing; {fix}")
-    _check(f"the photo photos/{name}", path.read_bytes(), _PHOTO_SHA256[name], fix)
+    content = path.read_bytes()
+    got = hashlib.sha256(content).hexdigest()
+    if got != _PHOTO_SHA256[name]:
+        raise ValueError(
+            f"the photo photos/{name} is damaged or another file: expected bytes of SHA-256 "
+            f"{_PHOTO_SHA256[name]}, got {len(content):,} bytes of {got}; {fix}"
+        )
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255
 
 
-def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The checked content of one file in ``data/mnist``, uint8 of ``shape``."""
+def _content(path: Path) -> bytes:
+    """What a file holds, packed or not, whatever its name says; ValueError where it breaks off."""
+    content = path.read_bytes()
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"a gzip file of {len(content):,} bytes that does not decompress ({error})"
+        ) from None
+
+
+def _idx(content: bytes, axes: int) -> np.ndarray:
+    """The values of an idx file of uint8 with so many axes; ValueError, which says what it is."""
+    header = 4 + 4 * content[3] if len(content) > 3 else 4
+    if content[:2] != b"\0\0" or len(content) < header or content[2] not in _IDX_DTYPES:
+        kinds = [kind for begin, kind in _BEGINNINGS.items() if content.startswith(begin)]
+        other = f"bytes that begin with {content[:8]!r}" if content else "an empty file"
+        raise ValueError([*kinds, other][0])
+    dtype = np.dtype(_IDX_DTYPES[content[2]])
+    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+    what = f"an idx file of {dtype.name}, {' x '.join(map(str, shape))}"
+    missing = math.prod(shape) * dtype.itemsize - (len(content) - header)
+    if missing:
+        more = "too many" if missing < 0 else "missing"
+        raise ValueError(f"{what}, with {abs(missing):,} bytes {more}")
+    if dtype != np.uint8 or len(shape) != axes or 0 in shape:
+        raise ValueError(what)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _official(name: str) -> np.ndarray:
+    """The checked content of one file in ``data/mnist``, uint8."""
     path = data_folder() / "mnist" / name
     if not path.exists():
         _download(name, path.parent)
-    fix = (
-        "move it away and call again to download it, or bring it back: git checkout -- "
-        f"data/mnist/{name}"
-    )
-    raw = path.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):  # an unpacked copy under the name will do as well
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    fix = f"move it away, and call again to download it or: git checkout -- data/mnist/{name}"
+    axes, expected = 3 if "images" in name else 1, _SHA256[name][1]
+    try:
+        content = _content(path)
+        got = hashlib.sha256(content).hexdigest()
+        if got == expected:
+            return _idx(content, axes)
+        shape = " x ".join(map(str, _idx(content, axes).shape))
+        fix = f"other data is read by mnist(folder=...); {fix}"
+        raise ValueError(f"a whole file of the format, {shape}, with SHA-256 {got}")
+    except ValueError as error:
+        raise ValueError(
+            f"mnist/{name} is not MNIST's: expected bytes of SHA-256 {expected}, got {error}; {fix}"
+        ) from None
+
+
+def _images_and_labels(folder: Path, split: str) -> list[np.ndarray]:
+    """The two idx files of a split in a folder of one's own."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}.")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    arrays = []
+    for what, axes in (("images", 3), ("labels", 1)):
+        wanted = re.compile(rf"(^|[-_. ])({split}|{_SPLITS[split]})[-_. ]{what}([-_. ]|$)", re.I)
+        found = [name for name in names if wanted.search(name)]
+        packed_twice = {f"{name}.gz" for name in found}  # as well as unpacked
+        found = [name for name in found if name not in packed_twice]
+        if not found:
+            raise FileNotFoundError(
+                f"{folder.name}/ holds no *{_SPLITS[split]}-{what}*, packed or not; it holds "
+                f"{textwrap.shorten(', '.join(names) or 'no file', 300)}."
+            )
+        if len(found) > 1:
             raise ValueError(
-                f"mnist/{name} is damaged: expected a whole gzip file, got "
-                f"{path.stat().st_size:,} bytes that do not decompress ({error}); {fix}"
-            ) from error
-    _check(f"mnist/{name}", raw, _SHA256[name][1], fix)
-    # The idx format's header, before the values: 0, 0, 8 (uint8), the number of axes, and 4 bytes
-    # for the size of each. The SHA-256 has proved it.
-    return np.frombuffer(raw, np.uint8)[-math.prod(shape) :].reshape(shape)
+                f"{folder.name}/ holds several files of {split} {what}: {', '.join(found)}; give "
+                "each set a folder of its own."
+            )
+        try:
+            arrays.append(_idx(_content(folder / found[0]), axes))
+        except ValueError as error:
+            raise ValueError(
+                f"{found[0]} is no idx file of {what}: expected uint8 with {axes} axes, as "
+                f"{'n x height x width' if axes == 3 else 'n'}; got {error}."
+            ) from None
+    if len(arrays[0]) != len(arrays[1]):
+        images, labels = map(len, arrays)
+        raise ValueError(f"{folder.name}/ holds {images:,} {split} images and {labels:,} labels.")
+    return arrays
 
 
 def _download(name: str, folder: Path) -> None:

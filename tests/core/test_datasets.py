@@ -89,7 +89,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def read_small() -> np.ndarray:
-    return datasets._read_idx(SMALL, (10_000,))
+    return datasets._official(SMALL)
 
 
 def names(folder: Path) -> list[str]:
@@ -145,6 +145,80 @@ def test_the_official_bytes_compressed_anew_or_not_at_all_are_accepted(folder):
     for content in (gzip.compress(raw, compresslevel=1), raw):
         path.write_bytes(content)
         assert np.bincount(read_small()).tolist()[:2] == [980, 1135]
+
+
+# --- other data of the format -----------------------------------------------------------------
+
+
+def idx(array, code=8):
+    sizes = np.array(array.shape, ">u4").tobytes()
+    return bytes([0, 0, code, array.ndim]) + sizes + array.tobytes()
+
+
+PIXELS = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+CLASSES = np.array([7, 0, 25], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")),
+        ("test", ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte.gz")),  # one unpacked
+        ("train", ("emnist-letters-train-images-idx3-ubyte", "emnist-letters-train-labels.gz")),
+        ("test", ("Test_Images.idx", "Test_Labels.idx")),
+    ],
+)
+def test_other_data_is_read_from_a_folder_of_ones_own(tmp_path, split, names):
+    for name, array in zip(names, (PIXELS, CLASSES), strict=True):
+        content = idx(array)
+        (tmp_path / name).write_bytes(gzip.compress(content) if "gz" in name else content)
+    (tmp_path / f"{names[0].removesuffix('.gz')}.gz").write_bytes(gzip.compress(idx(PIXELS)))
+    (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97")
+    images, labels = datasets.mnist(split, folder=str(tmp_path))
+    assert images.dtype == np.float32 and labels.dtype == np.int64
+    assert (images == PIXELS[:, None] / np.float32(255)).all() and (labels == CLASSES).all()
+
+
+LABELS_IN_INT32 = idx(np.arange(3, dtype=">i4"), code=12)
+OTHER_FILES = [
+    ("images", b"", "got an empty file"),
+    ("images", idx(PIXELS)[:-1], r"idx file of uint8, 3 x 4 x 5, with 1 bytes missing"),
+    ("images", idx(PIXELS) + b"ab", "with 2 bytes too many"),
+    ("images", idx(PIXELS)[:9], r"begin with b'\\x00\\x00\\x08"),
+    ("images", idx(CLASSES), "expected uint8 with 3 axes, as n x height x width; got an idx file"),
+    ("images", idx(PIXELS[:0]), "uint8, 0 x 4 x 5"),
+    ("images", gzip.compress(idx(PIXELS))[:-9], "a gzip file of .* does not decompress"),
+    ("images", gzip.compress(gzip.compress(idx(PIXELS))), "a gzip file within a gzip file"),
+    ("images", b"PK\3\4 and so on", "a ZIP archive: unpack it"),
+    ("images", b"<html>404</html>", "a web page"),
+    ("labels", LABELS_IN_INT32, "expected uint8 with 1 axes, as n; got an idx file of int32, 3"),
+    ("labels", idx(CLASSES[:2]), "3 train images and 2 labels"),
+    ("labels", None, r"holds no \*train-labels\*, packed or not; it holds train-images"),
+    ("other-train-labels", idx(CLASSES), "several files of train labels: other-train-labels, tr"),
+]
+
+
+@pytest.mark.parametrize(("what", "content", "words"), OTHER_FILES)
+def test_what_is_no_such_data_is_refused_and_named(tmp_path, what, content, words):
+    files = {"train-images": idx(PIXELS), "train-labels": idx(CLASSES)}
+    files[what if "-" in what else f"train-{what}"] = content
+    for name, bytes_ in files.items():
+        if bytes_ is not None:
+            (tmp_path / name).write_bytes(bytes_)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as refused:
+        datasets.mnist("train", tmp_path)
+    assert "delete" not in str(refused.value) and "damaged" not in str(refused.value)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        datasets.mnist("train", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+def test_whole_other_data_under_mnists_name_is_not_called_damaged(folder, pack):
+    (folder / "mnist" / SMALL).write_bytes(pack(idx(CLASSES)))
+    words = r"is not MNIST's: .* got a whole file of the format, 3, .* mnist\(folder=\.\.\.\)"
+    with pytest.raises(ValueError, match=words) as refused:
+        read_small()
+    assert "damaged" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
