@@ -8,6 +8,7 @@ normalising. NumPy lets go of Python's lock while it computes, so such threads d
 import contextlib
 import contextvars
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -108,11 +109,39 @@ def _fault(count: int, library: Any, before: int) -> Exception | None:
     return ValueError(f"this BLAS was built for at most {got} threads, got {count}.")
 
 
-def container_limit(file: str) -> list[str]:
-    """The words of a container's limit file, empty outside a container or without a limit."""
-    path = Path("/sys/fs/cgroup") / file
-    words = path.read_text().split() if path.is_file() else []
-    return [] if not words or words[0] in ("max", "-1") else words
+_CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# What holds the limits, in the second version of control groups and in the first.
+_LIMIT_FILES = {
+    "cpu": (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
+    "memory": (("memory.max",), ("memory.limit_in_bytes",)),
+}
+
+
+def container_limit(controller: str) -> float:
+    """What the control groups leave to this process, its own and those around it (a container, a
+    batch job, a service): cores of "cpu", bytes of "memory"; infinite where there is no limit."""
+    limit = math.inf
+    for folder in _control_groups(controller):
+        for files in _LIMIT_FILES[controller]:
+            paths = [folder / file for file in files]
+            words = [word for path in paths if path.is_file() for word in path.read_text().split()]
+            if words and words[0] not in ("max", "-1"):
+                numbers = [int(word) for word in words]
+                limit = min(limit, numbers[0] / (numbers[1] if controller == "cpu" else 1))
+    return limit
+
+
+def _control_groups(controller: str) -> list[Path]:
+    """Their folders; a container may see its own as the root, whatever name it has outside."""
+    lines = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.is_file() else []
+    folders = [_CONTROL_GROUPS, _CONTROL_GROUPS / controller]
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            for root in (_CONTROL_GROUPS / place for place in ("", "unified", controllers)):
+                own = root / name.strip("/")
+                folders += [own, *(one for one in own.parents if root in one.parents)]
+    return folders
 
 
 def usable_cores() -> int:
@@ -120,13 +149,7 @@ def usable_cores() -> int:
     machine has."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    quota = container_limit("cpu.max")
-    if not quota:  # the first version of control groups has a file for each of the two numbers
-        first = (container_limit(f"cpu/cpu.cfs_{part}_us") for part in ("quota", "period"))
-        quota = [word for words in first for word in words]
-    if len(quota) == 2:
-        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
-    return cores
+    return max(1, round(min(cores, container_limit("cpu"))))
 
 
 def blocks(part: slice, size: int) -> list[slice]:

@@ -193,8 +193,7 @@ def _cpu_model() -> str:
 
 @functools.cache
 def _memory_gib() -> float:
-    limit = [int(size) for size in container_limit("memory.max")]
-    return round(min([psutil.virtual_memory().total, *limit]) / 2**30, 1)
+    return round(min(psutil.virtual_memory().total, container_limit("memory")) / 2**30, 1)
 
 
 @functools.cache

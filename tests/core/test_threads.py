@@ -1,5 +1,6 @@
 """Threads are set and given back, and a batch is divided among them without a gap."""
 
+import math
 import os
 import signal
 import threading
@@ -58,20 +59,41 @@ def test_blocks_that_overlap_leave_the_number_of_before():
             assert blas_threads_now() == left
 
 
+V1 = "4:memory:/job\n2:cpu,cpuacct:/job\n"
+
+
 @pytest.mark.parametrize(
-    ("limits", "expected"),
+    ("own", "files", "cores", "memory"),
     [
-        ({}, 8),
-        ({"cpu.max": ["250000", "100000"]}, 2),
-        ({"cpu.max": ["5000", "100000"]}, 1),
-        ({"cpu/cpu.cfs_quota_us": ["300000"], "cpu/cpu.cfs_period_us": ["100000"]}, 3),
+        ("", {}, 8, math.inf),
+        ("", {"cpu.max": "250000 100000\n"}, 2, math.inf),  # a container's root
+        ("0::/\n", {"cpu.max": "5000 100000\n"}, 1, math.inf),
+        ("0::/\n", {"cpu.max": "max 100000\n", "memory.max": "max\n"}, 8, math.inf),
+        ("0::/a/b\n", {"a/b/cpu.max": "300000 100000", "a/b/memory.max": "4096"}, 3, 4096),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2, math.inf),
+        ("0::/docker/f00\n", {"cpu.max": "100000 100000"}, 1, math.inf),
+        (V1, {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3, math.inf),
+        (V1, {"cpu,cpuacct/job/cpu.cfs_quota_us": "-1\n"}, 8, math.inf),
+        (V1, {"memory/job/memory.limit_in_bytes": "9", "memory/memory.limit_in_bytes": "8"}, 8, 8),
+        (
+            "1:name=systemd:/x\n0::/job\n",
+            {"unified/job/cpu.max": "100000 50000", "x/cpu.max": "1 1"},
+            *(2, math.inf),
+        ),
     ],
 )
-def test_usable_cores_honours_affinity_and_a_quota_of_either_kind(monkeypatch, limits, expected):
+def test_the_least_limit_of_all_control_groups_counts(
+    monkeypatch, tmp_path, own, files, cores, memory
+):
     assert 1 <= usable_cores() <= os.cpu_count()
-    monkeypatch.setattr(threads, "container_limit", lambda file: limits.get(file, []))
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    monkeypatch.setattr(threads, "_OWN_GROUPS", tmp_path / ("own" if own else "none"))
+    monkeypatch.setattr(threads, "_CONTROL_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert usable_cores() == expected
+    assert (usable_cores(), threads.container_limit("memory")) == (cores, memory)
 
 
 # --- a batch over threads -----------------------------------------------------------------------

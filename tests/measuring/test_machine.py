@@ -156,10 +156,7 @@ def test_the_next_card_asks_only_for_what_changes(monkeypatch):
 def cgroup(tmp_path, monkeypatch):
     """The folder of a container's limit files; the machine itself has 8 cores and 64 GiB."""
 
-    def as_if(path):
-        return tmp_path if str(path) == "/sys/fs/cgroup" else pathlib.Path(path)
-
-    monkeypatch.setattr(threads, "Path", as_if)
+    monkeypatch.setattr(threads, "_CONTROL_GROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     memory = SimpleNamespace(total=64 * GIB)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
