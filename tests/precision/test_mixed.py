@@ -72,7 +72,7 @@ def as_stored(x, format):
     if format is FIXED:
         return (np.clip(np.rint(x.astype(float) * 256), -(2**15), 2**15 - 1) / 256).astype(x.dtype)
     assert format is INT8
-    scale = np.float32(np.abs(x).max() / np.float32(127))
+    scale = np.float32(np.abs(x).max() / np.float32(127)) or np.float32(1)
     return np.rint(x / scale.astype(float)).astype(x.dtype) * scale
 
 
