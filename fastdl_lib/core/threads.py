@@ -61,8 +61,7 @@ def blas_threads(count: int) -> Iterator[None]:
     several threads overlap, after the last of them. Apple's Accelerate manages its own threads and
     takes no notice: their number stays unknown.
 
-    Raises: ValueError for more than the BLAS was built for. RuntimeError where this thread cannot
-    set the number: threadpoolctl leaves that to the first thread that did.
+    Raises: ValueError for more than the BLAS was built for.
 
     >>> with blas_threads(1):
     ...     blas_threads_now() <= 1
@@ -73,10 +72,10 @@ def blas_threads(count: int) -> Iterator[None]:
     with _setting:
         before = [(library, library.get_num_threads()) for library in libraries]
         _set_blas_threads([(library, count) for library in libraries])
-        fault = next(filter(None, (_fault(count, *one) for one in before)), None)
-        if fault:
+        got = [library.get_num_threads() for library in libraries]
+        if got != [count] * len(got):
             _set_blas_threads(before)
-            raise fault
+            raise ValueError(f"this BLAS was built for at most {min(got)} threads, got {count}.")
         _settings.append(before)
     try:
         yield
@@ -92,21 +91,12 @@ def blas_threads(count: int) -> Iterator[None]:
 
 def _set_blas_threads(counts: list[tuple[Any, int]]) -> None:
     for library, count in counts:
+        # threadpoolctl lets the first thread alone set OpenBLAS's number; for others it does
+        # nothing. Our blocks take turns, and the last to end must be able to restore it.
+        let_go = getattr(library, "clear_controlling_thread", lambda force: None)
+        let_go(force=True)
         library.set_num_threads(count)
-
-
-def _fault(count: int, library: Any, before: int) -> Exception | None:
-    """Why a library did not take the number that was just set; None where it did."""
-    got = library.get_num_threads()
-    if got == count:
-        return None
-    library.set_num_threads(1)
-    if before > 1 and library.get_num_threads() == before:
-        return RuntimeError(
-            f"the BLAS did not take {count} threads. Only the thread that first set their "
-            "number can change it: set it there, before this thread starts."
-        )
-    return ValueError(f"this BLAS was built for at most {got} threads, got {count}.")
+        let_go(force=True)
 
 
 _CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -184,8 +174,7 @@ def in_parallel(
     stores its result itself. What it raises is raised.
 
     As many threads take part as the BLAS may use at this moment; while they work, each has a BLAS
-    of one thread. Where this thread cannot set that (:func:`blas_threads`), or is at such work
-    already, it does all of it.
+    of one thread. Where this thread is at such work already, it does all of it.
 
     Args:
         block: hand out no slice longer than this, so that what belongs to it stays in the cache.
@@ -223,10 +212,7 @@ def in_parallel(
         if not nested:
             # A BLAS of one also where one thread has all the work: a BLAS thread once woken spins
             # on for a while after its product, and takes a core from the threads that come next.
-            try:
-                stack.enter_context(blas_threads(1))
-            except RuntimeError:  # not for this thread to set
-                threads = 1
+            stack.enter_context(blas_threads(1))
         _side_by_side(share, threads)
 
 
