@@ -30,7 +30,7 @@ import numpy as np
 from fastdl_lib.core.arrays import gpu_available, keep_freed_memory, synchronize, to_gpu, use_gpu
 from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.datasets import data_folder, mnist, photos
-from fastdl_lib.core.files import whole_file
+from fastdl_lib.core.files import check_destination, whole_file
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard, machine_card
@@ -323,8 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             use_gpu(ranks.local_rank)
         card = machine_card()
         if first:
-            for path in (options.result, getattr(options, "out", None)):
-                _check_place(path)
+            written = (getattr(options, name, None) for name in ("result", "out", "checkpoint"))
+            for path in filter(None, written):
+                check_destination(path)
             counted = "1 rank" if ranks.size == 1 else f"{ranks.size} ranks"
             print(f"{counted}, each on {card.summary}", flush=True)
         if options.fault is not None and options.fault[1] == ranks.rank:
@@ -341,18 +342,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with whole_file(options.result) as part:
                 part.write_text(json.dumps(outcome, allow_nan=False), encoding="utf-8")
     return 0
-
-
-def _check_place(path: Path | None) -> None:
-    """Refuse what could not be written after the work."""
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"{path.name} cannot be written: give a file's name in a folder that exists"
-        )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(f"{path.name} cannot be written: its folder is read-only")
 
 
 def _fault(ranks: MpiWorkers, how: str, step: int) -> None:

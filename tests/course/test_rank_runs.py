@@ -119,7 +119,7 @@ def test_a_restart_goes_on_to_the_same_weights(tmp_path):
     ("words", "says"),
     [
         ("bogus", "invalid choice: 'bogus'"),
-        ("train --out nofolder/w.npz", "rank 0 of 2 failed in step 0: FileNotFoundError: w.npz"),
+        ("train --out nofolder/w.npz", "of 2 failed in step 0: FileNotFoundError: cannot write w"),
     ],
 )
 def test_a_wrong_word_is_said_once_and_before_the_work(words, says):
@@ -160,16 +160,6 @@ def test_a_number_out_of_range_is_refused_by_the_parser(words, says, capsys):
     with pytest.raises(SystemExit):
         command._parsed(words.split(), ranks=2)
     assert says in capsys.readouterr().err
-
-
-def test_where_a_file_cannot_go_is_said_before_the_work(tmp_path, monkeypatch):
-    command._check_place(tmp_path / "w.npz")
-    for path in (tmp_path, tmp_path / "nofolder" / "w.npz"):
-        with pytest.raises(FileNotFoundError, match="cannot be written: give a file's name"):
-            command._check_place(path)
-    monkeypatch.setattr(command.os, "access", lambda path, mode: False)  # root writes anywhere
-    with pytest.raises(PermissionError, match=r"w\.npz cannot be written: its folder is read-only"):
-        command._check_place(tmp_path / "w.npz")
 
 
 @needs_mpi
