@@ -130,19 +130,21 @@ class BitLayer(Layer):
     def macs(self, input_shape: tuple[int, ...]) -> int:
         return math.prod(self._sums_shape(input_shape)) * self.length
 
+    def stored_bytes(self, bytes_per_value: float = 4) -> float:
+        return sum(array.nbytes for array in self.buffers.values())
+
+    def output_bytes(self, input_shape: tuple[int, ...], bytes_per_value: float = 4) -> float:
+        """Logits of so many bytes a value; in front of another layer words, as the weights are."""
+        shape = self.output_shape(input_shape)
+        return _word_bytes(shape) if self.ends_in_sign else math.prod(shape) * bytes_per_value
+
     def bytes_moved(
         self, input_shape: tuple[int, ...], batch: int = 1, bytes_per_value: float = 4
     ) -> int:
-        """Images and logits of so many bytes a value; between layers words, as the weights are."""
-
-        def value_bytes(shape: tuple[int, ...], in_words: bool) -> float:
-            if not in_words:
-                return math.prod(shape) * bytes_per_value
-            return -(-shape[0] // WORD) * math.prod(shape[1:]) * WORD // 8
-
-        moved = value_bytes(input_shape, not self.takes_pixels)
-        moved += value_bytes(self.output_shape(input_shape), self.ends_in_sign)
-        return math.ceil(batch * moved) + sum(array.nbytes for array in self.buffers.values())
+        image = math.prod(input_shape) * bytes_per_value
+        moved = image if self.takes_pixels else _word_bytes(input_shape)
+        moved += self.output_bytes(input_shape, bytes_per_value)
+        return math.ceil(batch * moved + self.stored_bytes())
 
     def _line(self, sums: Array) -> Array:
         """What the float layers make of sums (..., outputs) in front of the sign, in their order
@@ -265,6 +267,11 @@ class BitLayer(Layer):
 def pack_bits(bits: Array) -> Array:
     """Pack True and False, (..., length), as :func:`pack` packs +1 and -1."""
     return pack(bits.view(np.int8) - np.int8(1))
+
+
+def _word_bytes(shape: tuple[int, ...]) -> int:
+    """Of one image's bits, the channels of a pixel packed together."""
+    return -(-shape[0] // WORD) * math.prod(shape[1:]) * WORD // 8
 
 
 class BinaryNetwork(Network):

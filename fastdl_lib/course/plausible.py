@@ -350,7 +350,7 @@ def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, floa
             where = {"part": "dtypes", "what": "forward", "device": there["device"]}
             for way in _found(recording, **where, dtype="float32"):
                 share = _best(m) * _best(way) / (1e3 * way.conditions["batch"])
-                yield f"{m.name!r} is as fast as {way.name!r}", share, (0.01, 0.7)
+                yield f"{m.name!r} is as fast as {way.name!r}", share, (0.01, 0.8)
 
 
 def _best(m: Measurement) -> float:

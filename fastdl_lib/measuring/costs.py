@@ -77,7 +77,7 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
     weights, as papers count them.
 
     Raises:
-        TypeError: a layer cannot say what it costs.
+        TypeError, ValueError: a layer cannot say what it costs, or not in whole numbers from 0.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
@@ -92,8 +92,10 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
             layer.kind,
             network.shapes[name],
             layer.parameter_count,
-            batch * layer.macs(input_shape),
-            layer.bytes_moved(input_shape, batch, bytes_per_value),
+            batch * check_whole_number(f"{name}.macs()", layer.macs(input_shape), 0),
+            check_whole_number(
+                f"{name}.bytes_moved()", layer.bytes_moved(input_shape, batch, bytes_per_value), 0
+            ),
         )
         for (name, layer), input_shape in zip(network.layers.items(), inputs, strict=False)
     ]
@@ -163,20 +165,27 @@ def memory_bytes(
     output of every layer, as if each kept its own. What an algorithm lays out besides, such as
     patches, is not counted, nor are the float32 copies that mixed precision keeps.
 
+    Raises:
+        ValueError: a training step of layers that do not learn, such as folded ones.
+
     >>> from fastdl_lib.nn.zoo import alexnet
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
     (243860896, 890933740)
     """
     batch = check_whole_number("batch", batch, 0)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
-    sizes = [math.prod(shape) for shape in (network.input_shape, *network.shapes.values())]
-    values = sum(array.size for array in network.buffers.values())
-    if training:
-        largest = max((array.size for array in network.parameters.values()), default=0)
-        values += 3 * network.parameter_count + largest + batch * sum(sizes)
-    else:
-        values += network.parameter_count + batch * max(map(sum, itertools.pairwise(sizes)))
-    return math.ceil(values * bytes_per_value)
+    images = [math.prod(network.input_shape) * bytes_per_value]
+    for name, layer in network.layers.items():
+        images.append(layer.output_bytes(network.input_shape_of(name), bytes_per_value))
+    stored = sum(layer.stored_bytes(bytes_per_value) for layer in network.layers.values())
+    if not training:
+        return math.ceil(stored + batch * max(map(sum, itertools.pairwise(images))))
+    for name, layer in network.layers.items():
+        if layer.parameter_count > sum(array.size for array in layer.parameters.values()):
+            raise ValueError(f"{name} ({type(layer).__name__}) does not learn: no training step.")
+    largest = max((array.size for array in network.parameters.values()), default=0)
+    learned = 2 * network.parameter_count + largest
+    return math.ceil(stored + learned * bytes_per_value + batch * sum(images))
 
 
 def training_days(

@@ -88,11 +88,20 @@ class Layer:
             )
         return 0
 
+    def stored_bytes(self, bytes_per_value: float = 4) -> float:
+        """Of its weights and buffers."""
+        values = self.parameter_count + sum(array.size for array in self.buffers.values())
+        return values * bytes_per_value
+
+    def output_bytes(self, input_shape: Shape, bytes_per_value: float = 4) -> float:
+        """Of what it gives for one image."""
+        return math.prod(self.output_shape(input_shape)) * bytes_per_value
+
     def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
         """The least that a forward pass reads and writes: input, output, weights, buffers."""
-        values = batch * (math.prod(input_shape) + math.prod(self.output_shape(input_shape)))
-        values += self.parameter_count + sum(array.size for array in self.buffers.values())
-        return math.ceil(values * bytes_per_value)
+        image = math.prod(input_shape) * bytes_per_value
+        image += self.output_bytes(input_shape, bytes_per_value)
+        return math.ceil(batch * image + self.stored_bytes(bytes_per_value))
 
     def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
         """What it sums up of its weights and a batch, without the bias, where ``product(a, b)``

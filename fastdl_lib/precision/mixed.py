@@ -119,7 +119,8 @@ class _RoundedSums(Layer):
                 f"a {type(layer).__name__} does not say how products of matrices make its sums, so "
                 "that they cannot be rounded: define sums_by(self, product, x), as Linear does."
             )
-        self.layer, self.parameters, self.kind = layer, layer.parameters, layer.kind
+        self.layer, self.kind = layer, layer.kind
+        self.parameters, self.buffers = layer.parameters, layer.buffers
         self.compute, self.accumulate = precision.compute, precision.accumulate
         self.sums_in = np.float64 if self.accumulate == FLOAT64 else np.float32
 
@@ -129,9 +130,16 @@ class _RoundedSums(Layer):
     def macs(self, input_shape: Shape) -> int:
         return self.layer.macs(input_shape)
 
+    @property
+    def parameter_count(self) -> int:
+        return self.layer.parameter_count
+
+    def bytes_moved(self, input_shape: Shape, batch: int = 1, bytes_per_value: float = 4) -> int:
+        return self.layer.bytes_moved(input_shape, batch, bytes_per_value)
+
     def map_arrays(self, rule: Callable[[Array], Array]) -> None:
         self.layer.map_arrays(rule)
-        self.parameters = self.layer.parameters
+        self.parameters, self.buffers = self.layer.parameters, self.layer.buffers
 
     def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         formats = {"compute": self.compute, "accumulate": self.accumulate}

@@ -1,13 +1,17 @@
 """What is counted before anything runs: checked by hand and against the paper's network."""
 
+import itertools
 import math
 import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import ceilings, example
+from helpers import SEEDS, ceilings, example
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastdl_lib.binary.inference import fold
+from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.measuring.costs import (
     KINDS,
@@ -23,7 +27,7 @@ from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.zoo import alexnet, deep_convnet
-from fastdl_lib.precision.formats import BFLOAT16, FLOAT16
+from fastdl_lib.precision.formats import BFLOAT16, FLOAT16, INT8
 from fastdl_lib.precision.mixed import Precision, in_precision
 from fastdl_lib.precision.stored import StoredLinear
 
@@ -101,6 +105,195 @@ def test_folding_rounding_and_storing_narrow_keep_the_products(alex):
     narrow = alex.variant("AlexNet", **narrow)
     assert layer_costs(narrow, 2) == layer_costs(alex, 2)
     assert memory_bytes(narrow, 2) == memory_bytes(alex, 2)
+
+
+# --- counted again, without asking a layer ------------------------------------------------------
+
+
+@st.composite
+def chains(draw):
+    """A random network, and by layer (parameters, buffers, MACs, values out), counted from its
+    constants by walking over the places of each filter."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = draw(st.integers(1, 5)), draw(st.integers(3, 9)), draw(st.integers(3, 9))
+    layers, counts, start = [], [], shape
+
+    def places(size, kernel, stride, padding=0):
+        return sum(at % stride == 0 for at in range(size + 2 * padding - kernel + 1))
+
+    def add(layer, parameters=0, buffers=0, macs=0):
+        layers.append((f"{len(layers)}", layer))
+        counts.append((parameters, buffers, macs, math.prod(shape)))
+
+    for _ in range(draw(st.integers(1, 4))):
+        channels, height, width = shape
+        kind = draw(st.sampled_from(["conv", "binary", "pool", "norm", "lrn", "relu", "drop"]))
+        kernel, stride = draw(st.integers(1, min(height, width, 4))), draw(st.integers(1, 3))
+        if kind in ("conv", "binary"):
+            groups = draw(st.sampled_from([g for g in range(1, channels + 1) if channels % g == 0]))
+            groups = 1 if kind == "binary" else groups
+            filters, padding = groups * draw(st.integers(1, 4)), draw(st.integers(0, 2))
+            window = {"stride": stride, "padding": padding}
+            out = (places(height, kernel, stride, padding), places(width, kernel, stride, padding))
+            taps = sum(1 for _ in np.ndindex(channels // groups, kernel, kernel))
+            shape = (filters, *out)
+            if kind == "conv":
+                layer = Conv2d(channels, filters, kernel, **window, groups=groups, rng=rng)
+            else:
+                layer = BinaryConv2d(channels, filters, kernel, **window, rng=rng)
+            biases = filters if kind == "conv" else 0
+            add(layer, filters * taps + biases, 0, math.prod(shape) * taps)
+        elif kind == "pool":
+            shape = channels, places(height, kernel, stride), places(width, kernel, stride)
+            add(MaxPool2d(kernel, stride=stride))
+        else:
+            of = {"norm": BatchNorm, "lrn": LocalResponseNorm, "relu": ReLU, "drop": Dropout}[kind]
+            arguments = {"norm": (channels,), "drop": (0.5,)}.get(kind, ())
+            learned = 2 * channels if kind == "norm" else 0
+            add(of(*arguments), learned, learned)
+    features = math.prod(shape)
+    shape = (features,)
+    add(Flatten())
+    outputs = draw(st.integers(1, 9))
+    shape = (outputs,)
+    add(Linear(features, outputs, rng=rng), features * outputs + outputs, 0, features * outputs)
+    return Network("N", layers, start), counts
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(chains(), st.integers(0, 5), st.sampled_from([8, 4, 2, 1]))
+def test_random_networks_cost_what_their_constants_say(chain, batch, size):
+    network, counts = chain
+    images = [math.prod(network.input_shape), *(out for *_, out in counts)]
+    narrow = [Precision(INT8), Precision(FLOAT16)]
+    if not any(isinstance(layer, BinaryConv2d) for layer in network.layers.values()):
+        narrow.append(HALF)
+    for made in (network, *(in_precision(network, precision) for precision in narrow)):
+        rows = [c for c in layer_costs(made, batch + 1, bytes_per_value=size) if "st" not in c.name]
+        assert [(c.parameters, c.macs) for c in rows] == [
+            (parameters, (batch + 1) * macs) for parameters, _, macs, _ in counts
+        ]
+        for row, (parameters, buffers, _, out), before in zip(rows, counts, images, strict=False):
+            nothing = isinstance(network.layers[row.name], (Flatten, Dropout))
+            moved = (batch + 1) * (before + out) + parameters + buffers
+            assert row.bytes == (0 if nothing else size * moved)
+        *_, total = cost_table(made, batch + 1, bytes_per_value=size).rows
+        assert total["parameters"] == sum(parameters for parameters, *_ in counts)
+        assert total["megabytes"] == sum(row.bytes for row in rows) / 1e6
+    learned, kept = (sum(count[place] for count in counts) for place in (0, 1))
+    largest = max(array.size for array in network.parameters.values())
+    pairs = max(a + b for a, b in itertools.pairwise(images))
+    forwards = size * (learned + kept + batch * pairs)
+    assert memory_bytes(network, batch, bytes_per_value=size) == forwards
+    training = size * (3 * learned + largest + kept + batch * sum(images))
+    assert memory_bytes(network, batch, training=True, bytes_per_value=size) == training
+
+
+@settings(derandomize=True, max_examples=30, deadline=None)
+@given(chains())
+def test_pytorchs_hooks_count_the_same(chain):
+    """The same layers in PyTorch: its parameters, and the shapes that pass through its hooks."""
+    torch = pytest.importorskip("torch")
+    network, _ = chain
+    twins, macs = [], {}
+
+    def twin(layer):
+        if isinstance(layer, Conv2d):
+            bias = not isinstance(layer, BinaryConv2d)
+            sizes = layer.in_channels, layer.out_channels, layer.kernel
+            window = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+            return torch.nn.Conv2d(*sizes, **window, bias=bias)
+        if isinstance(layer, Linear):
+            return torch.nn.Linear(layer.in_features, layer.out_features)
+        if isinstance(layer, MaxPool2d):
+            return torch.nn.MaxPool2d(layer.kernel, layer.stride)
+        if isinstance(layer, BatchNorm):
+            return torch.nn.BatchNorm2d(layer.features)
+        return torch.nn.Flatten() if isinstance(layer, Flatten) else torch.nn.Identity()
+
+    def hook(name):
+        def count(module, given, out):
+            weight = getattr(module, "weight", None)
+            product = weight is not None and weight.ndim > 1
+            macs[name] = out.numel() * math.prod(weight.shape[1:]) if product else 0
+
+        return count
+
+    for name, layer in network.layers.items():
+        twins.append(twin(layer))
+        twins[-1].register_forward_hook(hook(name))
+    model = torch.nn.Sequential(*twins).eval()
+    with torch.no_grad():
+        model(torch.zeros(3, *network.input_shape))
+    costs = by_name(network, 3)
+    assert {name: cost.macs for name, cost in costs.items()} == macs
+    there = [sum(p.numel() for p in module.parameters()) for module in twins]
+    assert [cost.parameters for cost in costs.values()] == there
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 3), st.integers(0, 1), st.integers(1, 3), SEEDS)
+def test_folded_networks_cost_their_words(filters, kernel, padding, batch, seed):
+    rng = np.random.default_rng(seed)
+    layers = [
+        ("pixels", PixelBytes()),
+        ("a", BinaryConv2d(2, filters, kernel, padding=1, padding_value=0, rng=rng)),
+        ("norm", BatchNorm(filters)),
+        ("sign", Sign()),
+        ("b", BinaryConv2d(filters, 70, kernel, padding=padding, padding_value=-1, rng=rng)),
+        ("norm2", BatchNorm(70)),
+        ("sign2", Sign()),
+        ("flatten", Flatten()),
+        ("c", BinaryLinear(70 * (6 - 2 * kernel + 2 * padding + 2) ** 2, 3, rng=rng)),
+    ]
+    network = Network("N", layers, (2, 4, 4))
+    folded = fold(network)
+    first, second, last = layer_costs(folded, batch)
+    assert sum(cost.macs for cost in (first, second, last)) == sum(
+        cost.macs for cost in layer_costs(network, batch)
+    )
+
+    def words(bits):
+        return 8 * sum(at % 64 == 0 for at in range(bits))
+
+    a = (4 + 2 - kernel + 1) ** 2
+    b = (4 + 2 - kernel + 1 + 2 * padding - kernel + 1) ** 2
+    stored = [
+        filters * words(2 * kernel**2) + 4 * filters + words(filters),
+        70 * kernel**2 * words(filters) + 4 * 70 + words(70),
+        3 * b * words(70),
+    ]
+    images = [4 * 2 * 16, a * words(filters), b * words(70), 4 * 3]
+    assert [cost.bytes for cost in (first, second, last)] == [
+        batch * (images[at] + images[at + 1]) + stored[at] for at in range(3)
+    ]
+    pairs = max(one + other for one, other in itertools.pairwise(images))
+    assert memory_bytes(folded, batch) == sum(stored) + batch * pairs
+    assert sum(stored) == folded.bytes
+    with pytest.raises(ValueError, match=r"BitLayer.* does not learn: no training step"):
+        memory_bytes(folded, batch, training=True)
+
+
+@pytest.mark.parametrize(
+    ("macs", "error"),
+    [(None, TypeError), (2.5, TypeError), (-3, ValueError), (True, TypeError), ("9", TypeError)],
+)
+def test_a_layer_that_cannot_say_its_macs_is_refused(macs, error):
+    class Odd(ReLU):
+        def macs(self, input_shape):
+            return macs
+
+    with pytest.raises(error, match=r"odd\.macs\(\) must be"):
+        layer_costs(Network("N", [("odd", Odd())], (1, 2, 2)))
+
+
+def test_macs_of_a_large_batch_do_not_overflow():
+    class Small(ReLU):
+        def macs(self, input_shape):
+            return np.int16(30_000)
+
+    (cost,) = layer_costs(Network("N", [("small", Small())], (1, 2, 2)), batch=np.int8(100))
+    assert cost.macs == 3_000_000 and type(cost.macs) is int
 
 
 def test_every_layer_has_a_kind():
