@@ -146,12 +146,13 @@ class BatchNorm(Layer):
     out = weight * (x - mean) / sqrt(variance + eps) + bias
 
     In training, mean and variance are the batch's own, and ``buffers`` follow them: of the old
-    value 1 - momentum stays at each step; a batch of one value a feature, such as one image of one
-    pixel, says nothing of a variance, and they stay. The variance is the biased one, over n values
-    sum((x - mean)^2) / n; PyTorch normalises by it as well, but follows n / (n - 1) times that in
-    ``running_var``. Out of training mean and variance are those of ``buffers``. eps and
-    momentum are the values of Courbariaux et al., "Binarized neural networks", 2016 (their
-    ``Train-time/mnist.py``); the method is Ioffe's and Szegedy's, "Batch normalization", ICML 2015.
+    value 1 - momentum stays at each step. One value a feature, such as one image of one pixel, says
+    nothing of a variance: the buffers stay (PyTorch refuses such a batch). The variance of n values
+    is the biased one, sum((x - mean)^2) / n; PyTorch normalises by it as well, but its
+    ``running_var`` follows n / (n - 1) times that. Out of training mean and variance are those of
+    ``buffers``. eps and momentum are the values of Courbariaux et al., "Binarized neural networks",
+    2016 (their ``Train-time/mnist.py``); the method is Ioffe's and Szegedy's, "Batch
+    normalization", ICML 2015.
     Input and output (N, features) or (N, C, H, W); float16 is computed in float32.
 
     >>> BatchNorm(1).forward(np.array([[1.0], [3.0]]), training=True).round(3).tolist()

@@ -213,20 +213,19 @@ class History:
 
     def table(self) -> Table:
         """One row an epoch; the learning rate was chosen, the rest measured."""
-        measured = Provenance.MEASURED
+        measured, validation = Provenance.MEASURED, "validation_accuracy"
+        rows = [dataclasses.asdict(epoch) for epoch in self.epochs]
         columns = [
             Column("epoch"),
             Column("learning_rate", "learning rate"),
             Column("loss", "training loss", "nats", measured),
             Column("accuracy", "training accuracy", "%", measured),
-            Column("validation_accuracy", "validation accuracy", "%", measured),
+            Column(validation, "validation accuracy", "%", measured),
             Column("seconds", "training", "s", measured),
         ]
-        if all(epoch.validation_accuracy is None for epoch in self.epochs):
-            columns = [column for column in columns if column.key != "validation_accuracy"]
-        rows = [dataclasses.asdict(epoch) for epoch in self.epochs]
+        columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
         for row in rows:
-            for key in ("accuracy", "validation_accuracy"):
+            for key in ("accuracy", validation):
                 row[key] = None if row[key] is None else 100 * row[key]
         caption = (
             f"{self.network}: {self.seconds:,.1f} s of training ({measured}); loss and training "
@@ -364,13 +363,13 @@ class _Run:
             "layers": {name: layer.settings for name, layer in network.layers.items()},
             "shapes": {name: list(array.shape) for name, array in network.parameters.items()},
             "dtype": str(self.images.dtype),
-            "epochs": int(self.epochs),
-            "batch": int(self.batch),
+            "epochs": self.epochs,
+            "batch": self.batch,
             **optimizer,
             "optimizer": optimizer["optimizer"] + self.workers.way,
             "schedule": _factors(self.schedule),
-            "seed": int(self.seed),
-            "shift": int(self.shift),
+            "seed": self.seed,
+            "shift": self.shift,
             "images": len(self.images),
             "training data": digest([self.images, self.labels]),
             "validation data": validation,
