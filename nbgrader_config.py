@@ -36,40 +36,46 @@ def grade_id(cell):
 
 
 def repaired(notebook, released):
-    """Of an exercise's cell that is there twice the last one counts; deleted tests come at the end.
+    """Give each cell of an exercise what nbgrader was told of it, the last one where it is there
+    twice, and put deleted tests at the end.
 
     A deleted answer does not come back: its stub would undo an answer that was written elsewhere.
     """
-    places = {grade_id(cell): place for place, cell in enumerate(notebook.cells)}
-    for place, cell in enumerate(notebook.cells):
-        if places[grade_id(cell)] != place:
-            cell.metadata.pop("nbgrader", None)
-    tests = [cell for cell in released.cells if grade_id(cell) and cell.metadata.nbgrader.grade]
-    notebook.cells += [cell for cell in tests if grade_id(cell) not in places]
+    known = {grade_id(cell): cell.metadata.nbgrader for cell in released.cells if grade_id(cell)}
+    last = {grade_id(cell): cell for cell in notebook.cells}
+    for cell in notebook.cells:
+        name = grade_id(cell)
+        cell.metadata.pop("nbgrader", None)
+        if name in known and last[name] is cell:
+            cell.metadata["nbgrader"] = known[name]
+    tests = [cell for cell in released.cells if grade_id(cell) and known[grade_id(cell)].grade]
+    notebook.cells += [cell for cell in tests if grade_id(cell) not in last]
     return notebook
 
 
 class OneByOne(NotebookExporter):
     """A chapter that cannot be read or run is left without points; the others are graded."""
 
-    def from_file(self, file_stream, resources=None, **options):
-        name = resources["metadata"]["name"]
-        resources["output_extension"] = ".ipynb"
+    def from_filename(self, filename, resources=None, **options):
         try:
-            text = file_stream.read().removeprefix("\ufeff")  # an editor's byte-order mark
-            notebook = nbformat.reads(text, as_version=4)
-            if "not_graded" in notebook.metadata:  # by the first of nbgrader's two rounds
-                return text, resources
-            if (RELEASED / f"{name}.ipynb").exists():
-                released = nbformat.read(RELEASED / f"{name}.ipynb", as_version=4)
-                notebook = repaired(notebook, released)
-            return self.from_notebook_node(notebook, resources, **options)
+            return super().from_filename(filename, resources, **options)
         except Exception as error:
+            name = Path(filename).stem
             said = f"{name} could not be graded: {type(error).__name__}: {str(error)[:400]}"
             self.log.error(said)
             told = nbformat.v4.new_notebook(metadata={"not_graded": said})
             told.cells.append(nbformat.v4.new_markdown_cell(said))
-            return nbformat.writes(told), resources
+            return nbformat.writes(told), resources | {"output_extension": ".ipynb"}
+
+    def from_file(self, file_stream, resources=None, **options):
+        text = file_stream.read().removeprefix("\ufeff")  # an editor's byte-order mark
+        notebook = nbformat.reads(text, as_version=4)
+        if "not_graded" in notebook.metadata:  # by the first of nbgrader's two rounds
+            return text, resources | {"output_extension": ".ipynb"}
+        released = RELEASED / f"{resources['metadata']['name']}.ipynb"
+        if released.exists():
+            notebook = repaired(notebook, nbformat.read(released, as_version=4))
+        return self.from_notebook_node(notebook, resources, **options)
 
 
 def take_renamed_chapters(assignment, student, notebooks):

@@ -112,7 +112,7 @@ def _decoding(number_format: FloatFormat, bits: str, stored: float) -> tuple[str
         exponent, factor, note = 1, factor - 1, "   (subnormal: no 1 is hidden)"
     shown = f"{exponent} - {number_format.bias}"
     end = f"x {factor:.9g} = {stored:.9g}{note}"
-    formula = f"(-1){forms.raised(str(sign))} x 2{forms.raised(shown.replace(' ', ''))} {end}"
+    formula = f"(-1){forms.raised(str(sign))} x 2{forms.raised(shown)} {end}"
     return formula, f"(-1)^{sign} x 2^({shown}) {end}"
 
 
