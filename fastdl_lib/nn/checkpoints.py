@@ -122,6 +122,9 @@ class Checkpoint:
         another = f"the checkpoint {self.path.name} belongs to another run: "
         remedy = "Give this run a checkpoint of another name."
         stored = record["settings"]
+        # Older files know a convolution's algorithm by the name of a private attribute.
+        for layer in stored.get("layers", {}).values():
+            layer |= {"algorithm": layer.pop("_algorithm")} if "_algorithm" in layer else {}
         for name, value in self.settings.items():
             was = stored.get(name)
             if was != value and isinstance(was, dict) and isinstance(value, dict):

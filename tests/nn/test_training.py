@@ -497,6 +497,16 @@ def test_a_checkpoint_of_another_run_is_refused(path):
         assert path.read_bytes() == before
 
 
+def test_a_checkpoint_of_before_public_names_goes_on(path):
+    network = interrupted(2 * STEPS + 1, checkpoint=path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    record = str(arrays["record"])
+    assert record.count('"algorithm"') == 1
+    np.savez(path, **arrays | {"record": record.replace('"algorithm"', '"_algorithm"')})
+    assert_same_weights(train(network, checkpoint=path)[0], train()[0])
+
+
 def test_a_run_without_a_finished_epoch_gives_way_to_another(path):
     network = interrupted(2, checkpoint=path)
     assert_same_weights(network, toy())
