@@ -123,8 +123,10 @@ class Checkpoint:
         remedy = "Give this run a checkpoint of another name."
         stored = record["settings"]
         # Older files know a convolution's algorithm by the name of a private attribute.
-        for layer in stored.get("layers", {}).values():
-            layer |= {"algorithm": layer.pop("_algorithm")} if "_algorithm" in layer else {}
+        layers = stored.get("layers")
+        for layer in layers.values() if isinstance(layers, dict) else ():
+            if isinstance(layer, dict) and "_algorithm" in layer:
+                layer["algorithm"] = layer.pop("_algorithm")
         for name, value in self.settings.items():
             was = stored.get(name)
             if was != value and isinstance(was, dict) and isinstance(value, dict):

@@ -140,6 +140,7 @@ BROKEN = [
     (changed("record", lambda a: np.array("[" * 100_000)), r"schema None, expected a whole one"),
     (recorded(schema="fastdl-checkpoint/0"), "schema 'fastdl-checkpoint/0', expected a whole one"),
     (recorded(start="gone"), "expected a whole one of 'fastdl-checkpoint/1'"),
+    (recorded(settings={"network": "toy", "layers": [1]}), r"its layers is \[1\], t"),
     (recorded(steps="5"), "expected a whole one of 'fastdl-checkpoint/1'"),
     (recorded(numbers={"scale": 2.0}), r"its numbers are {'scale': 2\.0} after 5 steps"),
     (recorded(numbers=[1]), "its record is none"),
