@@ -25,8 +25,17 @@ def released_course(request, tmp_path_factory):
     toy = request.param == "toys"
     chapters = toys.write_chapters(folder / "made") if toy else course.notebook_paths()
     copy = toys.course_copy(folder / "course", chapters)
+    if not toy:
+        earlier_gradebook(copy)
     release(copy)
     return copy
+
+
+def earlier_gradebook(root):
+    """A gradebook that is not new: for a new one nbgrader takes two seconds more."""
+    with sqlite3.connect(root / "gradebook.db") as database:
+        database.execute("CREATE TABLE grades_given (points)")
+    return root / "gradebook.db"
 
 
 def pairs(root):
@@ -245,7 +254,9 @@ def test_a_fault_in_a_chapter_costs_no_more_than_that_chapter(released_course):
 
 @pytest.fixture
 def copy(tmp_path):
-    return toys.course_copy(tmp_path / "course", toys.write_chapters(tmp_path / "made"))
+    copy = toys.course_copy(tmp_path / "course", toys.write_chapters(tmp_path / "made"))
+    earlier_gradebook(copy)
+    return copy
 
 
 def test_the_release_is_new_unfolded_and_holds_chapters_only(copy):
@@ -297,8 +308,6 @@ def test_a_failed_release_leaves_the_earlier_one_and_its_grades(copy, monkeypatc
     earlier = [copy / "release" / "notebooks" / "01_measure.ipynb", copy / "gradebook.db"]
     earlier[0].parent.mkdir(parents=True)
     earlier[0].write_text("an earlier release")
-    with sqlite3.connect(earlier[1]) as database:
-        database.execute("CREATE TABLE grades_given (points)")
     before = [path.read_bytes() for path in earlier]
     if change is interrupted:
         monkeypatch.setattr("fastdl_lib.course.release._unfold_cells", interrupted)
@@ -314,6 +323,7 @@ def test_a_failed_release_leaves_the_earlier_one_and_its_grades(copy, monkeypatc
 @pytest.mark.parametrize("taken", ["release", "release/notebooks", "gradebook.db/x"])
 def test_a_release_without_a_place_is_refused_at_once(copy, monkeypatch, taken):
     monkeypatch.setattr("fastdl_lib.course.release._generate", None)
+    (copy / "gradebook.db").unlink()
     (copy / taken).parent.mkdir(parents=True, exist_ok=True)
     (copy / taken).write_text("a file")
     with pytest.raises(course.CourseError, match="no place for release/notebooks and gradebook"):
