@@ -9,6 +9,7 @@ gradients do that come late.
 import collections
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,15 @@ class _Gradients:
                 self._send(bucket.flat)
 
 
+def _forget_shared_memory() -> None:
+    """Delete the names of the memory that this machine's ranks share, now that all have it: a job
+    that is killed would leave them in /dev/shm until that is full."""
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        for name in set(re.findall(r"/dev/shm/mpich_\S+", maps.read_text())):
+            Path(name).unlink(missing_ok=True)
+
+
 class MpiWorkers(Workers):
     """All ranks of an MPI job, for ``fit(..., workers=...)``; every rank runs the same script.
 
@@ -177,6 +188,7 @@ class MpiWorkers(Workers):
         self._local.Barrier()
         if self.local_rank == 0:
             shutil.rmtree(folder)
+            _forget_shared_memory()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -395,8 +407,7 @@ class Delayed(Workers):
     """
 
     def __init__(self, staleness: int) -> None:
-        check_whole_number("staleness", staleness, 0)
-        self.staleness = staleness
+        self.staleness = staleness = check_whole_number("staleness", staleness, 0)
         self.way = f", gradients {staleness} steps old" if staleness else ""
         self._old = collections.deque[dict[str, Array]](maxlen=staleness + 1)
 

@@ -1,21 +1,23 @@
-"""What the ranks in test_workers.py do: each function here is the program of a job."""
+"""What the ranks in test_workers.py do: a program of its own, so that they start without pytest."""
 
 import json
 import os
+import re
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+from fastdl_lib.core import threads
 from fastdl_lib.core.arrays import to_gpu
-from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import fit
-from fastdl_lib.nn.zoo import deep_convnet
 from fastdl_lib.precision.formats import FLOAT16, FLOAT64
 from fastdl_lib.precision.mixed import DynamicLossScale, MixedPrecision, Precision, in_precision
 from fastdl_lib.scaling import workers
@@ -69,6 +71,7 @@ CASES = {
     },
     "no overlap": {"overlap": False},
 }
+EVERY_SIZE = ("sgd", "adam", "rounded by chance")  # the others concern how two ranks send
 PLAIN = {
     "make": toy,
     "optimizer": lambda: SGD(0.1),
@@ -78,38 +81,43 @@ PLAIN = {
 }
 
 
-def same_weights():
+def weights():
+    """All that needs no job of its own, on all ranks."""
+    with MpiWorkers() as ranks:
+        found = {"same": same_weights(ranks), "float32": float32(ranks)}
+        if ranks.size == 2:
+            found |= {"gpu": [on_gpu(ranks, size) for size in (8, 4_000_000)]}
+            found |= {"one core": one_core(ranks), "shared memory": shared_memory()}
+    return found if ranks.rank == 0 else None
+
+
+def same_weights(ranks):
     """Each case on all ranks, and alone on rank 0, which compares."""
     found = {}
     x, labels = toy_data()
-    with MpiWorkers() as ranks:
-        for name, case in CASES.items():
-            options = PLAIN | case
-            ranks.bucket_bytes, ranks.overlap = options["bucket_bytes"], options["overlap"]
-            run = {"epochs": 3, "batch": options["batch"], "shift": 1, "seed": 5}
-            run |= {
-                "progress": False,
-                "schedule": warmup_cosine(),
-                "validation": toy_data(10, seed=1),
+    for name in CASES if ranks.size == 2 else EVERY_SIZE:
+        options = PLAIN | CASES[name]
+        ranks.bucket_bytes, ranks.overlap = options["bucket_bytes"], options["overlap"]
+        run = {"epochs": 3, "batch": options["batch"], "shift": 1, "seed": 5, "progress": False}
+        run |= {"schedule": warmup_cosine(), "validation": toy_data(10, seed=1)}
+        together, alone = options["make"](), options["make"]()
+        # begin() must bring rank 0's weights.
+        if ranks.rank:
+            together.parameters["fc.weight"][...] = ranks.rank
+        fresh = options["optimizer"]
+        history = fit(together, x, labels, optimizer=fresh(), workers=ranks, **run)
+        names = ranks.of_all(int(digest(together.parameters.values())[:12], 16))
+        if ranks.rank == 0:
+            wanted = fit(alone, x, labels, optimizer=fresh(), **run)
+            epochs = list(zip(history.epochs, wanted.epochs, strict=True))
+            facts = ("loss", "accuracy", "validation_accuracy")
+            found[name] = {
+                "weights": difference(together, alone),
+                "moved": difference(toy(), alone),
+                "epochs": [[getattr(e, f) for f in facts for e in both] for both in epochs],
+                "all ranks alike": len(set(names)) == 1,
+                "dropout draws alone again": dropout_off(together, alone, x[:5]),
             }
-            together, alone = options["make"](), options["make"]()
-            # begin() must bring rank 0's weights.
-            if ranks.rank:
-                together.parameters["fc.weight"][...] = ranks.rank
-            fresh = options["optimizer"]
-            history = fit(together, x, labels, optimizer=fresh(), workers=ranks, **run)
-            names = ranks.of_all(int(digest(together.parameters.values())[:12], 16))
-            if ranks.rank == 0:
-                wanted = fit(alone, x, labels, optimizer=fresh(), **run)
-                epochs = list(zip(history.epochs, wanted.epochs, strict=True))
-                facts = ("loss", "accuracy", "validation_accuracy")
-                found[name] = {
-                    "weights": difference(together, alone),
-                    "moved": difference(toy(), alone),
-                    "epochs": [[getattr(e, f) for f in facts for e in both] for both in epochs],
-                    "all ranks alike": len(set(names)) == 1,
-                    "dropout draws alone again": dropout_off(together, alone, x[:5]),
-                }
     return found
 
 
@@ -121,41 +129,72 @@ def dropout_off(one, other, x):
     return float(abs(one.forward(x, training=True) - other.forward(x, training=True)).max())
 
 
-def deep():
-    """DeepConvNet in float32 as it is used, and in float64."""
-    x, labels = (array[:150] for array in mnist("train"))
-    found = {}
-    with MpiWorkers() as ranks:
-        for dtype in ("float32", "float64"):
-            networks = [deep_convnet().astype(dtype) for _ in range(2)]
-            run = {"epochs": 1, "batch": 50, "progress": False}
-            images = x.astype(dtype)
-            fit(networks[0], images, labels, optimizer=SGD(0.01, 0.9), workers=ranks, **run)
-            if ranks.rank == 0:
-                fit(networks[1], images, labels, optimizer=SGD(0.01, 0.9), **run)
-                before = deep_convnet().astype(dtype)
-                found[dtype] = [difference(*networks), difference(networks[1], before)]
-    return found
+def few_filters():
+    """A fresh network, whose biases are 0: so are outputs beside a bright spot, which are ties."""
+    rng = np.random.default_rng(0)
+    layers = [
+        ("conv1", Conv2d(1, 8, 3, padding=1, rng=rng)),
+        ("relu1", ReLU()),
+        ("conv2", Conv2d(8, 8, 3, padding=1, rng=rng)),
+        ("relu2", ReLU()),
+        ("pool", MaxPool2d(3)),
+        ("flatten", Flatten()),
+        ("fc", Linear(8 * 4 * 4, 10, rng=rng)),
+    ]
+    return Network("few filters", layers, (1, 12, 12))
 
 
-def on_gpu():
+def float32(ranks):
+    """How far apart all ranks and one are after 12 steps, and how far the weights have moved."""
+    rng, labels = np.random.default_rng(0), np.arange(96) % 10
+    x = np.zeros((96, 1, 12, 12), np.float32)
+    for image, label in zip(x, labels, strict=True):
+        row, column = label % 5 + 1, label // 5 * 4 + 1
+        image[0, row : row + 3, column : column + 4] = rng.random((3, 4))
+    networks = [few_filters(), few_filters()]
+    run = {"epochs": 1, "batch": 8, "progress": False}
+    fit(networks[0], x, labels, optimizer=Adam(1e-2), workers=ranks, **run)
+    if ranks.rank:
+        return None
+    fit(networks[1], x, labels, optimizer=Adam(1e-2), **run)
+    return difference(*networks), difference(networks[1], few_filters())
+
+
+def on_gpu(ranks, bucket_bytes):
     """Arrays of the stand-in for CuPy on all ranks, against the CPU's alone."""
     x, labels = toy_data()
-    found = {}
-    with pretend_gpu(), MpiWorkers() as ranks:
-        ranks.bucket_bytes = int(sys.argv[2])
-        networks = [toy(dropout=False).to_gpu(), toy(dropout=False)]
-        run = {"epochs": 2, "batch": 16, "progress": False}
-        fit(networks[0], to_gpu(x), to_gpu(labels), optimizer=SGD(0.1, 0.9), workers=ranks, **run)
-        on_gpu = all(type(w).__module__ == "cupy" for w in networks[0].parameters.values())
-        if ranks.rank == 0:
-            fit(networks[1], x, labels, optimizer=SGD(0.1, 0.9), **run)
-            found = {
-                "weights": difference(networks[0].to_cpu(), networks[1]),
-                "moved": difference(networks[1], toy(dropout=False)),
-                "on the GPU": on_gpu,
-            }
-    return found
+    ranks.bucket_bytes = bucket_bytes
+    networks = [toy(dropout=False), toy(dropout=False)]
+    run = {"epochs": 2, "batch": 16, "progress": False, "optimizer": SGD(0.1, 0.9)}
+    with pretend_gpu():
+        networks[0].to_gpu()
+        fit(networks[0], to_gpu(x), to_gpu(labels), workers=ranks, **run)
+        there = all(type(w).__module__ == "cupy" for w in networks[0].parameters.values())
+        networks[0].to_cpu()
+    fit(networks[1], x, labels, **run | {"optimizer": SGD(0.1, 0.9)})
+    moved = difference(networks[1], toy(dropout=False))
+    return {"weights": difference(*networks), "moved": moved, "on the GPU": there}
+
+
+def one_core(ranks):
+    """How often a waiting rank leaves its core to others, in a container of so many cores."""
+    sleep, slept = time.sleep, {}
+    for cores in (1, 2):
+        quota = {"cpu.max": [str(100_000 * cores), "100000"]}
+        with mock.patch.object(threads, "container_limit", lambda file, q=quota: q.get(file, [])):
+            few = MpiWorkers()
+        with mock.patch.object(time, "sleep") as pauses:
+            if ranks.rank:
+                sleep(0.1)
+            few.barrier()
+            slept[cores] = pauses.call_count
+    return slept
+
+
+def shared_memory():
+    """Files that would stay if the job were killed now."""
+    mapped = re.findall(r"/dev/shm/\S+", Path("/proc/self/maps").read_text())
+    return [name for name in mapped if os.path.exists(name)]
 
 
 def disagree():
@@ -185,6 +224,7 @@ def leave():
 
 
 if __name__ == "__main__":
-    result = globals()[sys.argv[1]]()
+    with threads.blas_threads(1):
+        result = globals()[sys.argv[1]]()
     if result:
         Path(sys.argv[-1]).write_text(json.dumps(result), encoding="utf-8")
