@@ -285,9 +285,10 @@ def measure_machine(plan: Plan = Plan(), say: Callable[[str], None] = print) -> 
             if any(device in row.devices for row in wanted):
                 measure(run, device)
     options = "" if plan.parts == tuple(PARTS) else f" --parts {' '.join(plan.parts)}"
+    scale = "" if time_scale() == 1 else f"FASTDL_TIME_SCALE={time_scale()!r} "
     return Recording(
         dataclasses.replace(run.card, versions=run.card.versions | _more_versions()),
-        f"python -m fastdl_lib.course.record --minutes {plan.minutes:g}{options}",
+        f"{scale}python -m fastdl_lib.course.record --minutes {plan.minutes:.15g}{options}",
         tuple(run.measurements),
     )
 
@@ -562,6 +563,7 @@ def _mnist_training(run: _Run, device: str) -> None:
         return
     _placed(network, device)
     images, labels = (_there(array[:count], device) for array in mnist("train"))
+    count = len(images)  # no more than there are
     test = [_there(array[: run.plan.test_images], device) for array in mnist("test")]
     how = {"optimizer": Adam(3e-3), "schedule": warmup_cosine(0.1), "progress": False}
     history = fit(network, images, labels, epochs=epochs, batch=batch, **how)

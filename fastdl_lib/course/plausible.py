@@ -50,7 +50,7 @@ SAVES = {name: row.saves for name, row in ALGORITHMS.items()} | {
 ALIKE = (0.4, 2.5)
 # What starts at a root, a home or a drive; a model's name may hold a slash.
 _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
-_COMMAND = re.compile(r"python -m fastdl_lib\.(course\.)?record\b")
+_COMMAND = re.compile(r"(FASTDL_TIME_SCALE=\S+ )?python -m fastdl_lib\.(course\.)?record\b")
 _MODEL = re.compile(r"\b[A-Z]\d{2,3}\b")  # of a GPU, such as H100
 
 

@@ -113,12 +113,17 @@ def _record(options: argparse.Namespace) -> int:
     card = machine_card()
     path = options.out or data_folder() / "recordings" / f"{recording_name(card)}.json"
     check_place(path, card)
+    parts = options.parts or list(PARTS)
+    there = read_recording(path).measurements if path.exists() else ()
+    lost = sorted({str(m.conditions.get("part")) for m in there} - set(parts))
+    if lost:
+        raise ValueError(f"{path.name} also holds {', '.join(lost)}: give another name with --out.")
     time_scale()  # refused now rather than in a minute
     # While this process sleeps, all that runs is others'.
     others = psutil.cpu_percent(interval=1.0) * (psutil.cpu_count() or 1)
     if others > BUSY_PERCENT:
         print(f"Other programs use {others:.0f} % of a core: stop them, or they are measured too.")
-    plan = Plan(minutes=options.minutes, parts=tuple(options.parts or PARTS))
+    plan = Plan(minutes=options.minutes, parts=tuple(parts))
     recording = measure_machine(plan, partial(print, flush=True))
     return _report(path.name, check_recording(save(recording, path)))
 

@@ -32,6 +32,11 @@ class Ceilings:
     copy_gb_per_s: Measurement
     """Bytes read plus bytes written by a large copy, GB/s."""
 
+    def __post_init__(self) -> None:
+        for m, unit in ((self.gemm_gflops, "GFLOP/s"), (self.copy_gb_per_s, "GB/s")):
+            if m.unit != unit or min(m.samples) <= 0:
+                raise ValueError(f"a ceiling is in {unit}, above 0; got {m.value()} {m.unit}.")
+
     @property
     def ridge(self) -> float:
         """FLOP per byte above which the product, not the memory, is the limit."""
@@ -210,7 +215,8 @@ def training_days(
         check_number(name, value, low=0, low_included=False)
     if min(images_per_s.samples) <= 0:
         raise ValueError(f"{images_per_s.name!r} holds a speed of {min(images_per_s.samples)}.")
-    days = images_per_s.convert(lambda speed: epochs * images / speed / 86_400, "days")
+    seen = float(epochs) * float(images)  # NumPy's whole numbers may be too small for it
+    days = images_per_s.convert(lambda speed: seen / speed / 86_400, "days")
     return dataclasses.replace(
         days,
         provenance=Provenance.COMPUTED,

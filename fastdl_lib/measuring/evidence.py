@@ -168,10 +168,18 @@ class Measurement:
     def over(self, other: "Measurement", unit: str = "times", name: str = "") -> "Measurement":
         """Each sample of this one divided by the other's median, labelled as :meth:`derived`.
 
+        Raises:
+            ValueError: the other has another unit, or a median of 0.
+
         >>> slow, fast = (Measurement.measured("product", "ms", ms) for ms in (24.0, 8.0))
         >>> print(slow.over(fast))
         3.00 times (measured here)
         """
+        if self.unit != other.unit or not other.median:
+            raise ValueError(
+                f"{self.name!r}, in {self.unit}, cannot be divided by {other.name!r}, "
+                f"{other.value()} {other.unit}: two of one unit are, the second not 0."
+            )
         ratios = [sample / other.median for sample in self.samples]
         name = name or f"{self.name} over {other.name}"
         return self.derived(name, unit, ratios, self, other)

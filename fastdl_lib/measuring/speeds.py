@@ -82,7 +82,9 @@ def forward_ms(
                     f"{algorithm!r} on the {device} is off by {error:.0e} of the largest value, "
                     f"allowed is {TOLERANCE:.0e}; a wrong answer is not timed."
                 )
-        return benchmark(model.forward, there, device=device, **options)
+        time_ms = benchmark(model.forward, there, device=device, **options)
+    more = {"batch": len(x), "algorithm": algorithm}
+    return dataclasses.replace(time_ms, conditions={**time_ms.conditions, **more})
 
 
 @keep_freed_memory()

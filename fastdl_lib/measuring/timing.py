@@ -87,6 +87,9 @@ def _running_on(device: str, threads: int | None, **more: Any) -> Iterator[dict[
         yield {**where, **more}
 
 
+_TICK_S = time.get_clock_info("perf_counter").resolution
+
+
 def benchmark(
     function: Callable[..., Any],
     *arguments: Any,
@@ -104,7 +107,7 @@ def benchmark(
     The function runs ``warmup`` times unclocked, then again and again until ``budget_s`` seconds
     are used up, ``min_repeats`` times at least and ``max_repeats`` times at most. The clock is
     monotonic; a GPU is waited for before each reading. What the function is given and returns does
-    not matter, NaN included.
+    not matter, NaN included. A time too short for the clock counts as its resolution.
 
     Args:
         name: what is measured; by default the function's own name.
@@ -138,7 +141,7 @@ def benchmark(
             start = time.perf_counter()
             function(*arguments)
             synchronize()
-            samples_ms.append(1e3 * (time.perf_counter() - start))
+            samples_ms.append(1e3 * max(time.perf_counter() - start, _TICK_S))
     name = name or getattr(function, "__name__", "function")
     return Measurement.measured(name, "ms", *samples_ms, machine=machine, **conditions)
 
@@ -180,11 +183,12 @@ def product_gflops(
     tensor cores round to 10 bits. ``options`` are what :func:`benchmark` takes.
 
     Raises:
-        ValueError: another dtype.
+        TypeError, ValueError: another dtype; a size that is no whole number from 1.
     """
     if dtype not in ("float64", "float32", "float16", *(["tf32"] if device == "gpu" else [])):
         raise ValueError(f"the {device} multiplies no matrices of {dtype!r}.")
     _check_device(device)
+    size = check_whole_number("size", size, 1)
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, size, size), dtype=np.float32)
     if dtype != "tf32":
@@ -228,7 +232,7 @@ def clock_ghz(**options: Any) -> Measurement:
 
     ``options`` are what :func:`benchmark` takes, such as ``budget_s``. The first call compiles.
     """
-    steps, chain = 1_000_000, _chain()
+    steps, chain = 1_000_000, _chain()  # two cycles each
     one = benchmark(chain, steps, np.uint64(3), **options)
     one = dataclasses.replace(one, conditions={**one.conditions, "threads": 1})
     return one.convert(lambda ms: 2 * steps / ms * 1e-6, "GHz", "clock of a core")

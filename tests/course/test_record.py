@@ -92,7 +92,8 @@ def test_a_run_with_a_gpu_holds_every_part_and_no_number_twice(whole):
     recording, lines = whole
     assert {m.conditions["part"] for m in recording.measurements} == set(PARTS)
     assert len({m.name for m in recording.measurements}) == len(recording.measurements)
-    assert recording.command == "python -m fastdl_lib.course.record --minutes 8"
+    command = "FASTDL_TIME_SCALE=0.001 python -m fastdl_lib.course.record --minutes 8"
+    assert recording.command == command
     for m in recording.measurements:
         assert m.machine.gpu == "Stand-in GPU"
         assert ("threads" in m.conditions) == (m.conditions["device"] == "cpu"), m.name
@@ -284,6 +285,11 @@ def test_the_command_writes_where_the_course_looks(command, capsys, monkeypatch)
     out = folder / "mine.json"
     main(["--out", str(out), "--minutes", "2", "--parts", "sweep", "race"])
     assert out.exists() and plans[2:] == [Plan(minutes=2.0, parts=("sweep", "race"))]
+    # Parts never replace a recording that holds more.
+    capsys.readouterr()
+    assert main(["--out", str(path), "--parts", "sweep"]) == 1
+    assert f"{path.name} also holds binary, ceiling," in capsys.readouterr().err
+    assert read_recording(path).measurements == HONEST.measurements and len(plans) == 3
 
 
 def test_what_is_not_accepted_is_said_and_what_is_interrupted_not_written(

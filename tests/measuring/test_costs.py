@@ -15,6 +15,7 @@ from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sig
 from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.measuring.costs import (
     KINDS,
+    Ceilings,
     LayerCost,
     cost_table,
     layer_costs,
@@ -357,6 +358,13 @@ def test_a_bad_batch_or_size_is_refused(alex, count, wrong, error, message):
 # --- roofline -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("gflops", "copy"), [("ms", "GB/s"), ("GFLOP/s", "MB/s")])
+def test_a_ceiling_in_another_unit_is_refused(gflops, copy):
+    sides = (Measurement.measured("x", unit, 3.0, machine=example()) for unit in (gflops, copy))
+    with pytest.raises(ValueError, match="a ceiling is in G"):
+        Ceilings(*sides)
+
+
 def test_roofline_time_is_the_larger_bound(alex):
     roof = ceilings(gflops=100, gb_per_s=10)
     assert roof.ridge == roof.attainable_gflops(1) == 10
@@ -432,6 +440,9 @@ def test_days_are_computed_and_name_the_speed_they_come_from():
         "speed_is": "measured here",
     }  # fmt: skip
     assert len(days.samples) == 3 and days.samples[0] > days.samples[2]
+    small = training_days(speed(10.0), epochs=np.int16(2000), images=np.int32(2_000_000))
+    assert small.median == pytest.approx(2000 * 2_000_000 / 10 / 86_400)
+    assert type(small.conditions["images"]) is int
 
 
 @pytest.mark.parametrize(
@@ -441,6 +452,7 @@ def test_days_are_computed_and_name_the_speed_they_come_from():
         (speed(3.0), {"epochs": 0}, "epochs must be above 0"),
         (speed(3.0), {"images": -1}, "images must be above 0"),
         (speed(3.0, 0.0), {}, "a speed of 0"),
+        (speed(1e-320), {}, "every sample must be finite"),
     ],
 )
 def test_days_of_nothing_are_refused(given, options, message):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from helpers import example
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.measuring.evidence import (
@@ -48,6 +48,51 @@ def measured(*samples, **changes):
 def test_a_number_without_its_evidence_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(measured(), **changes)
+
+
+SAMPLES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12)
+LAWS = settings(derandomize=True, max_examples=100, deadline=None)
+
+
+@LAWS
+@given(SAMPLES)
+def test_the_median_lies_within_the_quartiles_and_these_within_the_samples(samples):
+    m, close = measured(*samples), 1e-12
+    assert min(samples) * (1 - close) <= m.low <= m.median * (1 + close)
+    assert m.median <= m.high * (1 + close) <= max(samples) * (1 + 2 * close)
+    shuffled = measured(*reversed(samples))
+    assert (shuffled.low, shuffled.median, shuffled.high) == (m.low, m.median, m.high)
+    scaled = m.convert(lambda ms: 4 * ms, "quarters")
+    assert (scaled.low, scaled.median, scaled.high) == (4 * m.low, 4 * m.median, 4 * m.high)
+
+
+@LAWS
+@given(SAMPLES, SAMPLES)
+def test_a_ratio_keeps_the_interval_of_what_is_divided(samples, others):
+    one, other = measured(*samples), measured(*others, name="other")
+    ratio = one.over(other)
+    assert (ratio.unit, ratio.provenance) == ("times", Provenance.MEASURED)
+    assert len(ratio.samples) == len(samples)
+    for kind in ("low", "median", "high"):
+        assert getattr(ratio, kind) == pytest.approx(getattr(one, kind) / other.median, rel=1e-9)
+    assert one.over(one).median == pytest.approx(1)
+    back = measured(other.median).over(measured(one.median))
+    assert ratio.median * back.median == pytest.approx(1, rel=1e-9)
+    assert ratio.low <= ratio.median * (1 + 1e-12) and ratio.median <= ratio.high * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("other", [measured(2.0, unit="s"), measured(0.0), measured(-1.0, 1.0)])
+def test_a_ratio_of_two_units_or_by_zero_is_refused(other):
+    with pytest.raises(ValueError, match=r"'conv1', in ms, cannot be divided by 'conv1', .* not 0"):
+        measured(3.0).over(other)
+
+
+@pytest.mark.parametrize(
+    "rule", [lambda ms: ms * 1e308 * 1e308, lambda ms: math.nan, lambda ms: "1"]
+)
+def test_what_becomes_no_number_is_refused(rule):
+    with pytest.raises((ValueError, TypeError), match="'conv1' h"):
+        measured(3.0).convert(rule, "x")
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=20))

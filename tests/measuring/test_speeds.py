@@ -30,6 +30,7 @@ def test_a_right_answer_is_timed_in_the_way_asked_for_and_a_wrong_one_not_at_all
     layer.algorithm = "blocked"
     run = forward_ms(layer, x, algorithm="im2col", expected=right[:2], threads=1, **QUICK)
     assert (run.unit, run.conditions["device"], run.conditions["threads"]) == ("ms", "cpu", 1)
+    assert run.conditions["batch"] == 4
     assert layer.algorithm == "blocked"
     for wrong in (1.002 * right, np.full_like(right, np.nan)):
         with pytest.raises(ArithmeticError, match=r"off by .* of the largest .* is not timed"):
@@ -46,7 +47,8 @@ def test_a_network_goes_to_the_gpu_and_comes_back(fake_gpu, monkeypatch):
     inner = network.forward
     monkeypatch.setattr(network, "forward", lambda x: seen.append(array_module(x)) or inner(x))
     run = forward_ms(network, images, algorithm="im2col", device="gpu", **QUICK)
-    assert run.conditions["device"] == "gpu" and "threads" not in run.conditions
+    where = {"device": "gpu", "warmup": 1, "batch": 2, "algorithm": "im2col"}
+    assert run.conditions == where
     assert {module.__name__ for module in seen} == {"cupy"} and places(network) == {"numpy"}
     assert {layer.algorithm for layer in network.layers.values()} == {None, "auto"}
     with pytest.raises(ValueError, match="takes a batch of shape"):

@@ -125,6 +125,8 @@ def test_bad_budgets_and_counts_are_refused_alike(timer, wrong, error, message):
         (lambda: benchmark(sum, [], warmup=-1), ValueError, "warmup must be at least 0"),
         (lambda: benchmark(sum, [], warmup=1.0), TypeError, "warmup must be a whole number"),
         (lambda: benchmark(sum, [], device="cuda"), ValueError, "device must be one of 'cpu', 'g"),
+        (lambda: product_gflops(0), ValueError, "size must be at least 1"),
+        (lambda: product_gflops(2.5), TypeError, "size must be a whole number"),
         (lambda: product_gflops(16, "tf32"), ValueError, "cpu multiplies no matrices of 'tf32'"),
         (lambda: profile_layers(deep_convnet(), X[:0]), ValueError, r"got \(0, 1, 28, 28\)"),
         (lambda: profile_layers(deep_convnet(), X, np.array([0, 10])), ValueError, r"in 0\.\.9"),
@@ -155,6 +157,40 @@ def test_the_thread_count_is_stated_set_and_restored(clock, card):
         assert benchmark(function, threads=1, machine=card).conditions["threads"] == 1
         assert blas_threads_now() == 2
     assert seen == [2] * 4 + [1] * 4
+
+
+def test_numpys_whole_numbers_count_as_pythons(clock, card):
+    """Small ones would overflow, and a recording keeps none of them."""
+    limits = {"warmup": np.int8(1), "min_repeats": np.int64(2), "max_repeats": np.uint8(5)}
+    m = benchmark(lambda: clock.work(0.1), **limits, budget_s=np.float32(1), machine=card)
+    assert len(m.samples) == 5 and type(m.conditions["warmup"]) is int
+    network = deep_convnet()
+    assert len(profile_layers(network, X, max_repeats=np.int8(3)).first.samples) == 3
+
+
+def test_a_product_of_numpys_size_is_as_fast_as_pythons(monkeypatch, card):
+    def a_second(function, *, device):
+        return Measurement.measured("x", "ms", 1e3, machine=card, device=device)
+
+    monkeypatch.setattr(timing, "benchmark", a_second)
+    for size in (400, np.int16(400)):  # 2 * 400 ** 3 is more than 16 bits hold
+        assert product_gflops(size).median == pytest.approx(0.128)
+
+
+def test_what_is_too_short_for_the_clock_is_no_zero(clock, card):
+    m = benchmark(lambda: None, max_repeats=3, budget_s=1.0, machine=card)
+    assert min(m.samples) > 0 and m.convert(lambda ms: 1 / ms, "1/ms").median > 0
+
+
+def test_the_clock_of_a_core_is_two_cycles_a_step(monkeypatch, card):
+    def measured(function, steps, start, **options):
+        assert function(3, np.uint64(8)) == 8 + 1 + 1 + 1  # x += x >> 3
+        return Measurement.measured("x", "ms", 0.5, machine=card, threads=4, **options)
+
+    monkeypatch.setattr(timing, "benchmark", measured)
+    m = timing.clock_ghz(warmup=1)
+    assert (m.unit, m.median) == ("GHz", pytest.approx(2 * 1_000_000 / 0.5e-3 / 1e9))
+    assert m.conditions == {"threads": 1, "warmup": 1}
 
 
 # --- on a GPU -----------------------------------------------------------------------------------
