@@ -505,6 +505,8 @@ def main(arguments: list[str] | None = None) -> int:
     meaning = "execute stops when one cell takes longer (default: %(default)s)"
     parser.add_argument("--cell-timeout", **limit, help=meaning)
     options = parser.parse_intermixed_args(arguments)
+    if options.cell_timeout < 1:
+        parser.error(f"--cell-timeout must be at least 1 second, got {options.cell_timeout}")
     return max(_on_one(options, path) for path in options.notebooks or notebook_paths())
 
 

@@ -350,5 +350,9 @@ def test_command_line_reports_and_goes_on(start, chapter, tmp_path, capsys):
     assert "none.ipynb: there is no such file" in shown.err
     assert "not clean: run" in shown.out
 
+    with pytest.raises(SystemExit):
+        course.main(["execute", "--cell-timeout", "0", str(start)])
+    assert "--cell-timeout must be at least 1 second, got 0" in capsys.readouterr().err
+
     assert course.main(["clean", str(start), str(chapter)]) == 0
     assert capsys.readouterr().out == f"cleaned {start}\n"
