@@ -370,8 +370,8 @@ def _a_fault(text: str) -> tuple[str, int, int]:
     return found[1], int(found[2]), int(found[3])
 
 
-def _number(kind: type, **limits: Any) -> Callable[[str], Any]:
-    """A number within limits, as argparse takes it."""
+def number_within(kind: type, **limits: Any) -> Callable[[str], Any]:
+    """A type for argparse: a number within the limits that ``check_number`` takes."""
 
     def number(text: str) -> Any:
         try:
@@ -384,10 +384,14 @@ def _number(kind: type, **limits: Any) -> Callable[[str], Any]:
     return number
 
 
-_COUNT = _number(int, low=1)
+COUNT = number_within(int, low=1)
+ABOVE_0 = number_within(float, low=0, low_included=False)
+SHARE = number_within(float, low=0, high=1)
+FROM_0 = number_within(int, low=0)
 
 
-def _weights_file(text: str) -> Path:
+def weights_file(text: str) -> Path:
+    """A type for argparse: the name of an ``.npz`` file."""
     if Path(text).suffix != ".npz":
         raise argparse.ArgumentTypeError(f"the name must end in .npz, got {text!r}")
     return Path(text)
@@ -420,13 +424,11 @@ def _parser() -> argparse.ArgumentParser:
         "do. With --hostfile, or under srun --kill-on-bad-exit=1, on several machines.",
     )
     jobs = parser.add_subparsers(dest="job", required=True)
-    above_0 = _number(float, low=0, low_included=False)
-    share = _number(float, low=0, high=1)
 
     def job(name: str, text: str) -> Callable[..., Any]:
         job_parser = jobs.add_parser(name, help=text, description=text)
 
-        def add(flag: str, default: Any, text: str, number=_COUNT, **kind) -> None:
+        def add(flag: str, default: Any, text: str, number=COUNT, **kind) -> None:
             text += " (default: %(default)s)"
             number = None if "choices" in kind else number
             job_parser.add_argument(flag, default=default, type=number, help=text, **kind)
@@ -434,34 +436,35 @@ def _parser() -> argparse.ArgumentParser:
         add("--threads", 1, "BLAS threads a rank")
         add("--device", "auto", "where", choices=["auto", "cpu", "gpu"])
         seconds = "seconds without a sign of life after which a rank counts as hanging"
-        add("--patience", PATIENCE_S, seconds, above_0)
+        add("--patience", PATIENCE_S, seconds, ABOVE_0)
         plain = job_parser.add_argument
         plain("--cuda-aware", action="store_true", help="the MPI library takes GPU arrays")
         wrong = "HOW:RANK:STEP, such as kill:1:20: raise, exit, kill or hang there, to see the end"
         plain("--fault", type=_a_fault, metavar="FAULT", help=wrong)
         plain("--result", type=Path, help="write the result here, as JSON")
         if name == "train":
-            plain("--checkpoint", type=Path, help="store the run after every epoch; go on from it")
-            plain("--out", type=_weights_file, help="write the weights here")
+            what = "store the run after every epoch; go on from it"
+            plain("--checkpoint", type=weights_file, help=what)
+            plain("--out", type=weights_file, help="write the weights here")
         return add
 
     add = job("train", "train DeepConvNet on MNIST")
-    at_most = _number(int, low=1, high=MNIST_IMAGES + 1)
+    at_most = number_within(int, low=1, high=MNIST_IMAGES + 1)
     add("--images", MNIST_IMAGES, "train on the first so many", at_most)
-    add("--test", 10_000, "test on the first so many", _number(int, low=1, high=10_001))
+    add("--test", 10_000, "test on the first so many", number_within(int, low=1, high=10_001))
     add("--epochs", 1, "passes over the training images")
     add("--batch", 100, "images a step, all ranks together")
     add("--optimizer", "adam", "kind", choices=["adam", "sgd"])
-    add("--learning-rate", 3e-3, "the highest", above_0)
-    add("--momentum", 0.9, "of sgd", share)
+    add("--learning-rate", 3e-3, "the highest", ABOVE_0)
+    add("--momentum", 0.9, "of sgd", SHARE)
     add("--dropout", "none", "at work in training; the book has both", choices=DROPOUT)
-    add("--warmup", 0.1, "share in which the rate rises", share)
-    add("--seed", 0, "first weights and all chance", _number(int, low=0))
-    add("--shift", 0, "move images by so many pixels", _number(int, low=0))
+    add("--warmup", 0.1, "share in which the rate rises", SHARE)
+    add("--seed", 0, "first weights and all chance", FROM_0)
+    add("--shift", 0, "move images by so many pixels", FROM_0)
 
     add = job("all-reduce", "measure how fast arrays are added up over all ranks")
     text = "of the arrays, rounded down to whole float32 values"
-    add("--bytes", [ALEXNET_BYTES], text, _number(int, low=4), nargs="+")
+    add("--bytes", [ALEXNET_BYTES], text, number_within(int, low=4), nargs="+")
     add("--rounds", 10, "samples")
 
     add = job("steps", "measure training steps of one rank and of all, in turn")

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
-from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.files import check_destination, whole_file
+from fastdl_lib.course.ranks import (
+    ABOVE_0,
+    COUNT,
+    FROM_0,
+    MNIST_IMAGES,
+    SHARE,
+    number_within,
+    weights_file,
+)
 from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
 from fastdl_lib.nn.training import Evaluation, History, evaluate, fit, hold_out
@@ -71,8 +79,6 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
         check_destination(path)
     if options.out and options.checkpoint and options.out.resolve() == options.checkpoint.resolve():
         raise ValueError(f"--out and --checkpoint both name {options.out.name}: give two names.")
-    if options.images is not None:
-        check_whole_number("--images", options.images, HELD_OUT_SHARE)
     card = machine_card()
     print(card.summary)
     images, labels = (array[: options.images] for array in mnist("train"))
@@ -145,12 +151,6 @@ def _without_folders(word: str) -> str:
     return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
 
 
-def _npz(text: str) -> Path:
-    if Path(text).suffix != ".npz":
-        raise argparse.ArgumentTypeError(f"the name must end in .npz, got {text!r}")
-    return Path(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastdl_lib.course.train",
@@ -161,25 +161,27 @@ def _parser() -> argparse.ArgumentParser:
     which = f"which one; the others than deep-convnet have the defaults {BINARY_RECIPE}"
     add("--network", choices=NETWORKS, default="deep-convnet", help=which)
     add("--binary", choices=BINARY_PARTS, default="all", help="what is one bit" + default)
-    add("--hidden", type=int, default=2048, help="values in mlp's hidden layers" + default)
-    add("--width", type=int, default=1, help="multiplies binary-deep-convnet's filters" + default)
+    add("--hidden", type=COUNT, default=2048, help="values in mlp's hidden layers" + default)
+    add("--width", type=COUNT, default=1, help="multiplies binary-deep-convnet's filters" + default)
     add("--packed", action="store_true", help="write binary weights as one bit each")
     add("--fast", action="store_true", help=f"the short recipe: other defaults, {FAST_RECIPE}")
-    add("--epochs", type=int, help="passes over the training images" + default)
-    add("--batch", type=int, help="images a step" + default)
+    add("--epochs", type=COUNT, help="passes over the training images" + default)
+    add("--batch", type=COUNT, help="images a step" + default)
     add("--optimizer", choices=["adam", "sgd"], help="how gradients become steps" + default)
-    add("--learning-rate", type=float, help="the highest one of the schedule" + default)
-    add("--momentum", type=float, help="of sgd" + default)
-    add("--weight-decay", type=float, help="of sgd" + default)
-    add("--warmup", type=float, help="share of the run in which the rate rises" + default)
-    add("--shift", type=int, help="move the images by up to so many pixels" + default)
+    add("--learning-rate", type=ABOVE_0, help="the highest one of the schedule" + default)
+    add("--momentum", type=SHARE, help="of sgd" + default)
+    add("--weight-decay", type=number_within(float, low=0), help="of sgd" + default)
+    add("--warmup", type=SHARE, help="share of the run in which the rate rises" + default)
+    add("--shift", type=FROM_0, help="move the images by up to so many pixels" + default)
     add("--dropout", choices=DROPOUT, help="at work in training; the book has both" + default)
-    add("--seed", type=int, default=0, help="decides first weights and all chance" + default)
-    add("--images", type=int, help="train on the first so many images only (default: all)")
+    add("--seed", type=FROM_0, default=0, help="decides first weights and all chance" + default)
+    images = number_within(int, low=HELD_OUT_SHARE, high=MNIST_IMAGES + 1)
+    add("--images", type=images, help="train on the first so many images only (default: all)")
     validate = "hold out a twelfth of the training images and count on it; no test set is touched"
     add("--validate", action="store_true", help=validate)
-    add("--out", type=_npz, help="write the weights here, and beside them how they were made")
-    add("--checkpoint", type=_npz, help="store the run here after every epoch, and go on from it")
+    file = {"type": weights_file}
+    add("--out", **file, help="write the weights here, and beside them how they were made")
+    add("--checkpoint", **file, help="store the run here after every epoch, and go on from it")
     parser.set_defaults(**RECIPE)
     return parser
 

@@ -114,13 +114,17 @@ def test_the_command_trains_binary_networks(words, make, size, others, small_mni
 
 
 def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys, monkeypatch):
-    for arguments, message in ((["--images", "11"], "--images must be at least 12, got 11.\n"),):
-        assert train.main(arguments) == 1
-        assert capsys.readouterr().err.startswith(message)
-    with pytest.raises(SystemExit) as caught:
-        train.main(["--out", "net.pkl"])
-    assert caught.value.code == 2
-    assert "the name must end in .npz, got 'net.pkl'" in capsys.readouterr().err
+    for arguments, message in (
+        (["--images", "11"], "--images: it must be at least 12 and below 60001 and finite, got 11"),
+        (["--images", "60001"], "below 60001 and finite, got 60001"),
+        (["--epochs", "0"], "--epochs: it must be at least 1 and finite, got 0"),
+        (["--learning-rate", "nan"], "--learning-rate: it must be above 0 and finite, got nan"),
+        (["--warmup", "1"], "--warmup: it must be at least 0 and below 1 and finite, got 1"),
+        (["--out", "net.pkl"], "--out: the name must end in .npz, got 'net.pkl'"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            train.main(arguments)
+        assert caught.value.code == 2 and message in capsys.readouterr().err
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
