@@ -97,7 +97,8 @@ def roofline_against_measured(
         axes.plot([promise, actual], [place, place], linewidth=3, alpha=0.35, color=dot["color"])
         axes.plot(promise, place, "o", markerfacecolor="white", **dot)
         axes.plot(actual, place, "o", **dot)
-        end, ratio = max(promise, actual), f"{actual / promise:.1f}"
+        end, ratio = max(promise, actual), actual / promise
+        ratio = f"{ratio:.1f}" if ratio < 100 else format_number(ratio)
         forms.write_beside(axes, f"{ratio}x", (end, place), xytext=(8, 0))
         words.append(f"{cost.name} {ratio}")
     forms.log_axes(axes, 10)

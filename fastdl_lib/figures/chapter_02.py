@@ -248,10 +248,10 @@ def trials(results: Sequence[Trial], *notes: str, title: str) -> Picture:
     for axis, (label, values) in zip(axes, panels.items(), strict=True):
         bars = []
         for place, value in enumerate(values):
-            text = f"{value:.0e}" if "error" in label else format_number(value)
+            text = f"{value:.0e}" if value and "error" in label else format_number(value)
             bars.append(Bar(times[place].name, max(value, 1e-9), text, colours[place]))
             words[place] += f" {label} {text};"
-        log = "error" in label or max(values) > 20 * max(min(values), 1e-12)
+        log = "error" in label or max(values) > 20 * min(values) > 0
         forms.horizontal_bars(axis, bars, log=log)
         axis.set_xlabel(label)
     notes = (forms.ran_on(times[-1]), *notes)
