@@ -242,7 +242,8 @@ def odd_binary_network(seed):
             now = stage[-1][1].output_shape(now)
         if rng.random() < 0.8:
             stage.append(("norm", BatchNorm(outputs)))
-        layers += [(f"{name} {number}", layer) for name, layer in (*stage, ("sign", Sign()))]
+        stage += [("sign", Sign()), ("drop", Dropout(0.5))]
+        layers += [(f"{name} {number}", layer) for name, layer in stage]
     layers.append(("flatten", Flatten()))
     sizes = [math.prod(now), *([int(rng.choice([5, 33, 100]))] if rng.random() < 0.4 else [])]
     sizes.append(int(rng.integers(2, 11)))

@@ -24,6 +24,7 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module, check_on_cpu, gpu_kernel
 from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
+from fastdl_lib.kernels.compiled import can_compile
 
 __all__ = ["WORD", "pack", "two_rows_product", "unpack", "xnor_product"]
 
@@ -37,13 +38,14 @@ def pack(x: Array) -> Array:
     """Pack the signs along the last axis into words: bit i of word j is place 64 j + i.
 
     Args:
-        x: (..., length), any dtype; 0 or more is +1, bit 1; below is -1, bit 0.
+        x: (..., length), any dtype; 0 or more is +1, bit 1; below is -1, bit 0. Of floats, finite
+            ones: no bit can say that a number was lost.
 
     Returns:
         (..., words), uint64, with words = ceil(length / 64); filled up with zeros.
 
     Raises:
-        ValueError: x has no axis, or a last axis of size 0.
+        ValueError: x has no axis, a last axis of size 0, or holds NaN or infinity.
 
     >>> pack(np.array([[1, -1, 1, 1]])).tolist()  # read from the right: 1101
     [[13]]
@@ -51,6 +53,8 @@ def pack(x: Array) -> Array:
     xp = array_module(x)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"pack() takes (..., length) with length from 1 up, got {x.shape}.")
+    if x.dtype.kind not in "biu" and not xp.isfinite(x).all():
+        raise ValueError("pack() takes finite numbers, and x holds NaN or infinity.")
     bits = xp.ascontiguousarray(x >= 0)
     more = -x.shape[-1] % WORD
     if more:
@@ -80,7 +84,7 @@ def unpack(words: Array, length: int) -> Array:
     [[1.0, -1.0, 1.0, 1.0]]
     """
     xp = array_module(words)
-    _check_words(words, length)
+    length = _check_words(words, length)
     flat = xp.ascontiguousarray(words).reshape(-1).view(np.uint8)
     bits = xp.unpackbits(flat, bitorder="little").reshape(*words.shape[:-1], -1)
     out = bits[..., :length].astype(np.float32)
@@ -89,14 +93,15 @@ def unpack(words: Array, length: int) -> Array:
     return out
 
 
-def _check_words(words: Array, length: int) -> None:
+def _check_words(words: Array, length: int) -> int:
     if words.dtype != np.uint64:
         raise TypeError(f"words must be uint64, as pack() makes them; got {words.dtype}.")
-    check_whole_number("length", length, 1)
+    length = check_whole_number("length", length, 1)
     if words.ndim < 1 or words.shape[-1] != -(-length // WORD):
         raise ValueError(
             f"length={length} takes {-(-length // WORD)} words a row, got the shape {words.shape}."
         )
+    return length
 
 
 # --- plain NumPy --------------------------------------------------------------------------------
@@ -167,6 +172,8 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             "two_rows_product takes (M, length) and (N, length), no size 0; "
             f"got {a.shape} and {b.shape}."
         )
+    if not all((abs(one) == 1).all() for one in (a, b)):
+        raise ValueError("two_rows_product takes +1 and -1 only; use sign(x).")
     rows, length = a.shape
     if length > _LONGEST:
         raise ValueError(
@@ -263,6 +270,8 @@ def _compiled_loops() -> Callable[..., None]:
 
 def _compiled(a_words: np.ndarray, b_words: np.ndarray, length: int) -> np.ndarray:
     """By Numba, to popcount instructions; blocks of rows are shared out among threads."""
+    if not can_compile():
+        return _numpy_product(a_words, b_words, length)
     out = np.empty((len(a_words), len(b_words)), np.int32)
     more = -a_words.shape[1] % 4
     if more:  # four words are taken at a time; zeros in both agree
@@ -314,7 +323,8 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
         a_words, b_words: (M, words) and (N, words), uint64, as :func:`pack` makes them.
         length: places of a row that count.
         algorithm: a key of :data:`XNOR_PRODUCTS`; "auto": compiled by Numba on the CPU, which takes
-            about a second at the first call, a kernel on the GPU.
+            about a second at the first call (as "numpy" under NUMBA_DISABLE_JIT=1), a kernel on the
+            GPU.
 
     Returns:
         (M, N), int32, beside the words: the sums of products of +1 and -1, from -length to length.
@@ -330,7 +340,7 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
     xp = array_module(a_words, b_words)
     check_choice("algorithm", algorithm, ["auto", *XNOR_PRODUCTS])
     for words in (a_words, b_words):
-        _check_words(words, length)
+        length = _check_words(words, length)
         if words.ndim != 2 or len(words) < 1:
             raise ValueError(
                 "a product takes rows of words, (M, words) and (N, words), M and N from 1 up; got "

@@ -208,12 +208,12 @@ def export_c(network: Network, path: str | os.PathLike, *, name: str = "network"
     turns = [stages[turn:-1:2] for turn in (0, 1)]
     words = [max(stage.words_out for stage in turn) for turn in turns if turn]
     text = _c_text(folded, name, stages, sums, words)
+    checked = _answers(folded)
     with whole_file(path) as part:
         part.write_text(text, encoding="ascii")
     constants = folded.bytes + 8 * sum(stage.around_words for stage in stages)
     buffers = 4 * sums + 8 * sum(words) + 8 * 8 * stages[0].patch_words
     classes = stages[-1].layer.outputs
-    checked = _answers(folded)
     return CFile(path, name, folded.input_shape, classes, constants, buffers, text, checked)
 
 
@@ -225,7 +225,10 @@ def _answers(folded: BinaryNetwork) -> tuple[np.ndarray, np.ndarray]:
     pixels = rng.integers(0, 256, shape, np.uint8) * is_lit
     x, words = pixels / np.float32(255), next(iter(folded.buffers.values()))
     parts = (folded.forward(beside(x[start : start + 4], words)) for start in range(0, count, 4))
-    return pixels, np.concatenate([to_cpu(part) for part in parts])
+    logits = np.concatenate([to_cpu(part) for part in parts])
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{folded.name} has no finite logits: its scale, factor or shift is none.")
+    return pixels, logits
 
 
 def _c_text(

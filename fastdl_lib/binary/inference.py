@@ -3,7 +3,7 @@
 Between two products stand batch normalisation and sign: a straight line and a comparison with 0. As
 a product of signs is a whole number, the two are one comparison with a whole number, the
 *threshold*. :func:`fold` finds it by asking the layers themselves, so that not even their rounding
-makes a difference: the answers are the float network's, bit for bit.
+makes a difference: the answers are the float network's, bit for bit, or :func:`fold` refuses.
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.binary.bits import WORD, pack, unpack, xnor_product
-from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
+from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, pixel_bytes, sign
 from fastdl_lib.convolution.geometry import output_size, tap_views
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.nn.layers import Dropout, Flatten, Layer, MaxPool2d
@@ -32,6 +32,8 @@ FIRST_LAYERS = {
 
 # Below it every whole number is a float32.
 _EXACT = 2**24
+# Their sums are not whole numbers.
+_ROUNDING = ("winograd", "cudnn")
 _PLANES = 8
 
 
@@ -94,9 +96,13 @@ class BitLayer(Layer):
         self.buffers = {"words": rows.reshape(self.outputs, -1)}
         if layer.scaled:
             self.buffers["scale"] = layer.scale().reshape(-1)
-        if norm is not None:
-            factor, shift = norm.scale_and_shift()
-            self.buffers |= {"factor": factor, "shift": shift}
+        xp, most = array_module(rows), self.largest
+        with np.errstate(all="ignore"):
+            if norm is not None:
+                self.buffers |= dict(zip(("factor", "shift"), norm.scale_and_shift(), strict=True))
+            ends = self._line(xp.asarray([[-most], [most]]))
+        if not xp.isfinite(ends).all():
+            raise ValueError(f"normalisation makes NaN or infinity of sums from {-most} to {most}.")
         if ends_in_sign:
             self._find_thresholds()
 
@@ -117,7 +123,8 @@ class BitLayer(Layer):
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         shape = self._sums_shape(input_shape)
-        return shape if self.pool is None else self.pool.output_shape(shape)
+        shape = shape if self.pool is None else self.pool.output_shape(shape)
+        return shape if self.ends_in_sign else (math.prod(shape),)
 
     # --- what it costs ----------------------------------------------------------------------
 
@@ -151,7 +158,7 @@ class BitLayer(Layer):
         of operations."""
         values = sums.astype(np.float32)
         if "scale" in self.buffers:
-            values *= self.buffers["scale"]
+            values = values * self.buffers["scale"]
         if "factor" in self.buffers:
             values = values * self.buffers["factor"]
             values += self.buffers["shift"]
@@ -214,12 +221,9 @@ class BitLayer(Layer):
 
     def _pixel_sums(self, x: Array) -> Array:
         xp = array_module(x)
-        pixels = xp.rint(x * 255)
-        if not (pixels.min() >= 0 and pixels.max() <= 255):
-            raise ValueError(
-                f"images must lie in 0..1, got {float(x.min()):.3g}..{float(x.max()):.3g}."
-            )
-        pixels = pixels.transpose(0, 2, 3, 1)
+        if x.dtype != np.float32:
+            raise TypeError(f"a folded network takes float32, got {x.dtype}.")
+        pixels = pixel_bytes(x).transpose(0, 2, 3, 1)
         if self.way == "float":
             patches, places = self._patches(pixels, 0)
             signs = unpack(self.buffers["words"], self.length)
@@ -304,7 +308,10 @@ def fold(network: Network) -> BinaryNetwork:
             may stand anywhere, Dropout is left out. It keeps its weights.
 
     Raises:
-        ValueError: another order of layers, or sums that float32 does not hold exactly.
+        TypeError: weights or buffers of another dtype than float32.
+        ValueError: other layers (of classes of one's own, too) or another order; numbers that are
+            not finite, or that normalisation makes so; sums that float32 does not hold exactly, or
+            an algorithm that rounds them.
 
     Source: thresholds for normalisation and sign are those of Umuroglu et al., "FINN: a framework
     for fast, scalable binarized neural network inference", FPGA 2017.
@@ -315,34 +322,43 @@ def fold(network: Network) -> BinaryNetwork:
     >>> folded.bytes, bool((folded.forward(images) == network.forward(images)).all())
     (8632, True)
     """
-    waiting = [(n, layer) for n, layer in network.layers.items() if not isinstance(layer, Dropout)]
-    if not isinstance(waiting.pop(0)[1], PixelBytes):
+    left_out = Dropout, Flatten
+    waiting = [(n, layer) for n, layer in network.layers.items() if type(layer) not in left_out]
+    if not waiting or type(waiting.pop(0)[1]) is not PixelBytes:
         raise ValueError(
             f"{network.name} must begin with PixelBytes: sums of other values are not exact."
         )
     shape, stages = network.input_shape, []
     while waiting:
         name, layer = waiting.pop(0)
-        if isinstance(layer, Flatten):
-            continue
         where = f"{network.name}, layer {name}"
-        if not isinstance(layer, (BinaryLinear, BinaryConv2d)):
+        if type(layer) not in (BinaryLinear, BinaryConv2d):
             raise ValueError(
                 f"{where}: fold() takes products with binary weights, each followed by MaxPool2d, "
                 f"BatchNorm and Sign in this order; here stands {type(layer).__name__}."
             )
         found: dict[type, Layer] = {}
         for kind in (MaxPool2d, BatchNorm, Sign):
-            if waiting and isinstance(waiting[0][1], kind):
+            if waiting and type(waiting[0][1]) is kind:
                 found[kind] = waiting.pop(0)[1]
-        stage = BitLayer(
-            layer,
-            shape,
-            takes_pixels=not stages,
-            pool=copy.copy(found.get(MaxPool2d)),
-            norm=found.get(BatchNorm),
-            ends_in_sign=Sign in found,
-        )
+        norm = found.get(BatchNorm)
+        if norm and norm.features != layer.parameters["weight"].shape[0]:
+            raise ValueError(f"{where}: a Flatten stands between it and its BatchNorm.")
+        if layer.algorithm in _ROUNDING:
+            raise ValueError(f"{where}: {layer.algorithm} rounds; set its algorithm to 'auto'.")
+        for part in (layer, *found.values()):
+            _check_numbers(where, part)
+        try:
+            stage = BitLayer(
+                layer,
+                shape,
+                takes_pixels=not stages,
+                pool=copy.copy(found.get(MaxPool2d)),
+                norm=norm,
+                ends_in_sign=Sign in found,
+            )
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         if stage.largest >= _EXACT:
             raise ValueError(
                 f"{where}: sums reach {stage.largest:,}, and float32 is exact below {_EXACT:,}."
@@ -353,4 +369,14 @@ def fold(network: Network) -> BinaryNetwork:
         stages.append((name, stage))
     if not stages or stages[-1][1].ends_in_sign:
         raise ValueError(f"{network.name} must end in a product, with BatchNorm or without.")
+    if stages[-1][1].outputs != network.classes:
+        raise ValueError(f"{network.name} must end in a product that gives a class one number.")
     return BinaryNetwork(f"{network.name}, folded", stages, network.input_shape)
+
+
+def _check_numbers(where: str, layer: Layer) -> None:
+    for name, array in (layer.parameters | layer.buffers).items():
+        if array.dtype != np.float32:
+            raise TypeError(f"{where}: fold() takes float32 alone, its {name} is {array.dtype}.")
+        if not array_module(array).isfinite(array).all():
+            raise ValueError(f"{where}: its {name} holds NaN or infinity.")

@@ -28,13 +28,10 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 
 def sign(x: Array) -> Array:
-    """Return +1 where ``x`` is 0 or more, -1 elsewhere: two values only, unlike NumPy's.
+    """Return +1 where ``x`` is 0 or more, -1 below: two values only, unlike NumPy's; and NaN where
+    ``x`` is NaN or infinite, so that a number which was lost does not become an answer.
 
-    Args:
-        x: any shape, any float dtype.
-
-    Returns:
-        A new array of x's shape, dtype and order in memory.
+    ``x``: any shape, any float dtype; the result has its shape, dtype and order in memory.
 
     >>> sign(np.array([-0.3, 0.0, 2.0])).tolist()
     [-1.0, 1.0, 1.0]
@@ -43,8 +40,10 @@ def sign(x: Array) -> Array:
     out = xp.empty_like(x)
 
     def work(values: Array, signs: Array) -> None:
-        xp.multiply(values < 0, xp.asarray(-2, x.dtype), out=signs)
+        with np.errstate(invalid="ignore"):
+            xp.multiply(values, 0, out=signs)  # 0, or NaN
         signs += 1
+        signs -= xp.multiply(values < 0, xp.asarray(2, x.dtype))
 
     in_flat_blocks(work, [x, out])
     return out
@@ -92,8 +91,18 @@ class Sign(Layer):
         return grad_x
 
 
+def pixel_bytes(x: Array) -> Array:
+    """Images as the whole numbers 0 to 255; ValueError where they do not lie in 0..1."""
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"images must lie in 0..1, got {low:.8g}..{high:.8g}.")
+    out = x * 255
+    return array_module(x).rint(out, out=out)
+
+
 class PixelBytes(Layer):
-    """From images of 0 to 1 to the whole numbers 0 to 255 that they were stored as.
+    """From images of 0 to 1 to the whole numbers 0 to 255 that they were stored as; others are
+    refused (ValueError), NaN and infinity among them.
 
     Sums of whole numbers are exact in float32, in any order, below 2 ** 24: with this layer in
     front, a binary network's first layer is exact as well. Its scale changes nothing in front of a
@@ -105,8 +114,7 @@ class PixelBytes(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x)
-        out = x * 255
-        array_module(x).rint(out, out=out)
+        out = pixel_bytes(x)
         self._keep(training, out)
         return out
 

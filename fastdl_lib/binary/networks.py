@@ -38,7 +38,8 @@ def binary_mlp(
     (['pixels', 'flatten', 'fc1', 'norm1', 'sign1'], (10,))
     """
     check_choice("binary", binary, BINARY_PARTS)
-    check_whole_number("depth", depth, 1)
+    hidden = check_whole_number("hidden", hidden, 1)
+    depth = check_whole_number("depth", depth, 1)
     rng = np.random.default_rng(seed)
     layers: list[tuple[str, Layer]] = [("pixels", PixelBytes()), ("flatten", Flatten())]
     sizes = [28 * 28, *[hidden] * depth, 10]
@@ -66,7 +67,7 @@ def binary_deep_convnet(
     (10,)
     """
     check_choice("binary", binary, BINARY_PARTS)
-    check_whole_number("width", width, 1)
+    width = check_whole_number("width", width, 1)
     rng = np.random.default_rng(seed)
     layers: list[tuple[str, Layer]] = [("pixels", PixelBytes())]
     channels = 1

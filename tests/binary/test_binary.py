@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
 from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
 from fastdl_lib.convolution.algorithms import conv2d
+from fastdl_lib.core.arrays import to_cpu, to_gpu
 from fastdl_lib.core.datasets import mnist
+from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.nn.layers import Linear
 from fastdl_lib.nn.optimizers import SGD, Adam
 
@@ -40,6 +42,16 @@ def test_sign_has_two_values_and_keeps_the_dtype(dtype):
     out = sign(x)
     assert out.dtype == dtype and out.tolist() == [[-1, -1, 1, 1, 1, 1]]
     assert sign(np.zeros((3, 70_000), dtype)[:, ::2]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_no_number_has_no_sign(dtype):
+    x = np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(dtype).max, np.finfo(dtype).min], dtype)
+    expected = [np.nan, np.nan, np.nan, 1, 1, -1]
+    assert np.array_equal(sign(x), expected, equal_nan=True)
+    assert np.array_equal(Sign().forward(x[None])[0], expected, equal_nan=True)
+    with pretend_gpu():
+        assert np.array_equal(to_cpu(sign(to_gpu(x))), expected, equal_nan=True)
 
 
 def test_pixel_bytes_finds_every_stored_byte_again():
@@ -91,6 +103,17 @@ def test_the_scale_is_the_mean_size_of_an_outputs_weights(make):
     size = abs(layer.parameters["weight"]).reshape(4, -1).mean(axis=1)
     expected = plain * size.reshape(1, 4, *[1] * (len(shape) - 2))
     np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [
+    lambda whole: BinaryConv2d(whole(3), whole(100), whole(12), rng=np.random.default_rng(0)),
+    lambda whole: BinaryLinear(whole(100), whole(100), rng=np.random.default_rng(0)),
+    lambda whole: binary_mlp(hidden=whole(100), depth=whole(2)),
+    lambda whole: binary_deep_convnet(width=whole(3)),
+])  # fmt: skip
+def test_small_whole_numbers_of_numpy_make_the_same_weights(make):
+    for name, weight in make(int).parameters.items():
+        assert np.isfinite(weight).all() and np.array_equal(make(np.int8).parameters[name], weight)
 
 
 # --- gradients ----------------------------------------------------------------------------------

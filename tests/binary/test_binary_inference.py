@@ -1,9 +1,11 @@
 """A folded network answers as the float network it was made from, bit for bit."""
 
+import re
+
 import numpy as np
 import pytest
-from helpers import SEEDS, byte_images, shaken
-from hypothesis import given
+from helpers import SEEDS, byte_images, odd_binary_network, shaken
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.binary.inference import FIRST_LAYERS, fold
@@ -12,7 +14,7 @@ from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core.arrays import to_cpu, to_gpu
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
-from fastdl_lib.nn.layers import Dropout, Flatten, Linear, MaxPool2d, ReLU
+from fastdl_lib.nn.layers import Flatten, Linear, ReLU
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
 from fastdl_lib.nn.training import evaluate
@@ -44,30 +46,40 @@ def test_a_folded_deep_convnet(scaled):
     assert_same_logits(network, byte_images(np.random.default_rng(0), 3, (1, 28, 28)))
 
 
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6))
+def test_folded_networks_of_odd_sizes(seed):
+    network = odd_binary_network(seed)
+    assert_same_logits(network, byte_images(np.random.default_rng(seed), 2, network.input_shape))
+
+
+TINY, HUGE = [0, -0.0, 1e-45, -1e-38, 1e-10, -1, 0.1], [-1e10, 1e30, -3e38, 3e38]
+EXTREMES = [*TINY, *HUGE, np.nan, np.inf, -np.inf]
+
+
+@settings(max_examples=150)
 @given(
-    channels=st.integers(1, 3), filters=st.sampled_from([1, 5, 64, 70]), kernel=st.integers(1, 3),
-    stride=st.integers(1, 2), padding=st.integers(0, 2), around=st.sampled_from([-1.0, 1.0]),
-    pool=st.booleans(), normed=st.booleans(), seed=SEEDS,
+    seed=st.integers(0, 20), place=st.integers(0, 99), value=st.sampled_from(EXTREMES),
+    other=st.sampled_from(EXTREMES), eps=st.sampled_from([1e-4, 1e-45, 1e-300]),
 )  # fmt: skip
-def test_folded_convolutions(
-    channels, filters, kernel, stride, padding, around, pool, normed, seed
+def test_whatever_stands_in_a_network_the_logits_are_the_same_or_it_is_refused(
+    seed, place, value, other, eps
 ):
-    rng = np.random.default_rng(seed)
-    window = {"stride": stride, "padding": padding, "rng": rng}
-    layers = [("pixels", PixelBytes())]
-    layers.append(("conv1", BinaryConv2d(channels, filters, kernel, padding_value=0.0, **window)))
-    if pool:
-        layers.append(("pool1", MaxPool2d(2, stride=1)))
-    layers += [("norm1", BatchNorm(filters)), ("sign1", Sign()), ("drop", Dropout(0.5))]
-    layers.append(
-        ("conv2", BinaryConv2d(filters, 9, min(kernel, 2), padding_value=around, **window))
-    )
-    layers += [("norm2", BatchNorm(9))] if normed else []
-    layers += [("sign2", Sign()), ("flatten", Flatten())]
-    size = Network("front", layers, (channels, 9, 8)).shapes["flatten"][0]
-    layers.append(("fc", BinaryLinear(size, 4, rng=rng)))
-    network = shaken(Network("net", layers, (channels, 9, 8)), seed)
-    assert_same_logits(network, byte_images(rng, 2, (channels, 9, 8)))
+    network = odd_binary_network(seed)
+    arrays = list((network.parameters | network.buffers).values())
+    arrays[place % len(arrays)].flat[0] = value
+    arrays[(place + 1) % len(arrays)].flat[-1] = other
+    for layer in network.layers.values():
+        if isinstance(layer, BatchNorm):
+            layer.eps = eps
+    x = byte_images(np.random.default_rng(seed), 2, network.input_shape)
+    with np.errstate(all="ignore"):
+        try:
+            folded = fold(network)
+        except ValueError as error:
+            assert re.match("odd, layer .* NaN or infinity", str(error))
+        else:
+            assert np.array_equal(folded.forward(x), network.forward(x))
 
 
 def test_thresholds_stand_exactly_where_the_float_layers_change_their_mind():
@@ -123,50 +135,115 @@ def test_a_folded_network_is_small():
 # --- refusals -----------------------------------------------------------------------------------
 
 
+class OwnSign(Sign):
+    """A learner's, which may do anything."""
+
+
 def small(*layers):
-    return Network("small", layers, (1, 4, 4))
+    """A network of 4x4 pixels; a layer's name is its class's."""
+    return Network("small", [(f"{type(one).__name__}{n}", one) for n, one in enumerate(layers)],
+                   (1, 4, 4))  # fmt: skip
 
 
-def test_other_networks_are_refused():
-    rng = np.random.default_rng(0)
-    flat = ("pixels", PixelBytes()), ("flatten", Flatten())
-    product = ("fc1", BinaryLinear(16, 4, rng=rng))
-    for layers, message in [
-        ((("flatten", Flatten()), product), "must begin with PixelBytes"),
-        ((*flat, ("fc1", Linear(16, 4, rng=rng))), "layer fc1: .* here stands Linear"),
-        ((*flat, product, ("relu", ReLU())), "layer fc1: a Sign must follow"),
-        ((*flat, product, ("sign1", Sign())), "must end in a product"),
-        (
-            (*flat, product, ("sign1", Sign()), ("norm1", BatchNorm(4))),
-            "layer norm1: .* here stands BatchNorm",
-        ),
-        (
-            (
-                ("pixels", PixelBytes()),
-                ("conv1", BinaryConv2d(1, 2, 3, padding=1, rng=rng)),
-            ),
-            "padding_value must be 0.0 in front of a layer that takes pixels, got -1.0",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            fold(small(*layers))
+def product(features=16, outputs=4):
+    return BinaryLinear(features, outputs, rng=np.random.default_rng(0))
+
+
+def conv(**options):
+    return BinaryConv2d(1, 2, 3, rng=np.random.default_rng(0), **options)
+
+
+FLAT = (PixelBytes(), Flatten())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((Flatten(), product()), "must begin with PixelBytes"),
+        ((*FLAT, Linear(16, 4, rng=np.random.default_rng(0))), "layer Linear2: .* stands Linear"),
+        ((*FLAT, product(), ReLU()), "layer BinaryLinear2: a Sign must follow"),
+        ((*FLAT, product(), OwnSign(), product(4)), "layer BinaryLinear2: a Sign must follow"),
+        ((*FLAT, product(), Sign()), "must end in a product"),
+        ((PixelBytes(),), "must end in a product"),
+        ((*FLAT, product(), Sign(), BatchNorm(4)), "layer BatchNorm4: .* here stands BatchNorm"),
+        ((PixelBytes(), conv(padding=1), Flatten()),
+         "padding_value must be 0.0 in front of a layer that takes pixels, got -1.0"),
+        ((PixelBytes(), conv(), Flatten()), "a product that gives a class one number"),
+        ((PixelBytes(), conv()), "a classifier ends in"),
+        ((PixelBytes(), conv(algorithm="winograd"), Flatten()), "winograd rounds; set its"),
+        ((PixelBytes(), conv(), Flatten(), BatchNorm(8), Sign(), product(8)),
+         "layer BinaryConv2d1: a Flatten stands between it and its BatchNorm"),
+    ],
+)  # fmt: skip
+def test_other_networks_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        fold(small(*layers))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_networks_of_another_dtype_are_refused(dtype, scaled):
+    network = binary_mlp(hidden=8, scaled=scaled)
+    network.layers["norm1"].map_arrays(lambda array: array.astype(dtype))
+    with pytest.raises(TypeError, match=f"layer fc1: .* float32 alone, .* is {dtype.__name__}"):
+        fold(network)
+    with pytest.raises(TypeError, match=f"takes float32, got {dtype.__name__}"):
+        fold(binary_mlp(hidden=8)).forward(np.zeros((1, 1, 28, 28), dtype))
 
 
 def test_sums_beyond_float32_are_refused():
     layers = ("pixels", PixelBytes()), ("flatten", Flatten())
-    product = BinaryLinear(66_000, 1, rng=np.random.default_rng(0))
-    network = Network("wide", (*layers, ("fc1", product)), (1, 6600, 10))
+    network = Network("wide", (*layers, ("fc1", product(66_000, 1))), (1, 6600, 10))
     with pytest.raises(ValueError, match="sums reach 16,830,000"):
         fold(network)
 
 
-def test_images_and_words_that_do_not_fit_are_refused():
+def test_a_convolution_may_be_the_last_product():
+    last = BinaryConv2d(2, 3, 2, rng=np.random.default_rng(1))
+    network = small(PixelBytes(), conv(), Flatten(), Sign(), product(8, 2))
+    assert_same_logits(network, byte_images(np.random.default_rng(0), 4, (1, 4, 4)))
+    network = small(PixelBytes(), conv(), Sign(), last, Flatten())
+    assert_same_logits(network, byte_images(np.random.default_rng(0), 4, (1, 4, 4)))
+    assert fold(network).classes == 3
+
+
+def test_a_folded_network_does_not_learn_and_has_two_ways():
     folded = fold(binary_mlp(hidden=8))
-    with pytest.raises(ValueError, match=r"images must lie in 0\.\.1, got 0\.\.2"):
-        x = np.zeros((1, 1, 28, 28), np.float32)
-        x[0, 0, 0, 0] = 2
-        folded.forward(x)
     with pytest.raises(ValueError, match="does not learn"):
         folded.forward(np.zeros((1, 1, 28, 28), np.float32), training=True)
     with pytest.raises(ValueError, match="first_layer must be one of"):
         folded.first_layer = "bits"
+
+
+# --- NaN, infinity and other images -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3, 1.001, 255])
+@pytest.mark.parametrize("way", [None, *FIRST_LAYERS])
+def test_images_that_are_none_are_refused(way, value):
+    network = binary_mlp(hidden=8)
+    if way:
+        network = fold(network)
+        network.first_layer = way
+    x = np.zeros((2, 1, 28, 28), np.float32)
+    x[1, 0, 3, 4] = value
+    with pytest.raises(ValueError, match=r"images must lie in 0\.\.1, got "):
+        network.forward(x)
+    with pytest.raises(ValueError, match="images must lie in"):
+        evaluate(network, x, np.zeros(2, np.int64))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("make", [lambda: binary_mlp(hidden=8), binary_deep_convnet,
+                                  lambda: binary_mlp(hidden=8, scaled=True)])  # fmt: skip
+def test_weights_that_are_none_stay_visible_or_are_refused(make, value, tmp_path):
+    network = make()
+    name = next(iter(network.parameters))
+    network.parameters[name].flat[0] = value
+    x = byte_images(np.random.default_rng(0), 2, (1, 28, 28))
+    assert np.isnan(network.forward(x)).any(axis=1).all()
+    with pytest.raises(ValueError, match="its weight holds NaN or infinity"):
+        fold(network)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        network.save_weights(tmp_path / "bits.npz", packed=True)
+    assert not list(tmp_path.iterdir())

@@ -2,9 +2,12 @@
 
 import ctypes.util
 import itertools
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import SEEDS
@@ -59,6 +62,19 @@ def test_zero_is_packed_as_plus_one_whatever_the_dtype(dtype):
     assert pack(np.array([[-1, 0, 1]], dtype)).tolist() == [[0b110]]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_bit_says_that_a_number_was_lost(dtype, value):
+    x = np.ones((3, 70), dtype)
+    x[1, 68] = value
+    with pytest.raises(ValueError, match="x holds NaN or infinity"):
+        pack(x)
+    with pretend_gpu(), pytest.raises(ValueError, match="x holds NaN or infinity"):
+        pack(to_gpu(np.full((1, 2), value, np.float32)))
+    with pytest.raises(ValueError, match=r"takes \+1 and -1 only"):
+        two_rows_product(np.ones((1, 70), np.float32), x.astype(np.float32))
+
+
 def test_pack_takes_views():
     x = signs(np.random.default_rng(0), 70, 9)
     assert (pack(x.T) == pack(x.T.copy())).all()
@@ -85,6 +101,19 @@ def test_large_products_are_cut_into_blocks(algorithm, threads, shape):
     with blas_threads(threads):
         out = xnor_product(pack(a), pack(b), shape[2], algorithm=algorithm)
     assert (out == (a @ b.T)).all()  # float32 is exact here
+
+
+def test_where_nothing_is_compiled():
+    code = """if True:
+        import numpy as np
+        from fastdl_lib.binary.bits import pack, xnor_product
+        a = np.where(np.random.default_rng(0).random((5, 130)) < 0.5, 1, -1)
+        for algorithm in ("auto", "compiled"):
+            assert (xnor_product(pack(a), pack(a), 130, algorithm=algorithm) == a @ a.T).all()
+        """
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True
+    )
 
 
 @on_the_cpu

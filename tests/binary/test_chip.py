@@ -332,3 +332,11 @@ def test_names_that_c_cannot_use_are_refused(tmp_path):
         with pytest.raises(ValueError, match="name must be letters, digits and _"):
             export_c(network, tmp_path / "net.c", name=name)
     assert not list(tmp_path.iterdir())
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path):
+    folded = fold(binary_mlp(hidden=8))
+    folded.buffers["fc4.factor"][3] = np.nan
+    with pytest.raises(ValueError, match="has no finite logits"):
+        export_c(folded, tmp_path / "net.c")
+    assert not list(tmp_path.iterdir())
