@@ -160,7 +160,9 @@ needs_make = pytest.mark.skipif(
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A folder with a Makefile and no .venv, and a PATH with no Python on it."""
+    """A folder, with a space in its name, with a Makefile and no .venv, and a PATH without Python."""
+    tmp_path = tmp_path / "a folder"
+    tmp_path.mkdir()
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     tools = tmp_path / "bin"
