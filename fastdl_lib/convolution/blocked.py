@@ -95,7 +95,8 @@ def backward(
         return _backward_compiled(grad_out, x, weight, geometry, turned if need_grad_x else None)
     stride, padding, channels = geometry.stride, geometry.padding, geometry.group_channels
     (height, width), sums = x.shape[2:], wide(x.dtype)
-    matrices = _filter_matrices(weight, geometry)
+    # Float16 is wide before it is multiplied: what is rounded to float16 is the result alone.
+    matrices = _filter_matrices(weight, geometry).astype(sums, copy=False)
     images, rows = _block_size(geometry, matrices)
     grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
     totals: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -105,9 +106,10 @@ def backward(
         for these in blocks(part, images):
             size = (these.stop - these.start, height + 2 * padding, width + 2 * padding)
             padded = np.zeros((*size, x.shape[1]), sums)
+            images_here = x[these].astype(sums, copy=False)
             for here in blocks(slice(0, geometry.out_h), rows):
-                windows = _windows(x[these], here, geometry)
-                grads = grad_out[these, :, here].transpose(0, 2, 3, 1)
+                windows = _windows(images_here, here, geometry)
+                grads = grad_out[these, :, here].transpose(0, 2, 3, 1).astype(sums, copy=False)
                 grads = grads.reshape(-1, geometry.groups, geometry.group_filters)
                 for group, matrix in enumerate(matrices):
                     total[group] += grads[:, group].T @ _patches(windows, group, channels)

@@ -104,21 +104,20 @@ def backward(
 ) -> tuple[Array | None, Array, Array]:
     """The gradients by x (None unless needed), weight and bias. The columns are made again: that
     costs a copy and saves keeping up to 25 times the input between forward and backward."""
-    xp, sums = array_module(x), wide(x.dtype)
+    xp, dtype, sums = array_module(x), x.dtype, wide(x.dtype)
+    # What float16 products are made of is wide from the start, and results are rounded once.
+    x, weight, grad = (array.astype(sums, copy=False) for array in (x, weight, grad_out))
     columns, matrices = _columns_and_matrices(x, weight, geometry)
-    grad = xp.ascontiguousarray(grad_out)
+    grad_bias = grad.sum(axis=(0, 2, 3)).astype(dtype, copy=False)
+    grad = xp.ascontiguousarray(grad)
     grad = grad.reshape(len(x), geometry.groups, geometry.group_filters, -1)
-    grad_bias = grad_out.sum(axis=(0, 2, 3), dtype=sums).astype(x.dtype, copy=False)
     grad_matrices = xp.zeros(matrices.shape, sums)
     for image_grad, image_columns in zip(grad, columns, strict=True):
-        # A float16's product would be rounded for every image before it is added.
-        image_grad = image_grad.astype(sums, copy=False)
-        image_columns = image_columns.astype(sums, copy=False)
         grad_matrices += image_grad @ image_columns.transpose(0, 2, 1)
     grad_x = None
     if need_grad_x:
         grad_columns = xp.matmul(matrices.transpose(0, 2, 1), grad)
         grad_columns = grad_columns.reshape(len(x), -1, grad_columns.shape[-1])
         place = geometry.kernel, geometry.stride, geometry.padding
-        grad_x = col2im(grad_columns, geometry.x_shape, *place)
-    return grad_x, grad_matrices.reshape(weight.shape).astype(x.dtype, copy=False), grad_bias
+        grad_x = col2im(grad_columns, geometry.x_shape, *place).astype(dtype, copy=False)
+    return grad_x, grad_matrices.reshape(weight.shape).astype(dtype, copy=False), grad_bias
