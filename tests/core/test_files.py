@@ -3,9 +3,10 @@
 import os
 import time
 
+import numpy as np
 import pytest
 
-from fastdl_lib.core.files import check_destination, whole_file
+from fastdl_lib.core.files import check_destination, read_json, whole_file
 
 
 def names(folder):
@@ -55,6 +56,12 @@ def test_what_cannot_be_written_is_refused_before_the_block(name, words, tmp_pat
     with pytest.raises(OSError, match=words):
         check_destination(tmp_path / name)
     assert names(tmp_path) == ["file", "link", "there"]
+
+
+def test_weights_are_no_json_file_rather_than_damaged_ones(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.ones(3))
+    with pytest.raises(ValueError, match=r"w\.npz is damaged or no JSON file at all \(.* give"):
+        read_json(tmp_path / "w.npz", "fastdl-recording/1")
 
 
 def test_where_a_file_can_be_written_the_check_leaves_no_trace(tmp_path):

@@ -120,7 +120,7 @@ def test_the_machines_recordings_are_found_by_name(tmp_path, monkeypatch):
         (b"", r"run\.json is damaged .*git checkout"),
         (b'{"schema": "fastdl-rec', r"run\.json is damaged .*git checkout"),
         (b"\xff\xfe\x00", r"run\.json is damaged"),
-        (b"[" * 100_000, r"run\.json is damaged \(its brackets are nested too deeply"),
+        (b"[" * 100_000, r"run\.json is damaged .*its brackets are nested too deeply"),
         *((text, f"it holds {text.decode()}, which is no") for text in (b"NaN", b"-Infinity")),
         (b'{"schema": "x", "machine": 1e999}', "it holds 1e999, which is no finite number"),
         (b'{"schema": "x", "schema": "x"}', "an object has a key twice"),
