@@ -1,14 +1,12 @@
 """The C files of the shipped binary networks, on this machine: sizes, answers and speed, recorded.
 
-``python -m fastdl_lib.course.chip`` writes ``data/recordings/chip.json``, which chapter 06 shows
-where there is no C compiler. Which network a number belongs to stands in its ``conditions``.
+``python -m fastdl_lib.course.record chip`` writes ``data/recordings/chip.json``, which chapter 06
+shows where there is no C compiler. Which network a number belongs to stands in its ``conditions``.
 """
 
-import argparse
 import dataclasses
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from fastdl_lib.binary.inference import fold
 from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder, mnist
-from fastdl_lib.course.record import check_place, save
 from fastdl_lib.measuring.evidence import Measurement
 from fastdl_lib.measuring.machine import machine_card
 from fastdl_lib.measuring.recordings import Recording
@@ -26,14 +23,14 @@ from fastdl_lib.measuring.timing import benchmark
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.training import predict_classes
 
-__all__ = ["main"]
-
 CHIPS: Mapping[str, tuple[str, int]] = {
     "digits2048": ("binary_mlp.npz", 2048),
     "digits512": ("binary_mlp_small.npz", 512),
 }
 """Name of a C file: the file of its weights in ``data/weights``, and the values of a layer."""
 
+RECORDING = "chip.json"
+IMAGES = 10_000  # all test images
 CLOCKED = 1000  # images of a sample
 BUDGET_S = 3.0
 
@@ -84,43 +81,23 @@ def chip_run(
     return [*found, dataclasses.replace(speed, name=f"{name}, speed", conditions=clocked)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both networks' C files and write the recording; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdl_lib.course.chip",
-        description="Compile the binary networks' C files, run the test images, and record it.",
-    )
-    default = data_folder() / "recordings" / "chip.json"
-    parser.add_argument("--out", type=Path, default=default, help="the file")
-    parser.add_argument(
-        "--images", type=int, default=10_000, help="of the 10,000 test images (default: all)"
-    )
-    options = parser.parse_args(arguments)
-    if not 1 <= options.images <= 10_000:
-        parser.error(f"--images is from 1 to 10,000, got {options.images}.")
-    command = "python -m fastdl_lib.course.chip"
-    if options.images < 10_000:
-        command += f" --images {options.images}"
-    try:
-        networks = _networks(options.out)
-        images, labels = (array[: options.images] for array in mnist("test"))
-        found: list[Measurement] = []
-        for name, network in networks.items():
-            run = chip_run(name, network, images, labels)
-            for m in run:
-                value = m.value() if len(m.samples) > 1 else f"{m.median:,.8g}"
-                print(f"{m.name}: {value} {m.unit}", flush=True)
-            found += run
-        save(Recording(found[0].machine, command, tuple(found)), options.out)
-    except (RuntimeError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def measure() -> Recording:
+    """Run both networks' C files. Raises RuntimeError, FileNotFoundError where something is missing
+    for it, before the work."""
+    networks = _networks()
+    images, labels = (array[:IMAGES] for array in mnist("test"))
+    found: list[Measurement] = []
+    for name, network in networks.items():
+        run = chip_run(name, network, images, labels)
+        for m in run:
+            value = m.value() if len(m.samples) > 1 else f"{m.median:,.8g}"
+            print(f"{m.name}: {value} {m.unit}", flush=True)
+        found += run
+    return Recording(found[0].machine, "python -m fastdl_lib.course.record chip", tuple(found))
 
 
-def _networks(out: Path) -> dict[str, Network]:
+def _networks() -> dict[str, Network]:
     """The networks by the names of their C files, once nothing is missing to record them."""
-    check_place(out)
     if c_compiler() is None:
         raise RuntimeError("there is no C compiler here: install one (Debian: apt install gcc).")
     networks, weights = {}, data_folder() / "weights"
@@ -132,7 +109,3 @@ def _networks(out: Path) -> dict[str, Network]:
             )
         networks[name] = binary_mlp(hidden=hidden).load_weights(weights / file)
     return networks
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -112,7 +112,7 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
     }
 
 
-def measure_ranks() -> Recording:
+def measure() -> Recording:
     """Run all of :data:`RANK_RUNS`. Raises RuntimeError, TimeoutError as :func:`run_ranks`."""
     if not mpi_status().available:
         raise RuntimeError(mpi_status().reason)

@@ -4,7 +4,8 @@
 and writes ``data/recordings/machine_<name>_<date>.json``; ``--check FILE`` judges a
 recording. :mod:`fastdl_lib.course.machine_parts` says what it holds,
 :mod:`fastdl_lib.course.plausible` what cannot be. ``record ranks`` records
-chapter 04's jobs of several ranks (:mod:`fastdl_lib.course.ranks`) instead.
+chapter 04's jobs of several ranks (:mod:`fastdl_lib.course.ranks`) instead, ``record chip`` chapter
+06's C files (:mod:`fastdl_lib.course.chip`).
 """
 
 import argparse
@@ -19,13 +20,14 @@ import psutil
 
 from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.core.files import check_destination
-from fastdl_lib.course import ranks
+from fastdl_lib.course import chip, ranks
 from fastdl_lib.course.machine_parts import MINUTES, PARTS, Plan, measure_machine
 from fastdl_lib.course.plausible import check_recording
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording, write_recording
 from fastdl_lib.measuring.timing import time_scale
 
+OTHERS = {"ranks": ranks, "chip": chip}
 BUSY_PERCENT = 20  # of one core, that other programs use before the run
 
 # --- where a recording goes ---------------------------------------------------------------------
@@ -81,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="parts:\n" + "\n".join(f"  {part:9} {what}" for part, what in PARTS.items()),
     )
     add = parser.add_argument
-    what = "this machine (default), or chapter 04's jobs of two ranks, which take --out alone"
-    add("what", nargs="?", choices=["machine", "ranks"], default="machine", help=what)
-    files = "data/recordings/machine_<name>_<date>.json, or ranks.json there"
+    what = "this machine (default), or, with --out alone, chapter 04's jobs of two ranks or 06's C"
+    add("what", nargs="?", choices=["machine", *OTHERS], default="machine", help=what)
+    files = "data/recordings/machine_<name>_<date>.json, or ranks.json or chip.json there"
     add("--out", type=Path, help=f"the file (default: {files})")
     add("--minutes", type=float, default=MINUTES, help="in all (default: %(default)g)")
     add("--parts", nargs="+", choices=PARTS, metavar="PART", help="these alone; needs --out")
@@ -93,11 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes must be above 0, got {options.minutes:g}.")
     if options.parts and not options.out:
         parser.error("--parts makes no whole recording: say with --out where it shall go.")
-    if options.what == "ranks" and (options.parts or options.check):
-        parser.error("ranks are recorded whole: --parts and --check are for a machine's recording.")
+    other = OTHERS.get(options.what)
+    if other and (options.parts or options.check):
+        parser.error(f"--parts and --check are for a machine's recording, not for {options.what}.")
     try:
-        if options.what == "ranks":
-            return _record_ranks(options.out)
+        if other:
+            path = options.out or data_folder() / "recordings" / other.RECORDING
+            check_place(path)
+            save(other.measure(), path)
+            return 0
         if options.check:
             return _report(options.check.name, check_recording(read_recording(options.check)))
         return _record(options)
@@ -126,13 +132,6 @@ def _record(options: argparse.Namespace) -> int:
     plan = Plan(minutes=options.minutes, parts=tuple(parts))
     recording = measure_machine(plan, partial(print, flush=True))
     return _report(path.name, check_recording(save(recording, path)))
-
-
-def _record_ranks(out: Path | None) -> int:
-    path = out or data_folder() / "recordings" / ranks.RECORDING
-    check_place(path)
-    save(ranks.measure_ranks(), path)
-    return 0
 
 
 def _report(name: str, faults: list[str]) -> int:

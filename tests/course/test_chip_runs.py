@@ -10,8 +10,7 @@ from fastdl_lib.binary.export_c import CNetwork, export_c
 from fastdl_lib.binary.inference import fold
 from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.datasets import mnist
-from fastdl_lib.course import chip
-from fastdl_lib.course.chip import main
+from fastdl_lib.course import chip, record
 from fastdl_lib.measuring.evidence import Provenance
 from fastdl_lib.measuring.recordings import read_recording
 from fastdl_lib.nn.training import predict_classes
@@ -31,17 +30,19 @@ def small(tmp_path, monkeypatch):
     chips = {f"digits{hidden}": (f"mlp{hidden}.npz", hidden) for hidden in (32, 65)}
     for file, hidden in chips.values():
         shaken(binary_mlp(hidden=hidden)).save_weights(tmp_path / "weights" / file, packed=True)
-    changed = {"CHIPS": chips, "data_folder": lambda: tmp_path, "BUDGET_S": 0.001, "CLOCKED": 20}
+    changed = {"CHIPS": chips, "BUDGET_S": 0.001, "CLOCKED": 20, "IMAGES": 50}
     for name, value in changed.items():
         monkeypatch.setattr(chip, name, value)
+    for module in (chip, record):
+        monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     return tmp_path
 
 
 @needs_a_compiler
 def test_the_command_writes_both_networks(small, tmp_path, capsys):
-    assert main(["--images", "50"]) == 0
+    assert record.main(["chip"]) == 0
     recording = read_recording(small / "recordings" / "chip.json")
-    assert recording.command == "python -m fastdl_lib.course.chip --images 50"
+    assert recording.command == "python -m fastdl_lib.course.record chip"
     out = capsys.readouterr().out
     assert f"{len(recording.measurements)} measurements written to chip.json" in out
     assert "digits65, equal: 50 answers" in out
@@ -74,8 +75,8 @@ def test_another_answer_is_refused_and_nothing_is_written(small, monkeypatch, ca
         return found
 
     monkeypatch.setattr(CNetwork, "predict_classes", one_wrong)
-    assert main(["--images", "30"]) == 1
-    assert "digits32: only 29 of 30 answers are Python's." in capsys.readouterr().err
+    assert record.main(["chip"]) == 1
+    assert "digits32: only 49 of 50 answers are Python's." in capsys.readouterr().err
     assert not list((small / "recordings").iterdir())
 
 
@@ -100,14 +101,15 @@ def no_weights(small, monkeypatch):
 )
 def test_what_is_missing_is_said_before_the_work(small, break_it, message, monkeypatch, capsys):
     monkeypatch.setattr(chip, "chip_run", None)
-    assert main(break_it(small, monkeypatch)) == 1
+    assert record.main(["chip", *break_it(small, monkeypatch)]) == 1
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert not list((small / "recordings").iterdir())
 
 
-@pytest.mark.parametrize("images", ["0", "10001"])
-def test_too_many_images_are_refused(small, images, capsys):
+def test_it_is_recorded_whole(small, capsys):
     with pytest.raises(SystemExit):
-        main(["--images", images])
-    assert "--images is from 1 to 10,000" in capsys.readouterr().err
+        record.main(["chip", "--parts", "pass", "--out", f"{small}/chip.json"])
+    assert (
+        "--parts and --check are for a machine's recording, not for chip" in capsys.readouterr().err
+    )

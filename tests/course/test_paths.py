@@ -55,7 +55,7 @@ def paths_of(parser, words=()):
 # The words in front of a path, and the ending of its name; only read: a recording to --check.
 WRITTEN = {
     ("train", "--out"): ".npz", ("train", "--checkpoint"): ".npz",
-    ("chip", "--out"): ".json",
+    ("record", "chip", "--out"): ".json",
     ("record", "--out"): ".json", ("record", "ranks", "--out"): ".json",
     ("ranks", "train", "--out"): ".npz", ("ranks", "train", "--checkpoint"): ".npz",
     ("ranks", "train", "--result"): ".json", ("ranks", "all-reduce", "--result"): ".json",
@@ -96,8 +96,8 @@ def no_work(monkeypatch):
     train = importlib.import_module("fastdl_lib.course.train")
     monkeypatch.setattr(ranks, "JOBS", dict.fromkeys(ranks.JOBS, work))
     for module, name in (
-        (train, "mnist"), (chip, "mnist"), (chip, "chip_run"), (record, "measure_machine"),
-        (ranks, "measure_ranks"), (notebooks, "_run"),
+        (train, "mnist"), (chip, "measure"), (record, "measure_machine"),
+        (ranks, "measure"), (notebooks, "_run"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, work)
     monkeypatch.setattr(record.psutil, "cpu_percent", lambda interval: 0.0)
