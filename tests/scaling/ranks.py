@@ -180,8 +180,9 @@ def one_core(ranks):
     """How often a waiting rank leaves its core to others, in a container of so many cores."""
     sleep, slept = time.sleep, {}
     for cores in (1, 2):
-        quota = {"cpu.max": [str(100_000 * cores), "100000"]}
-        with mock.patch.object(threads, "container_limit", lambda file, q=quota: q.get(file, [])):
+        two_cores = mock.patch.object(os, "sched_getaffinity", lambda _: {0, 1}, create=True)
+        quota = mock.patch.object(threads, "container_limit", lambda _, cores=cores: cores)
+        with two_cores, quota:
             few = MpiWorkers()
         with mock.patch.object(time, "sleep") as pauses:
             if ranks.rank:
