@@ -319,7 +319,7 @@ def forward(
 ) -> np.ndarray:
     """Convolve by Winograd's minimal filtering; the result is channels last in memory.
 
-    In float32 it differs from the exact result by a few 1e-6 of the largest value. Where a filter
+    In float32 it differs from the exact result by a few 1e-6 of a tile's largest. Where a filter
     sees nothing but zeros the output is the bias exactly, as it is elsewhere: in a network whose
     biases start at 0, ReLU's derivative depends on it. Sums that come to zero in another way
     (weights that are zeros, terms that cancel) may come out a little above or below it. Where a
