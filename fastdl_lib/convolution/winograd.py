@@ -24,7 +24,8 @@ from fastdl_lib.convolution import blocked
 from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
-from fastdl_lib.kernels.compiled import can_compile
+from fastdl_lib.kernels.compiled import can_compile, suits
+from fastdl_lib.kernels.pixels import seen
 
 # Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
 # rounding errors, small; halves and doubles are exact in floating point.
@@ -278,21 +279,26 @@ def _set_right(geometry: Geometry, x: np.ndarray, out: np.ndarray, bias: np.ndar
     """Put the bias where a group's filters see nothing but zeros; False where an output is no
     finite number."""
     sums, stride, padding, groups = [], geometry.stride, geometry.padding, geometry.groups
-    ones = np.ones(geometry.group_channels, x.dtype)
     edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
     def work(images: slice) -> None:
         pixels, ours = (array[images].transpose(0, 2, 3, 1) for array in (x, out))
         sums.append(ours.sum())
-        # Added up without cancelling, so that 0 means that all are 0; by a product, which is fast.
-        seen = np.abs(pixels).reshape(-1, len(ones)) @ ones
-        seen = np.pad(seen.reshape(*pixels.shape[:3], groups), edges)
+        flat = pixels.reshape(-1, geometry.group_channels)
+        if suits(flat):
+            found = np.empty(len(flat), np.int16)
+            seen()(flat, found)
+        else:
+            found = (flat != 0).any(axis=1).astype(np.int16)
+        if padding == 0 and found.all():
+            return
+        found = np.pad(found.reshape(*pixels.shape[:3], groups), edges)
         for taps, size in zip(geometry.kernel, geometry.out_shape[2:], strict=True):
-            seen = sum(seen[:, tap : tap + stride * size : stride][:, :size] for tap in range(taps))
-            seen = seen.swapaxes(1, 2)
+            cuts = (found[:, tap : tap + stride * size : stride][:, :size] for tap in range(taps))
+            found = functools.reduce(np.maximum, cuts).swapaxes(1, 2)
         for group, part in enumerate(bias.reshape(groups, -1)):
             of_group = slice(group * len(part), (group + 1) * len(part))
-            ours[..., of_group][seen[..., group] == 0] = part
+            ours[..., of_group][found[..., group] == 0] = part
 
     in_parallel(work, len(x), row_bytes=x[0].nbytes + out[0].nbytes)
     return bool(np.isfinite(sums).all())

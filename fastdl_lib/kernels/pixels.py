@@ -122,3 +122,20 @@ def largest_back() -> Callable[..., None]:
                                 left[c] = nothing if hit else left[c]
 
     return loop
+
+
+@functools.cache
+def seen() -> Callable[..., None]:
+    """Return ``loop(x, out)``: 1 where one of a pixel's channels is not zero (NaN is not), else 0.
+    x: (pixels, C); out: (pixels,). The first such channel ends the search."""
+
+    @compiled
+    def loop(x, out):
+        for p in range(len(x)):
+            out[p] = 0
+            for value in x[p]:
+                if value != 0:
+                    out[p] = 1
+                    break
+
+    return loop
