@@ -13,7 +13,7 @@ import math
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastdl_lib.convolution.algorithms import ALGORITHMS
@@ -23,7 +23,8 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.measuring.published import published
 from fastdl_lib.measuring.recordings import Recording
-from fastdl_lib.nn.zoo import alexnet
+from fastdl_lib.nn.network import Network
+from fastdl_lib.nn.zoo import alexnet, deep_convnet
 
 LEAST_SAMPLES = 3
 FIRST_DATE = datetime.date(2025, 1, 1)
@@ -37,6 +38,8 @@ MOST = {("cpu", None): 2_000, ("gpu", None): 20_000}
 MOST |= {("gpu", dtype): 5e6 for dtype in ("float64", "float32", "tf32", "float16")}
 # Clocks of different moments; a product by the largest ones; a theoretical peak.
 ABOVE_MEASURED, ABOVE_THEORY = 1.25, 1.1
+# A GPU's launch from Python, microseconds at least.
+LAUNCH_US = 0.5
 # A word of 64 bits does 64 MACs of a binary product.
 SAVES = {name: row.saves for name, row in ALGORITHMS.items()} | {
     "auto": max(row.saves for row in ALGORITHMS.values()),
@@ -51,6 +54,7 @@ ALIKE = (0.4, 2.5)
 # What starts at a root, a home or a drive; a model's name may hold a slash.
 _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
 _COMMAND = re.compile(r"(FASTDL_TIME_SCALE=\S+ )?python -m fastdl_lib\.(course\.)?record\b")
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _MODEL = re.compile(r"\b[A-Z]\d{2,3}\b")  # of a GPU, such as H100
 
 
@@ -76,9 +80,9 @@ def check_recording(recording: Recording) -> list[str]:
 
 
 @functools.cache
-def _macs() -> Mapping[str, int]:
-    """By layer of AlexNet, for one image."""
-    return {cost.name: cost.macs for cost in layer_costs(alexnet())}
+def _macs(make: Callable[[], Network] = alexnet) -> Mapping[str, int]:
+    """By layer, for one image."""
+    return {cost.name: cost.macs for cost in layer_costs(make())}
 
 
 def _card_faults(recording: Recording) -> Iterator[str]:
@@ -104,6 +108,13 @@ def _card_faults(recording: Recording) -> Iterator[str]:
         yield f"{card.blas} needs vectors of 16 float32 numbers; the card says {card.lanes}."
     host = platform.node()
     # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
+    took_s = sum(sum(m.samples) for m in recording.measurements if m.unit == "ms") / 1e3
+    minutes, scale = (
+        float(match[1]) if (match := re.search(rf"{name}({_NUMBER})", recording.command)) else 1
+        for name in ("--minutes ", "TIME_SCALE=")
+    )
+    if took_s > 60 * (1 + 2 * minutes * max(1, scale)):  # what has begun is ended
+        yield f"its samples took {took_s / 60:,.0f} minutes, its command gives it {minutes:g}."
     names = r"\w@\w" + (rf"|\b{re.escape(host)}\b" if len(host) > 3 else "")
     measured = [m.to_dict() for m in recording.measurements]
     for text in dict.fromkeys(_texts([recording.command, card.to_dict(), measured])):
@@ -234,12 +245,12 @@ def _ghz(recording: Recording) -> float:
 
 
 def _caps(recording: Recording) -> dict[tuple[str, str | None], float]:
-    """By device and dtype (None: the copy), what the machine on the card can do at most, GFLOP/s
-    and GB/s; what no machine does where its card or the datasheets do not say."""
+    """By device and dtype (None: the copy), what one core, or the GPU, can do at most, GFLOP/s
+    and GB/s; what no machine does where the card or the datasheets do not say."""
     card, ghz = recording.machine, _ghz(recording)
     if not (ghz and card.lanes):
         card, ghz = dataclasses.replace(card, lanes=MOST_LANES), MOST_GHZ
-    card = dataclasses.replace(card, highest_ghz=ABOVE_THEORY * ghz)
+    card = dataclasses.replace(card, cores=1, highest_ghz=ABOVE_THEORY * ghz)
     caps = {("cpu", dtype): card.peak_gflops(dtype) for dtype in ("float64", "float32", "float16")}
     caps |= MOST
     for row in published("gpu_datasheets").rows if card.has_gpu else ():
@@ -257,11 +268,19 @@ def _peak_faults(recording: Recording) -> Iterator[str]:
     caps, peaks, clock = _caps(recording), {}, _ghz(recording) or MOST_GHZ
     if clock > MOST_GHZ:
         yield f"the clock was measured as {clock} GHz: no CPU has more than {MOST_GHZ}."
+
+    def cores(m: Measurement) -> int:
+        """How many it can have run on, all where the BLAS does not tell; 1 on a GPU."""
+        usable = recording.machine.cores
+        return min(m.conditions.get("threads", 1) or usable, usable)
+
     for m in recording.select(part="ceiling"):
         key = m.conditions["device"], m.conditions.get("dtype")
-        if m.median > caps.get(key, math.inf):
-            yield f"{m.name!r} is {m.value()} {m.unit}: this machine does {caps[key]:,.0f} at most."
-        peaks[key] = max(peaks.get(key, 0.0), *m.samples)
+        most = cores(m) * caps.get(key, math.inf)
+        if m.median > most:
+            yield f"{m.name!r} is {m.value()} {m.unit}: this machine does {most:,.0f} at most."
+        # By core: what other programs took while one thread was measured, two may show.
+        peaks[key] = max(peaks.get(key, 0.0), _best(m) / cores(m))
     for m in recording.measurements:
         there = m.conditions
         key = there["device"], there.get("dtype", "float32")
@@ -273,13 +292,15 @@ def _peak_faults(recording: Recording) -> Iterator[str]:
             cycles = ADD_CYCLES * there["macs"] / m.median * 1e-6
             if cycles > ABOVE_THEORY * clock:
                 yield f"{m.name!r} adds up one by one, which takes {cycles:.1f} GHz."
+        if there["part"] == "chain" and 1e3 * _best(m) < LAUNCH_US * 3 * there["steps"]:
+            yield f"{m.name!r}: no three launches take {1e3 * _best(m) / there['steps']:.2g} us."
         gflops = _gflops(m)
         if gflops and key not in peaks:
             yield f"{m.name!r}: no product of its dtype was measured on the {there['device']}."
-        elif gflops and gflops > ABOVE_MEASURED * peaks[key]:
+        elif gflops and gflops > ABOVE_MEASURED * cores(m) * peaks[key]:
             yield (
-                f"{m.name!r} comes to {gflops:,.0f} GFLOP/s at least, above the {peaks[key]:,.0f} "
-                "of the largest measured product."
+                f"{m.name!r} comes to {gflops:,.0f} GFLOP/s at least, above the "
+                f"{cores(m) * peaks[key]:,.0f} of the largest measured product."
             )
 
 
@@ -300,6 +321,8 @@ def _gflops(m: Measurement) -> float:
         macs = (
             there["batch"] * sum(_macs().values()) * (2 if there["direction"] == "training" else 1)
         )
+    elif part == "training" and m.unit == "images/s":
+        return 4 * m.median * sum(_macs(deep_convnet).values()) / SAVES["auto"] * 1e-9
     else:
         return 0.0
     return 2 * macs / saves / m.median * 1e-6
@@ -324,7 +347,7 @@ def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, floa
         threads = there.get("threads", 0)
         if threads > 1 and (one := beside(m, threads=1)):
             faster = _best(one) / _best(m) if m.unit == "ms" else _best(m) / _best(one)
-            limits = 0.2, 2 * min(threads, cores)
+            limits = 0.2, 2.25 * min(threads, cores)
             yield f"{m.name!r} is as fast as on one thread", faster, limits
         if part == "sweep":
             if half := beside(m, size=there["size"] // 2):  # eight times the work
@@ -332,11 +355,14 @@ def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, floa
             if same := beside(m, part="ceiling", what="product", dtype="float32", warmup=1):
                 gflops = 2e-6 * there["size"] ** 3 / _best(m)
                 yield f"{same.name!r} is as fast as {m.name!r}", _best(same) / gflops, ALIKE
-        elif part == "pass":
+        elif part == "transfer":  # a slow bus moves little; a fast one not ten times as much
+            for copy in _found(recording, what="copy", device="cpu"):
+                yield f"{m.name!r} moves as much as {copy.name!r}", _best(m) / _best(copy), (0, 10)
+        if part == "pass" or (part == "layers" and _best(m) > 1):
             for less in filter(None, (beside(m, batch=n) for n in range(1, there["batch"]))):
                 more = there["batch"] / less.conditions["batch"]
                 yield f"{takes} {less.name!r}", _best(m) / _best(less), (0.7, 3 * more)
-        elif part == "layers" and (there["kind"], there["direction"]) == ("conv", "forward"):
+        if part == "layers" and (there["kind"], there["direction"]) == ("conv", "forward"):
             same = {"device", "layer", "batch", "threads", "algorithm"} & there.keys()
             same -= {"algorithm"} if there["algorithm"] == "auto" else set()
             raced = _found(recording, part="race", **{key: there[key] for key in same})

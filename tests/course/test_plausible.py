@@ -116,6 +116,13 @@ FORGERIES = [
             "pass": "GFLOP/s at least|add up to the whole",
         }.items()
     ),
+    ("new", on(times(1 / 1000)), "its samples took"),
+    ("old", on(times(30), part="training"), "GFLOP/s at least"),
+    ("gpu", on(times(30), part="chain"), "no three launches take"),
+    ("gpu", on(times(30), part="transfer"), "moves as much as"),
+    ("new", on(times(3), part="ceiling", threads=1), "this machine does"),
+    ("new", on(times(3), part="race", algorithm="im2col", threads=1), "GFLOP/s at least"),
+    ("new", on(times(8), layer="norm1", batch=64), "takes as long as"),
     ("new", on(times(3), what="copy"), "moves as much as"),
     ("new", on(times(4), what="add", dtype="float32"), "moves as much as"),
     ("gpu", on(times(3), what="copy", device="gpu"), "this machine does 3,685 at most"),
