@@ -40,13 +40,17 @@ def sign(x: Array) -> Array:
     out = xp.empty_like(x)
 
     def work(values: Array, signs: Array) -> None:
-        with np.errstate(invalid="ignore"):
-            xp.multiply(values, 0, out=signs)  # 0, or NaN
-        signs += 1
+        xp.add(_zeros_or_nan(values), xp.asarray(1, x.dtype), out=signs)
         signs -= xp.multiply(values < 0, xp.asarray(2, x.dtype))
 
     in_flat_blocks(work, [x, out])
     return out
+
+
+def _zeros_or_nan(values: Array) -> Array:
+    """0 for every value, NaN for one that is NaN or infinite."""
+    with np.errstate(invalid="ignore"):
+        return values * 0
 
 
 class Sign(Layer):
@@ -144,10 +148,17 @@ class _BinaryWeights(Layer):
         return abs(weight).mean(axis=axes, keepdims=True, dtype=np.float64).astype(weight.dtype)
 
     def after_step(self) -> None:
-        """Clip the latent weights to [-1, 1]: beyond, they could only delay a change of sign."""
+        """Clip the latent weights to [-1, 1]: beyond, they could only delay a change of sign. An
+        infinite one, as of a gradient that overflowed, becomes NaN."""
         weight = self.parameters["weight"]
         xp = array_module(weight)
-        in_flat_blocks(lambda values: xp.clip(values, -1, 1, out=values), [weight])
+
+        def work(values: Array) -> None:
+            zeros = _zeros_or_nan(values)
+            xp.clip(values, -1, 1, out=values)
+            values += zeros
+
+        in_flat_blocks(work, [weight])
 
     def to_store(self, packed: bool = False) -> dict[str, np.ndarray]:
         """Packed, a bit a weight: of the latent ones only the signs are kept (and their mean size,

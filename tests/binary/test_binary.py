@@ -206,6 +206,18 @@ def test_latent_weights_stay_within_one(optimizer):
     assert abs(network.parameters["norm1.bias"]).max() > 1, "only weights are clipped"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("optimizer", [SGD(0.1), Adam()])
+def test_a_gradient_that_overflowed_shows_in_the_next_logits(optimizer, value):
+    images, labels = (array[:5] for array in mnist("train"))
+    network = binary_mlp(hidden=8)
+    network.loss_and_gradients(images, labels)
+    network.layers["fc2"].gradients["weight"][3, 4] = value
+    with np.errstate(all="ignore"):
+        optimizer.step(network)
+        assert not np.isfinite(network.forward(images)).any()
+
+
 @pytest.mark.parametrize("binary", BINARY_PARTS)
 @pytest.mark.parametrize("make", [lambda **kw: binary_mlp(hidden=64, **kw), binary_deep_convnet])
 def test_binary_networks_learn(make, binary):
