@@ -259,6 +259,10 @@ def byte_images(rng, count, shape):
     return rng.integers(0, 256, (count, *shape)).astype(np.float32) / np.float32(255)
 
 
+def as_bytes(x):
+    return np.rint(255 * x).astype(np.uint8)
+
+
 def reference(x, weight, bias=None, *, stride=1, padding=0, groups=1):
     """The convolution by scipy, one plane at a time, in float64."""
     x, weight = x.astype(np.float64), weight.astype(np.float64)

@@ -18,7 +18,6 @@ import numpy as np
 
 from fastdl_lib.binary.bits import WORD, pack
 from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
-from fastdl_lib.convolution.geometry import output_size
 from fastdl_lib.core.arrays import beside, check_on_cpu, to_cpu
 from fastdl_lib.core.compiler import Compiled, compile_library
 from fastdl_lib.core.files import whole_file
@@ -288,16 +287,12 @@ class _Stage:
         self.layer: BitLayer = network.layers[name]
         # Two names may be the same in C, or none of C's; with the number they are.
         self.name = f"layer{number}_" + re.sub(r"\W", "_", name, flags=re.ASCII)
+        layer, shape = self.layer, network.input_shape_of(name)
         # One that takes a flat row sees an image of one pixel.
-        shape = network.input_shape_of(name)
         self.input_shape = shape if len(shape) == 3 else (*shape, 1, 1)
-        self.places = [
-            output_size(size, kernel, self.layer.stride, self.layer.padding)
-            for size, kernel in zip(self.input_shape[1:], self.layer.kernel, strict=True)
-        ]
-        layer = self.layer
-        self.pooled = math.prod(network.shapes[name][1:])
-        self.sums = math.prod(self.places) * layer.outputs
+        self.sums_shape = layer.sums_shape(shape)
+        self.sums = math.prod(self.sums_shape)
+        self.pooled = math.prod(layer.output_shape(shape)[1:])
         self.patch_words = layer.buffers["words"].shape[1]
         self.pixel_words = -(-layer.channels // WORD)
         self.words_out = self.pooled * -(-layer.outputs // WORD)
@@ -328,7 +323,7 @@ class _Stage:
             )
         if layer.pool is not None:
             yield (
-                f"    pool(sums, {self.places[0]}, {self.places[1]}, {layer.outputs}, "
+                f"    pool(sums, {self.sums_shape[1]}, {self.sums_shape[2]}, {layer.outputs}, "
                 f"{layer.pool.kernel}, {layer.pool.stride});"
             )
         if layer.ends_in_sign:

@@ -111,7 +111,7 @@ class BitLayer(Layer):
         """No sum is larger, or below minus that."""
         return self.length * (255 if self.takes_pixels else 1)
 
-    def _sums_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def sums_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of what is summed up for one image, before a pool."""
         if self._flat:
             return (self.outputs,)
@@ -122,7 +122,7 @@ class BitLayer(Layer):
         return (self.outputs, *sizes)
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        shape = self._sums_shape(input_shape)
+        shape = self.sums_shape(input_shape)
         shape = shape if self.pool is None else self.pool.output_shape(shape)
         return shape if self.ends_in_sign else (math.prod(shape),)
 
@@ -135,7 +135,7 @@ class BitLayer(Layer):
         return self.outputs * self.length + sum(array.size for array in numbers)
 
     def macs(self, input_shape: tuple[int, ...]) -> int:
-        return math.prod(self._sums_shape(input_shape)) * self.length
+        return math.prod(self.sums_shape(input_shape)) * self.length
 
     def stored_bytes(self, bytes_per_value: float = 4) -> float:
         return sum(array.nbytes for array in self.buffers.values())

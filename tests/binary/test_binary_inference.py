@@ -4,20 +4,23 @@ import re
 
 import numpy as np
 import pytest
-from helpers import SEEDS, byte_images, odd_binary_network, shaken
+from helpers import SEEDS, as_bytes, byte_images, odd_binary_network, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdl_lib.binary.export_c import compile_c, export_c
 from fastdl_lib.binary.inference import FIRST_LAYERS, fold
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core.arrays import to_cpu, to_gpu
+from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.nn.layers import Flatten, Linear, ReLU
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
-from fastdl_lib.nn.training import evaluate
+from fastdl_lib.nn.optimizers import Adam
+from fastdl_lib.nn.training import evaluate, fit, predict_classes
 
 
 def assert_same_logits(network, x):
@@ -94,22 +97,18 @@ def test_thresholds_stand_exactly_where_the_float_layers_change_their_mind():
     assert falling.any() and not falling.all()
 
 
-def test_all_test_images_through_a_trained_network(trained_mlp):
-    x, labels = mnist("test")
-    folded = fold(trained_mlp)
-    assert np.array_equal(folded.forward(x), trained_mlp.forward(x))
-    assert evaluate(folded, x, labels) == evaluate(trained_mlp, x, labels)
-
-
-@pytest.fixture(scope="module")
-def trained_mlp():
-    from fastdl_lib.nn.optimizers import Adam
-    from fastdl_lib.nn.training import fit
-
+def test_all_test_images_through_a_trained_network_folded_and_in_c(tmp_path):
     x, labels = (array[:6000] for array in mnist("train"))
-    network = binary_mlp(hidden=128, depth=2)
+    network = binary_mlp(hidden=96, depth=2)
     fit(network, x, labels, epochs=2, optimizer=Adam(5e-3), progress=False)
-    return network
+    x, labels = mnist("test")
+    folded = fold(network)
+    assert np.array_equal(folded.forward(x), network.forward(x))
+    assert evaluate(folded, x, labels) == evaluate(network, x, labels)
+    if c_compiler() is not None:
+        answers = compile_c(export_c(folded, tmp_path / "net.c")).predict_classes(as_bytes(x))
+        assert np.array_equal(answers, predict_classes(network, x))
+        assert (answers == labels).mean() > 0.8
 
 
 @pytest.mark.parametrize("make", [lambda: binary_mlp(hidden=70), binary_deep_convnet])
