@@ -347,7 +347,7 @@ def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, floa
         threads = there.get("threads", 0)
         if threads > 1 and (one := beside(m, threads=1)):
             faster = _best(one) / _best(m) if m.unit == "ms" else _best(m) / _best(one)
-            limits = 0.2, 2.25 * min(threads, cores)
+            limits = 0.2, 3 * min(threads, cores) - 1.5
             yield f"{m.name!r} is as fast as on one thread", faster, limits
         if part == "sweep":
             if half := beside(m, size=there["size"] // 2):  # eight times the work
