@@ -32,7 +32,7 @@ from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.datasets import data_folder, mnist, photos
 from fastdl_lib.core.files import check_destination, whole_file
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
-from fastdl_lib.measuring.evidence import Measurement, Provenance
+from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording
 from fastdl_lib.nn.checkpoints import digest
@@ -224,9 +224,10 @@ def _all_reduce(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any
         times = {"all_reduce_s": reduced_s[2:], "copy_s": copied_s[2:]}
         rows.append({"bytes": values.nbytes, **times})
         if ranks.rank == 0:
-            fast, slow = (values.nbytes / 1e9 / float(np.median(one)) for one in times.values())
+            rates = (values.nbytes / 1e9 / float(np.median(one)) for one in times.values())
+            fast, slow = map(format_number, rates)
             print(
-                f"{values.nbytes:13,} bytes: all-reduce {fast:.2f} GB/s, copy {slow:.2f} GB/s "
+                f"{values.nbytes:13,} bytes: all-reduce {fast} GB/s, copy {slow} GB/s "
                 f"({Provenance.MEASURED})"
             )
     return {"sizes": rows}
@@ -281,7 +282,8 @@ def _steps(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
                 shares[kind].append(share)
     if ranks.rank == 0:
         for kind, samples in seconds.items():
-            print(f"{kind:30} {1e3 * float(np.median(samples)):9.1f} ms ({Provenance.MEASURED})")
+            step_ms = format_number(1e3 * float(np.median(samples)))
+            print(f"{kind:30} {step_ms:>9} ms ({Provenance.MEASURED})")
     return {
         "network": network.name,
         "batch": batch,

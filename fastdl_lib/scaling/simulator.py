@@ -141,6 +141,9 @@ def expected_slowest(
     >>> round(expected_slowest(100, Stragglers(spread=0.1), backup=4), 3)
     1.21
     """
+    backup = check_whole_number("backup", backup, 0)
+    workers = check_whole_number("workers", workers, backup + 1)
+    gpus_per_node = check_whole_number("gpus_per_node", gpus_per_node, 1)
     slow = stragglers.slow_factor if stragglers.slow_probability else 1.0
     spread = stragglers.spread
     if slow == 1 or workers <= gpus_per_node:
@@ -282,7 +285,9 @@ def step_times(
 ) -> Scaling:
     """The expected step, without drawing random numbers.
 
-    The wait under bounded staleness has no closed form: it is simulated, with a fixed seed.
+    The wait under bounded staleness has no closed form: it is simulated, with a fixed seed. Where
+    gradients queue at a server, the wait for stragglers and the queue are added up although they
+    overlap: a run of events was up to a quarter shorter.
 
     Raises: TypeError, ValueError: more workers than GPUs, too many backup workers, or asynchronous
     workers with an all-reduce.

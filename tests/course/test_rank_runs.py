@@ -207,16 +207,18 @@ def test_the_recording_holds_what_the_runs_would():
 
 
 @needs_mpi
-def test_with_mpi_it_is_measured_here_and_recorded(monkeypatch, tmp_path):
-    quick = (2, "all-reduce --bytes 4001 --rounds 1")
+def test_with_mpi_it_is_measured_here_and_recorded(monkeypatch, tmp_path, capfd):
+    quick = (2, "all-reduce --bytes 7 --rounds 1")
     monkeypatch.setattr(command, "RANK_RUNS", {"quick": quick})
     (measurement,) = rank_run("quick").values()
     assert measurement.provenance is Provenance.MEASURED
-    where = {"run": "quick", "what": "4000", "ranks": 2, "threads": 1, "freed_memory": "kept"}
+    where = {"run": "quick", "what": "4", "ranks": 2, "threads": 1, "freed_memory": "kept"}
     assert measurement.conditions == where
     assert record.main(["ranks", "--out", str(tmp_path / "ranks.json")]) == 0
     (recorded,) = read_recording(tmp_path / "ranks.json").measurements
     assert recorded.provenance is Provenance.RECORDED and recorded.conditions == where
+    (speed,) = re.findall(r" 4 bytes: all-reduce (\S+) GB/s", capfd.readouterr().out)
+    assert 0 < float(speed) < 1, "few bytes are slow, and no 0"
 
 
 @pytest.mark.parametrize(

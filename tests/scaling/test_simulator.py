@@ -611,6 +611,8 @@ def step_of(workers, combine=WAYS[0], **options):
         (partial(job, bucket_bytes=1e-308), ValueError, "too few for a bucket"),
         (partial(step_of, 2, **FREE), ValueError, "need a ParameterServer; Ring is an all-reduce"),
         (partial(run_events, NET, job(), Ring(), 2, steps=0), ValueError, "steps must be"),
+        (partial(expected_slowest, 2, STEADY, backup=2), ValueError, "workers must be at least 3"),
+        (partial(expected_slowest, 2, STEADY, gpus_per_node=0), ValueError, "gpus_per_node must"),
         (partial(all_reduce_schedule, "star", 4), ValueError, "way must be one of 'ring', 'tree'"),
         (partial(all_reduce_schedule, "ring", 1), ValueError, "workers must be at least 2"),
     ],
