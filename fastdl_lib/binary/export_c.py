@@ -433,4 +433,4 @@ def compile_c(file: CFile, flags: Sequence[str] = ("-march=native",)) -> CNetwor
         if not wrong:
             return made
         faults.append(f"{wrong} of {len(images)} images get other answers than in Python.")
-    raise RuntimeError(f"no C network from {file.path.name}. {faults[0]}")
+    raise RuntimeError(f"no C network from {file.path.name}: {faults[0]}")
