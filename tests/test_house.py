@@ -112,15 +112,18 @@ MODULES = sorted((ROOT / "fastdl_lib").glob("*/[!_]*.py"))
 
 
 def test_readme_names_every_module():
-    assert places().keys() == {f"{path.parent.name}.{path.stem}" for path in MODULES}
+    named, there = places().keys(), {f"{path.parent.name}.{path.stem}" for path in MODULES}
+    assert not there - named, "add it to its package's row of README's map"
+    assert not named - there, "README's map names what is no module: take it out of its row"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_imports_go_down(path):
-    place = places()
-    number, package, position = place[f"{path.parent.name}.{path.stem}"]
+    place, name = places(), f"{path.parent.name}.{path.stem}"
+    for other in (name, *modules_imported(path)):
+        assert other in place, f"{other}: add it to its package's row of README's map"
+    number, package, position = place[name]
     for other in modules_imported(path):
-        assert other in place, f"{other} is no module"
         other_number, other_package, other_position = place[other]
         if other_package == package:
             assert other_position < position, f"{other} stands behind it in README's map"
@@ -160,7 +163,7 @@ needs_make = pytest.mark.skipif(
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A folder, with a space in its name, with a Makefile and no .venv, and a PATH without Python."""
+    """A folder with a space in its name, a Makefile and no .venv, and a PATH without Python."""
     tmp_path = tmp_path / "a folder"
     tmp_path.mkdir()
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):

@@ -163,23 +163,8 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     >>> two_rows_product(a, np.array([[1, 1, 1], [-1, 1, -1]], np.float32)).tolist()
     [[1, -3]]
     """
-    array_module(a, b)
-    check_on_cpu("two_rows_product", a)
-    if a.dtype != np.float32 or b.dtype != np.float32:
-        raise TypeError(f"two_rows_product takes float32, got {a.dtype} and {b.dtype}.")
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in a.shape or 0 in b.shape:
-        raise ValueError(
-            "two_rows_product takes (M, length) and (N, length), no size 0; "
-            f"got {a.shape} and {b.shape}."
-        )
-    if not all((abs(one) == 1).all() for one in (a, b)):
-        raise ValueError("two_rows_product takes +1 and -1 only; use sign(x).")
+    _check_rows_of_signs(a, b)
     rows, length = a.shape
-    if length > _LONGEST:
-        raise ValueError(
-            f"two counts fit a float32 for a length of {_LONGEST} at most, got {length}: cut the "
-            "rows into parts and add up."
-        )
     a_ones = np.count_nonzero(a > 0, axis=1)
     turned = a_ones > length // 2
     a_ones = np.where(turned, length - a_ones, a_ones)
@@ -206,6 +191,25 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     in_parallel(work, half, block=max(1, 2**15 // len(b)))
     return out
+
+
+def _check_rows_of_signs(a: np.ndarray, b: np.ndarray) -> None:
+    array_module(a, b)
+    check_on_cpu("two_rows_product", a)
+    if a.dtype != np.float32 or b.dtype != np.float32:
+        raise TypeError(f"two_rows_product takes float32, got {a.dtype} and {b.dtype}.")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in a.shape or 0 in b.shape:
+        raise ValueError(
+            "two_rows_product takes (M, length) and (N, length), no size 0; "
+            f"got {a.shape} and {b.shape}."
+        )
+    if not all((abs(one) == 1).all() for one in (a, b)):
+        raise ValueError("two_rows_product takes +1 and -1 only; use sign(x).")
+    if a.shape[1] > _LONGEST:
+        raise ValueError(
+            f"two counts fit a float32 for a length of {_LONGEST} at most, got {a.shape[1]}: cut "
+            "the rows into parts and add up."
+        )
 
 
 # --- Numba --------------------------------------------------------------------------------------

@@ -332,29 +332,14 @@ def fold(network: Network) -> BinaryNetwork:
     while waiting:
         name, layer = waiting.pop(0)
         where = f"{network.name}, layer {name}"
-        if type(layer) not in (BinaryLinear, BinaryConv2d):
-            raise ValueError(
-                f"{where}: fold() takes products with binary weights, each followed by MaxPool2d, "
-                f"BatchNorm and Sign in this order; here stands {type(layer).__name__}."
-            )
-        found: dict[type, Layer] = {}
-        for kind in (MaxPool2d, BatchNorm, Sign):
-            if waiting and type(waiting[0][1]) is kind:
-                found[kind] = waiting.pop(0)[1]
-        norm = found.get(BatchNorm)
-        if norm and norm.features != layer.parameters["weight"].shape[0]:
-            raise ValueError(f"{where}: a Flatten stands between it and its BatchNorm.")
-        if layer.algorithm in _ROUNDING:
-            raise ValueError(f"{where}: {layer.algorithm} rounds; set its algorithm to 'auto'.")
-        for part in (layer, *found.values()):
-            _check_numbers(where, part)
+        found = _take_followers(where, layer, waiting)
         try:
             stage = BitLayer(
                 layer,
                 shape,
                 takes_pixels=not stages,
                 pool=copy.copy(found.get(MaxPool2d)),
-                norm=norm,
+                norm=found.get(BatchNorm),
                 ends_in_sign=Sign in found,
             )
         except ValueError as error:
@@ -372,6 +357,29 @@ def fold(network: Network) -> BinaryNetwork:
     if stages[-1][1].outputs != network.classes:
         raise ValueError(f"{network.name} must end in a product that gives a class one number.")
     return BinaryNetwork(f"{network.name}, folded", stages, network.input_shape)
+
+
+def _take_followers(
+    where: str, layer: Layer, waiting: list[tuple[str, Layer]]
+) -> dict[type, Layer]:
+    """Take what belongs to a product off the front of those that wait: of each kind one at most."""
+    if type(layer) not in (BinaryLinear, BinaryConv2d):
+        raise ValueError(
+            f"{where}: fold() takes products with binary weights, each followed by MaxPool2d, "
+            f"BatchNorm and Sign in this order; here stands {type(layer).__name__}."
+        )
+    found: dict[type, Layer] = {}
+    for kind in (MaxPool2d, BatchNorm, Sign):
+        if waiting and type(waiting[0][1]) is kind:
+            found[kind] = waiting.pop(0)[1]
+    norm = found.get(BatchNorm)
+    if norm and norm.features != layer.parameters["weight"].shape[0]:
+        raise ValueError(f"{where}: a Flatten stands between it and its BatchNorm.")
+    if layer.algorithm in _ROUNDING:
+        raise ValueError(f"{where}: {layer.algorithm} rounds; set its algorithm to 'auto'.")
+    for part in (layer, *found.values()):
+        _check_numbers(where, part)
+    return found
 
 
 def _check_numbers(where: str, layer: Layer) -> None:

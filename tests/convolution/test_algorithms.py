@@ -12,7 +12,7 @@ from helpers import convolutions, reference, small_alexnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdl_lib.convolution.algorithms import ALGORITHMS, choose, conv2d, conv2d_backward
+from fastdl_lib.convolution.algorithms import _ROWS, ALGORITHMS, choose, conv2d, conv2d_backward
 from fastdl_lib.convolution.geometry import Geometry, channels_last
 from fastdl_lib.core import threads
 from fastdl_lib.core.datasets import mnist
@@ -26,6 +26,10 @@ WAYS_BACK = list({ALGORITHMS[name].backward: name for name in reversed(ON_CPU)}.
 
 every_algorithm = pytest.mark.parametrize("algorithm", ON_CPU)
 every_way_back = pytest.mark.parametrize("algorithm", WAYS_BACK)
+
+
+def test_no_algorithm_has_another_ones_name():
+    assert list(ALGORITHMS) == [row.name for row in _ROWS]
 
 
 # --- forward ------------------------------------------------------------------------------------
