@@ -164,7 +164,8 @@ class CFile:
     buffers_bytes: int
     """What lies in memory that is written to, beside a small stack."""
     text: str = dataclasses.field(repr=False)
-    checked: tuple[np.ndarray, np.ndarray] = dataclasses.field(repr=False)
+    """What was written."""
+    checked: tuple[np.ndarray, np.ndarray] = dataclasses.field(repr=False, compare=False)
     """Random images, uint8, and Python's logits for them."""
 
 
