@@ -26,8 +26,6 @@ from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
 from fastdl_lib.kernels.compiled import can_compile
 
-__all__ = ["WORD", "pack", "two_rows_product", "unpack", "xnor_product"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 WORD = 64
@@ -37,15 +35,10 @@ WORD = 64
 def pack(x: Array) -> Array:
     """Pack the signs along the last axis into words: bit i of word j is place 64 j + i.
 
-    Args:
-        x: (..., length), any dtype; 0 or more is +1, bit 1; below is -1, bit 0. Of floats, finite
-            ones: no bit can say that a number was lost.
+    ``x`` is (..., length), any dtype; 0 or more is +1, bit 1; below is -1, bit 0. The result is
+    (..., words), uint64, with words = ceil(length / 64), filled up with zeros.
 
-    Returns:
-        (..., words), uint64, with words = ceil(length / 64); filled up with zeros.
-
-    Raises:
-        ValueError: x has no axis, a last axis of size 0, or holds NaN or infinity.
+    Raises ValueError: no axis, a last one of size 0, or NaN or infinity, which no bit can say.
 
     >>> pack(np.array([[1, -1, 1, 1]])).tolist()  # read from the right: 1101
     [[13]]
@@ -67,18 +60,10 @@ def pack(x: Array) -> Array:
 
 
 def unpack(words: Array, length: int) -> Array:
-    """Turn words back to +1 and -1: the way back of :func:`pack`.
+    """Turn words, (..., words), uint64, back to +1 and -1, (..., length), float32.
 
-    Args:
-        words: (..., words), uint64.
-        length: places of a row, 64 * words at most.
-
-    Returns:
-        (..., length), float32.
-
-    Raises:
-        TypeError: words of another dtype; length is not whole.
-        ValueError: length does not belong to so many words.
+    Raises TypeError, ValueError: words of another dtype; a length that is not whole, or not of so
+    many words.
 
     >>> unpack(np.array([[13]], np.uint64), 4).tolist()
     [[1.0, -1.0, 1.0, 1.0]]
@@ -153,11 +138,8 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     the 24 bits in which float32 is exact: row i + 4096 * row j times b gives both, and integers
     take them apart.
 
-    Args:
-        a, b: (M, length) and (N, length), float32, +1 and -1 only; length up to 8191.
-
-    Returns:
-        (M, N), int32: ``a @ b.T``, exact.
+    ``a`` and ``b`` are (M, length) and (N, length), float32, +1 and -1 only (else TypeError,
+    ValueError), length up to 8191; the result is (M, N), int32: ``a @ b.T``, exact.
 
     >>> a = np.array([[1, -1, 1]], np.float32)
     >>> two_rows_product(a, np.array([[1, 1, 1], [-1, 1, -1]], np.float32)).tolist()
@@ -333,9 +315,8 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
     Returns:
         (M, N), int32, beside the words: the sums of products of +1 and -1, from -length to length.
 
-    Raises:
-        TypeError: words of another dtype, or on another device; length is not whole.
-        ValueError: shapes that do not fit each other or the length; another algorithm.
+    Raises TypeError, ValueError: words of another dtype, or on another device; shapes that do not
+    fit each other or the length; another algorithm.
 
     >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
     >>> xnor_product(a, b, 3).tolist()
@@ -347,8 +328,7 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
         length = _check_words(words, length)
         if words.ndim != 2 or len(words) < 1:
             raise ValueError(
-                "a product takes rows of words, (M, words) and (N, words), M and N from 1 up; got "
-                f"{a_words.shape} and {b_words.shape}."
+                f"a product takes rows of words, (M, words), M >= 1; got {words.shape}."
             )
     if algorithm == "auto":
         algorithm = "compiled" if xp is np else "gpu"

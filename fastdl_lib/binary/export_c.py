@@ -23,8 +23,6 @@ from fastdl_lib.core.compiler import Compiled, compile_library
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.nn.network import Network
 
-__all__ = ["C_FLAGS", "compile_c", "export_c"]
-
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O3")
 """With which :func:`compile_c` compiles first: warnings are errors."""
 

@@ -20,8 +20,6 @@ from fastdl_lib.nn.layers import Dropout, Flatten, Layer, MaxPool2d
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
 
-__all__ = ["FIRST_LAYERS", "BinaryNetwork", "BitLayer", "fold"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 FIRST_LAYERS = {

@@ -22,8 +22,6 @@ from fastdl_lib.core.arrays import array_module, to_cpu
 from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.layers import Conv2d, Layer, Linear, check_batch
 
-__all__ = ["BinaryConv2d", "BinaryLinear", "PixelBytes", "Sign", "sign"]
-
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 

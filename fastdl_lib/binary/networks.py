@@ -10,8 +10,6 @@ from fastdl_lib.nn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
 
-__all__ = ["BINARY_PARTS", "binary_deep_convnet", "binary_mlp"]
-
 BINARY_PARTS = {"all": "weights and values", "weights": "weights only", "none": "nothing"}
 """What may be one bit in :func:`binary_mlp` and :func:`binary_deep_convnet`."""
 

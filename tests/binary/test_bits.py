@@ -162,7 +162,7 @@ def test_words_that_do_not_fit_are_refused():
         ((words, words, 64), ValueError, r"length=64 takes 1 words a row, got the shape \(2, 2\)"),
         ((words, words[:, :1], 65), ValueError, r"length=65 takes 2 words a row, got the shape"),
         ((words.astype(np.int64), words, 65), TypeError, "words must be uint64, as pack"),
-        ((words[None], words, 65), ValueError, "a product takes rows of words"),
+        ((words[None], words, 65), ValueError, "a product takes rows"),
         ((words, words, 65.0), TypeError, "length must be a whole number"),
     ):
         with pytest.raises(error, match=message):
