@@ -37,6 +37,9 @@ class Algorithm:
     """Whether its weights and outputs lie in memory with the channels of a pixel side by side."""
     saves: float = 1
     """How many times fewer multiplications than MACs it takes at most."""
+    set_unseen: Callable[[Array, Array | None, Array, Geometry], None] | None = None
+    """(x, bias, output, geometry): make outputs exact that see nothing but zeros, as training needs
+    it; None where they are."""
     status: Callable[[], Status] = lambda: Status(True, "The CPU is always there.")
     """Whether it can be used on this machine."""
 
@@ -46,13 +49,14 @@ _FAST = {"fast": True, "channels_last": True}
 # With 5 x 5 taps and tiles of 8 pixels; smaller taps and tiles save less.
 _FEWER = {"saves": (20 / 8) ** 2}
 _GPU = {**_FAST, "devices": ("gpu",)}
+# Float16 is too coarse for Winograd's transforms.
+_WINOGRAD = {**_FAST, **_FEWER, "dtypes": _WIDE, "set_unseen": winograd.set_unseen}
 _ROWS = (
     Algorithm("loops", loops.forward, im2col.backward, loops=True),
     Algorithm("compiled", loops.forward_compiled, im2col.backward, dtypes=_WIDE, loops=True),
     Algorithm("im2col", im2col.forward, im2col.backward, devices=("cpu", "gpu")),
     Algorithm("blocked", blocked.forward, blocked.backward, **_FAST),
-    # Float16 is too coarse for Winograd's transforms.
-    Algorithm("winograd", winograd.forward, winograd.backward, dtypes=_WIDE, **_FAST, **_FEWER),
+    Algorithm("winograd", winograd.forward, winograd.backward, **_WINOGRAD),
     Algorithm("gpu", gpu.forward, gpu.backward, **_GPU, status=gpu_status),
     Algorithm(
         "cudnn", gpu.cudnn_forward, gpu.cudnn_backward, **_GPU, **_FEWER, status=gpu.cudnn_status
@@ -110,7 +114,11 @@ def conv2d(
     (2, 4, 8, 8)
     """
     geometry = Geometry.of(x, weight, bias, **window)
-    return choose(algorithm, x, geometry).forward(x, weight, bias, geometry)
+    row = choose(algorithm, x, geometry)
+    out = row.forward(x, weight, bias, geometry)
+    if row.set_unseen is not None:
+        row.set_unseen(x, bias, out, geometry)
+    return out
 
 
 def conv2d_backward(

@@ -24,8 +24,8 @@ from fastdl_lib.convolution import blocked
 from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
-from fastdl_lib.kernels.compiled import can_compile, suits
-from fastdl_lib.kernels.pixels import seen
+from fastdl_lib.kernels.compiled import can_compile
+from fastdl_lib.kernels.pixels import pixels_unseen
 
 # Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
 # rounding errors, small; halves and doubles are exact in floating point.
@@ -275,33 +275,17 @@ def _image_tiles(plan: _Tiles, x: np.ndarray) -> np.ndarray:
     return tiles.transpose(0, 1, 3, 2, 4)
 
 
-def _set_right(geometry: Geometry, x: np.ndarray, out: np.ndarray, bias: np.ndarray) -> bool:
-    """Put the bias where a group's filters see nothing but zeros; False where an output is no
-    finite number."""
-    sums, stride, padding, groups = [], geometry.stride, geometry.padding, geometry.groups
-    edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+def set_unseen(x: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry: Geometry) -> None:
+    """Make an output the bias exactly, where the filters of its group see nothing but zeros."""
+    window = (*geometry.kernel, geometry.stride, geometry.padding)
+    bias = np.zeros(out.shape[1], out.dtype) if bias is None else np.ascontiguousarray(bias)
 
     def work(images: slice) -> None:
         pixels, ours = (array[images].transpose(0, 2, 3, 1) for array in (x, out))
-        sums.append(ours.sum())
-        flat = pixels.reshape(-1, geometry.group_channels)
-        if suits(flat):
-            found = np.empty(len(flat), np.int16)
-            seen()(flat, found)
-        else:
-            found = (flat != 0).any(axis=1).astype(np.int16)
-        if padding == 0 and found.all():
-            return
-        found = np.pad(found.reshape(*pixels.shape[:3], groups), edges)
-        for taps, size in zip(geometry.kernel, geometry.out_shape[2:], strict=True):
-            cuts = (found[:, tap : tap + stride * size : stride][:, :size] for tap in range(taps))
-            found = functools.reduce(np.maximum, cuts).swapaxes(1, 2)
-        for group, part in enumerate(bias.reshape(groups, -1)):
-            of_group = slice(group * len(part), (group + 1) * len(part))
-            ours[..., of_group][found[..., group] == 0] = part
+        by_group = bias.reshape(geometry.groups, -1)
+        pixels_unseen()(np.ascontiguousarray(pixels), ours, by_group, *window)
 
-    in_parallel(work, len(x), row_bytes=x[0].nbytes + out[0].nbytes)
-    return bool(np.isfinite(sums).all())
+    in_parallel(work, len(x))
 
 
 def _images_a_block(plan: _Tiles, filter_tiles: np.ndarray, images: int, passes: int) -> int:
@@ -325,11 +309,11 @@ def forward(
 ) -> np.ndarray:
     """Convolve by Winograd's minimal filtering; the result is channels last in memory.
 
-    In float32 it differs from the exact result by a few 1e-6 of a tile's largest. Where a filter
-    sees nothing but zeros the output is the bias exactly, as it is elsewhere: in a network whose
-    biases start at 0, ReLU's derivative depends on it. Sums that come to zero in another way
-    (weights that are zeros, terms that cancel) may come out a little above or below it. Where a
-    value is no finite number, or grows beyond all in the transforms, the batch is computed by
+    In float32 it differs from the exact result by a few 1e-6 of a tile's largest, so that sums
+    which are 0 may come out a little above or below: in a network whose biases start at 0, ReLU's
+    derivative depends on it. :func:`set_unseen` mends that where a filter sees nothing but zeros;
+    it cannot where weights are zeros or terms cancel. Where a value is no finite number, or grows
+    beyond all in the transforms, the batch is computed by
     :mod:`~fastdl_lib.convolution.blocked`. ``outputs`` is m, by default :func:`best_tile` of each
     axis.
     """
@@ -339,8 +323,15 @@ def forward(
     convolve = _forward_compiled if _is_compiled(plan, x) else _forward
     with np.errstate(over="ignore", invalid="ignore"):
         out = convolve(plan, x, weight, start)
-        finite = _set_right(geometry, x, out, start)
+        finite = np.isfinite(_total(out))
     return out if finite else blocked.forward(x, weight, bias, geometry)
+
+
+def _total(out: np.ndarray) -> float:
+    """The sum of all, in no certain order: no finite number where one of them is none."""
+    sums: list[float] = []
+    in_parallel(lambda images: sums.append(out[images].sum()), len(out))
+    return sum(sums)
 
 
 def _forward(plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -125,17 +125,37 @@ def largest_back() -> Callable[..., None]:
 
 
 @functools.cache
-def seen() -> Callable[..., None]:
-    """Return ``loop(x, out)``: 1 where one of a pixel's channels is not zero (NaN is not), else 0.
-    x: (pixels, C); out: (pixels,). The first such channel ends the search."""
+def pixels_unseen() -> Callable[..., None]:
+    """Return ``loop(x, out, values, height, width, stride, padding)``: where the windows of an
+    output (N, OH, OW, K) on x (N, H, W, C) hold nothing but zeros, it becomes values (groups, K /
+    groups), unless it is no finite number. A pixel's first value but zero ends the search there."""
 
     @compiled
-    def loop(x, out):
-        for p in range(len(x)):
-            out[p] = 0
-            for value in x[p]:
-                if value != 0:
-                    out[p] = 1
-                    break
+    def loop(x, out, values, height, width, stride, padding):
+        images, rows, columns, channels = x.shape
+        groups, filters = values.shape
+        channels //= groups
+        empty = np.empty((rows, columns), np.bool_)
+        for n in range(images):
+            for g in range(groups):
+                for i in range(rows):
+                    for j in range(columns):
+                        c, end = g * channels, (g + 1) * channels
+                        while c < end and x[n, i, j, c] == 0:
+                            c += 1
+                        empty[i, j] = c == end
+                for i in range(out.shape[1]):
+                    top = i * stride - padding
+                    for j in range(out.shape[2]):
+                        left, unseen = j * stride - padding, True
+                        for p in range(max(0, top), min(rows, top + height)):
+                            for q in range(max(0, left), min(columns, left + width)):
+                                unseen = unseen and empty[p, q]
+                            if not unseen:
+                                break
+                        if unseen:
+                            for k in range(filters):
+                                if np.isfinite(out[n, i, j, g * filters + k]):
+                                    out[n, i, j, g * filters + k] = values[g, k]
 
     return loop

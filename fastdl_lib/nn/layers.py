@@ -326,6 +326,8 @@ class Conv2d(_Weighted):
         geometry = self._geometry(x)
         row = choose(self.algorithm, x, geometry, training)
         out = row.forward(x, weight, bias, geometry)
+        if training and row.set_unseen is not None:
+            row.set_unseen(x, bias, out, geometry)
         self._keep(training, out, x, row, geometry)
         return out
 
