@@ -59,13 +59,13 @@ class Layer:
         return input_shape
 
     def forward(self, x: Array, training: bool = False) -> Array:
-        """Return the layer's output for a batch ``x``, same dtype."""
-        raise NotImplementedError
+        """Return the layer's output for a batch ``x``, same dtype; ``x`` stays as it is."""
+        raise self._lacks("forward(self, x, training=False)")
 
     def backward(self, grad_out: Array) -> Array:
         """Take the gradient of the loss by the output, return the one by the input; leave those by
         the weights in ``gradients``."""
-        raise NotImplementedError
+        raise self._lacks("backward(self, grad_out)")
 
     def backward_weights(self, grad_out: Array) -> None:
         """As ``backward``, where nobody asks for the gradient by the input."""
@@ -106,7 +106,10 @@ class Layer:
     def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
         """What it sums up of its weights and a batch, without the bias, where ``product(a, b)``
         multiplies matrices; a layer may leave it out."""
-        raise NotImplementedError
+        raise self._lacks("sums_by(self, product, x)")
+
+    def _lacks(self, method: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} does not define {method}.")
 
     # --- where its arrays lie, and how they are stored ---
 

@@ -163,6 +163,9 @@ class Network:
         ``after`` is called with each layer's name when the layer has run.
         """
         self.check_input(x)
+        if isinstance(x, np.ndarray):  # the caller's: a layer that writes to it is refused
+            x = x.view()
+            x.flags.writeable = False
         for name, layer in self.layers.items():
             out = layer.forward(x, training)
             if not layer.gives_words:
@@ -194,6 +197,12 @@ class Network:
                 grad_out = made
             elif place == first:
                 layer.backward_weights(grad_out)
+            if layer.gradients.keys() != layer.parameters.keys():
+                raise RuntimeError(
+                    f"{self.name}, layer {name}: backward() left gradients for "
+                    f"{list(layer.gradients)}, its weights are {list(layer.parameters)}; fill "
+                    "self.gradients with one for each."
+                )
             for key, gradient in layer.gradients.items():
                 shape = layer.parameters[key].shape
                 if gradient.shape != shape:

@@ -94,6 +94,26 @@ def test_it_says_what_it_costs_or_is_refused():
         layer_costs(network(Scale))
 
 
+@pytest.mark.parametrize(
+    ("members", "error", "words"),
+    [
+        ({"forward": Layer.forward, "foward": Scale.forward}, NotImplementedError,
+         r"Own does not define forward\(self, x, training=False\)\."),
+        ({"backward": Layer.backward}, NotImplementedError,
+         r"Own does not define backward\(self, grad_out\)\."),
+        ({"backward": lambda self, grad_out: grad_out}, RuntimeError,
+         r"own, layer scale: backward\(\) left gradients for \[\], its weights .* \['factor'\]"),
+        ({"forward": lambda self, x, training=False: np.negative(x, out=x)}, ValueError,
+         "read-only"),
+    ],
+)  # fmt: skip
+def test_what_it_forgets_is_named_and_the_callers_images_stay(members, error, words):
+    x = IMAGES[:4].copy()
+    with pytest.raises(error, match=words):
+        network(type("Own", (Scale,), members), first=True).loss_and_gradients(x, LABELS[:4])
+    assert (x == IMAGES[:4]).all()
+
+
 def test_it_is_timed_and_drawn():
     profile = profile_layers(network(Scale), IMAGES[:4], LABELS[:4], budget_s=0.001)
     assert list(profile.forward) == list(profile.backward) == list(network().layers)
