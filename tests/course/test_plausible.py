@@ -123,6 +123,8 @@ FORGERIES = [
     ("new", on(times(3), part="ceiling", threads=1), "this machine does"),
     ("new", on(times(3), part="race", algorithm="im2col", threads=1), "GFLOP/s at least"),
     ("new", on(times(8), layer="norm1", batch=64), "takes as long as"),
+    ("gpu", on(times(5), part="ceiling", dtype="float64", device="gpu"), "does 73,700 at most"),
+    ("new", on(times(1 / 50), part="sweep", size=16), "takes as long as"),
     ("new", on(times(3), what="copy"), "moves as much as"),
     ("new", on(times(4), what="add", dtype="float32"), "moves as much as"),
     ("gpu", on(times(3), what="copy", device="gpu"), "this machine does 3,685 at most"),
