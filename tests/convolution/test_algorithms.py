@@ -189,12 +189,6 @@ def test_float16_is_added_up_in_float32(algorithm):
     out = conv2d(x, weight, algorithm=algorithm)
     assert out.dtype == np.float16
     np.testing.assert_allclose(out, reference(x, weight), rtol=1e-3)
-    y = rng.random(out.shape).astype(np.float16)
-    got = conv2d_backward(y, x, weight, algorithm=algorithm)
-    exact = conv2d_backward(*(array.astype(float) for array in (y, x, weight)))
-    for one, wanted in zip(got, exact, strict=True):
-        assert one.dtype == np.float16
-        np.testing.assert_allclose(one, wanted, rtol=2e-3)
 
 
 @every_way_back

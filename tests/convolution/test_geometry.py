@@ -45,11 +45,6 @@ def test_small_whole_numbers_of_numpy_do_not_overflow():
     assert col2im(columns, x.shape, (small(3), 3), small(2), small(100)).min() >= 1
 
 
-def test_a_geometry_is_frozen():
-    with pytest.raises(AttributeError):
-        Geometry((1, 1, 3, 3), (1, 1, 2, 2)).stride = 2
-
-
 # --- im2col and back ----------------------------------------------------------------------------
 
 
