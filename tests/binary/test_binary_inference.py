@@ -1,6 +1,7 @@
 """A folded network answers as the float network it was made from, bit for bit."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -241,8 +242,22 @@ def test_weights_that_are_none_stay_visible_or_are_refused(make, value, tmp_path
     network.parameters[name].flat[0] = value
     x = byte_images(np.random.default_rng(0), 2, (1, 28, 28))
     assert np.isnan(network.forward(x)).any(axis=1).all()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        evaluate(network, x, np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="its weight holds NaN or infinity"):
         fold(network)
     with pytest.raises(ValueError, match="NaN or infinity"):
         network.save_weights(tmp_path / "bits.npz", packed=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_packed_file_s_scale_that_is_none_is_refused(value, tmp_path):
+    make = partial(binary_mlp, hidden=8, scaled=True)
+    make().save_weights(tmp_path / "bits.npz", packed=True)
+    with np.load(tmp_path / "bits.npz") as file:
+        stored = dict(file)
+    stored["fc2.weight.scale"][3] = value
+    np.savez(tmp_path / "bits.npz", **stored)
+    with pytest.raises(ValueError, match=r"fc2\.weight holds numbers that are not finite"):
+        make().load_weights(tmp_path / "bits.npz")
