@@ -215,7 +215,7 @@ def _images_and_labels(folder: Path, split: str) -> list[np.ndarray]:
     """The two idx files of a split in a folder of one's own."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
     arrays = []
     for what, axes in (("images", 3), ("labels", 1)):
         wanted = re.compile(rf"(^|[-_. ])({split}|{_SPLITS[split]})[-_. ]{what}([-_. ]|$)", re.I)

@@ -174,6 +174,7 @@ def test_other_data_is_read_from_a_folder_of_ones_own(tmp_path, split, names):
         (tmp_path / name).write_bytes(gzip.compress(content) if "gz" in name else content)
     (tmp_path / f"{names[0].removesuffix('.gz')}.gz").write_bytes(gzip.compress(idx(PIXELS)))
     (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97")
+    (tmp_path / f"._{names[0]}").touch()  # as macOS leaves beside what was unpacked
     images, labels = datasets.mnist(split, folder=str(tmp_path))
     assert images.dtype == np.float32 and labels.dtype == np.int64
     assert (images == PIXELS[:, None] / np.float32(255)).all() and (labels == CLASSES).all()
