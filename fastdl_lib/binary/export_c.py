@@ -250,7 +250,7 @@ def _c_text(
         f"static int32_t sums[{sums}];",
         *(f"static uint64_t bits{turn}[{count}];" for turn, count in enumerate(words)),
         "",
-        f"/* pixels: {channels * height * width} bytes, a channel after the other, each row by row;",
+        f"/* pixels: {channels * height * width} bytes, channel after channel, row by row;",
         f"   logits: room for {classes}. Neither is checked. One thread at a time. */",
         f"void {name}_logits(const uint8_t *pixels, float *logits);",
         "/* The number of the largest logit, the first one of several. */",
