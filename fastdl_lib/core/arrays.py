@@ -184,13 +184,13 @@ def use_gpu(number: int) -> None:
 def gpu_kernel(name: str, inputs: str, output: str, code: str) -> Callable[..., Array]:
     """A kernel of our own for CuPy (or what stands in for it): C code that makes entry number ``i``
     of the output. It takes the inputs and the array to fill, which it returns; it is compiled at
-    its first call and kept.
+    its first call and kept. RuntimeError where there is no GPU.
 
     Args:
         inputs: such as ``"raw T x, int32 first"``; raw arrays are indexed by the code itself.
         output: such as ``"T y"``; T is any dtype, the same wherever it stands.
     """
-    return _gpu_kernel(sys.modules["cupy"], name, inputs, output, code)
+    return _gpu_kernel(_cupy("gpu_kernel"), name, inputs, output, code)
 
 
 @functools.cache

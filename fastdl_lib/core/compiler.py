@@ -57,7 +57,17 @@ def compile_library(code: str, flags: Sequence[str] = ("-O2",), *, name: str = "
                     said = told.stderr[-2000:].replace(f"{folder}/", "")
                     said = said or f"it ended with {told.returncode} and said nothing."
                     raise RuntimeError(f"{Path(compiler).name} does not take {name}.c:\n{said}")
-                return Compiled(ctypes.CDLL(str(library)), library.stat().st_size)
+                return Compiled(_loaded(library), library.stat().st_size)
         except OSError as error:  # no such folder, not to be written, or no programs allowed there
             faults.append(str(error).replace(str(place), "..."))
     raise RuntimeError(f"no folder takes compiled programs: {'; '.join(faults)}.")
+
+
+def _loaded(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        what = str(error).replace(str(library), library.name)
+        if "symbol" not in what:  # then it is the folder that will not do
+            raise
+        raise RuntimeError(f"{library.stem}.c calls what no library has: {what}.") from None

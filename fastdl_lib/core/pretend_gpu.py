@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import operator
+import re
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
@@ -240,15 +241,29 @@ void run({arrays}, ptrdiff_t size) {{
 class _ElementwiseKernel:
     """CuPy's, for what the course needs: arrays and numbers in, one array out, made if not given.
     The code indexes a raw array itself and sees one entry of another; T is any dtype, the same
-    wherever it stands, other types have their names."""
+    wherever it stands, other types have their names.
+
+    It runs twice, with other values around the arrays and in the output beforehand: where the two
+    results differ, it has used what is not its own (up to a MiB away), which a GPU may answer with
+    anything.
+    """
 
     def __init__(self, in_params, out_params, operation, name):
+        if not name.isidentifier():
+            raise ValueError(f"a kernel's name must be one of C's, such as 'scaled', got {name!r}.")
         both = f"{in_params},{out_params}".split(",")
         self._parameters = [tuple(one.split()) for one in both]
         self._operation, self.name = operation, name
+        for words in self._parameters:
+            if len(words) - (words[:1] == ("raw",)) != 2 or words[-2] not in _KERNEL_TYPES:
+                raise TypeError(
+                    f"'{name}': a parameter is written as in 'float32 x' or 'raw T x', got "
+                    f"{' '.join(words)!r}; the stand-in knows the types {', '.join(_KERNEL_TYPES)}."
+                )
 
     def __call__(self, *given):
         parameters = self._parameters
+        given = [value if isinstance(value, ndarray) else _raw(value) for value in given]
         if not 0 <= len(parameters) - len(given) <= 1:
             raise TypeError(f"Wrong number of arguments for '{self.name}'")
         pairs = zip(parameters, given, strict=False)
@@ -259,7 +274,7 @@ class _ElementwiseKernel:
             if not shapes:
                 raise ValueError("Loop size is undecided.")
             kind, shape = parameters[-1][0], np.broadcast_shapes(*shapes)
-            given = (*given, ndarray(np.empty(shape, dtypes.get(kind, kind))))
+            given.append(ndarray(np.empty(shape, dtypes.get(kind, kind))))
         out = given[-1]
         texts, entries, pointed = [], [], []
         for (*raw, kind, name), value in zip(parameters, given, strict=True):
@@ -270,22 +285,48 @@ class _ElementwiseKernel:
                 raise TypeError(f"Type is mismatched. {name}: {value!r}, not {wanted}")
             if raw and not value.flags.c_contiguous:
                 raise TypeError(f"The stand-in takes contiguous arrays only; {name} is not.")
-            texts.append(f"{kind} *{name}" if raw else f"{kind} *fastdl_{name}")
+            texts.append(f"const {kind} *{'' if raw else 'fastdl_'}{name}")
             entries += [] if raw else [f"#define {name} fastdl_{name}[i]"]
-            array = value._array if raw else np.broadcast_to(value._array, out.shape)
-            pointed.append(np.ascontiguousarray(array))
-        pointed[-1] = np.empty(out.shape, out.dtype)
+            pointed.append(value._array if raw else np.broadcast_to(value._array, out.shape))
+        texts[-1] = texts[-1].removeprefix("const ")
         code = {"T": dtypes.get("T", "float32"), "arrays": ", ".join(texts)}
         code |= {"entries": "\n".join(entries), "operation": self._operation}
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in pointed]
-        _compiled(_C_LOOP.format(**code))(*pointers, ctypes.c_ssize_t(out.size))
-        out._array[...] = pointed[-1]
+        run = _compiled(_C_LOOP.format(**code), self.name)
+        first, second = (self._run_among(filling, run, pointed) for filling in (0x55, 0xAA))
+        if first.tobytes() != second.tobytes():
+            raise IndexError(
+                f"'{self.name}' depends on what is not its own: an index beyond an array, or an "
+                "entry of the output that it reads or never sets."
+            )
+        out._array[...] = first
         return out
+
+    def _run_among(self, filling, run, arrays):
+        """The output of one run, with that byte in it beforehand and on either side of each
+        array."""
+        wholes = [np.full(array.nbytes + 2 * _AROUND, filling, np.uint8) for array in arrays]
+        insides = [
+            whole[_AROUND : _AROUND + array.nbytes].view(array.dtype).reshape(array.shape)
+            for whole, array in zip(wholes, arrays, strict=True)
+        ]
+        for inside, array in zip(insides[:-1], arrays, strict=False):
+            inside[...] = array
+        pointers = [ctypes.c_void_p(inside.ctypes.data) for inside in insides]
+        run(*pointers, ctypes.c_ssize_t(insides[-1].size))
+        around = (part for whole in wholes for part in (whole[:_AROUND], whole[-_AROUND:]))
+        if any((part != filling).any() for part in around):
+            raise IndexError(f"'{self.name}' writes beyond an array.")
+        return insides[-1]
+
+
+# Bytes on either side of an array.
+_AROUND = 2**20
+_KERNEL_TYPES = ("T", *re.findall(r"typedef \w+ (\w+);", _C_LOOP))
 
 
 @functools.cache
-def _compiled(code: str) -> Callable[..., None]:
-    run = compile_library(code, name="kernel").functions.run
+def _compiled(code: str, name: str) -> Callable[..., None]:
+    run = compile_library(code, name=name).functions.run
     run.restype = None
     return run
 

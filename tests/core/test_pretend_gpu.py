@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastdl_lib.core import compiler, pretend_gpu
-from fastdl_lib.core.arrays import array_module, gpu_available, gpu_status, to_gpu
+from fastdl_lib.core.arrays import array_module, gpu_available, gpu_kernel, gpu_status, to_gpu
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,8 @@ def test_a_kernel_refuses_what_cupy_refuses(fake_gpu):
         ((x, 3, x, x), "Wrong number of arguments for 'scaled'"),
         ((x, fake_gpu.empty_like(x)), r"Type is mismatched\. k: "),
         ((x, 3, fake_gpu.empty((2, 3), np.float64)), "Type is mismatched"),
-        ((np.ones((2, 3), np.float32), 3, x), "Type is mismatched"),
+        ((np.ones((2, 3), np.float32), 3), "Unsupported type <class 'numpy.ndarray'>"),
+        ((np.ones((2, 3), np.float32), 3, x), "Unsupported type"),
         ((x.T, 3, x), "contiguous"),
     ):
         with pytest.raises(TypeError, match=words):
@@ -113,11 +114,44 @@ def test_a_kernel_sees_an_entry_of_what_is_not_raw_and_makes_its_output(fake_gpu
 
 
 def test_a_kernel_needs_a_compiler_and_c(fake_gpu, monkeypatch):
-    with pytest.raises(RuntimeError, match=r"does not take kernel\.c:"):
-        pretend_gpu._compiled("void run() { this is no C; }")
+    for code, words in (
+        ("y = this is no C", r"does not take own\.c:"),
+        ("y = x; x = 0", r"does not take own\.c:"),  # an input is constant, as with CuPy
+        ("y = fastdl_nowhere(x)", r"own\.c calls .* fastdl_nowhere|does not take own\.c"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            fake_gpu.ElementwiseKernel("T x", "T y", code, "own")(fake_gpu.ones(3))
     monkeypatch.setattr(compiler, "c_compiler", lambda: None)
     with pytest.raises(RuntimeError, match="there is no C compiler here: install one"):
-        pretend_gpu._compiled("void run() {}")
+        fake_gpu.ElementwiseKernel("T x", "T y", "y = x - 1", "own")(fake_gpu.ones(3))
+
+
+@pytest.mark.parametrize("inputs", ["int x", "bool x", "Tx", "", "raw T", "float x", "raw raw T x"])
+def test_a_parameter_has_a_type_of_the_same_width_everywhere(fake_gpu, inputs):
+    """NumPy's int has 64 bits, C's 32."""
+    with pytest.raises(TypeError, match=r"'own': a parameter is written as .*, got .* float16"):
+        fake_gpu.ElementwiseKernel(inputs, "T y", "y = 0", "own")
+    with pytest.raises(TypeError, match="a parameter is written as"):
+        fake_gpu.ElementwiseKernel("T x", inputs, "y = 0", "own")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float64"])
+@pytest.mark.parametrize(
+    "code",
+    ["y = x[i + 1]", "y = x[i - 1]", "y = x[i + 100000]", "y = i ? x[i] : x[-7000]", "y += x[i]",
+     "if (i < 2) y = x[i]", "y = x[i]; (&y)[1] = 0", "y = x[i]; (&y)[i - 9] = x[i]"],
+)  # fmt: skip
+def test_a_kernel_keeps_to_what_is_its_own(fake_gpu, dtype, code):
+    kernel = fake_gpu.ElementwiseKernel("raw T x", "T y", code, "astray")
+    x = fake_gpu.ones(6, dtype)
+    with pytest.raises(IndexError, match=r"'astray' (depends on what is not its|writes beyond)"):
+        kernel(x, fake_gpu.empty_like(x))
+
+
+def test_a_kernel_needs_a_gpu():
+    if not gpu_available():
+        with pytest.raises(RuntimeError, match=r"gpu_kernel\(\) needs a GPU\. CuPy"):
+            gpu_kernel("own", "T x", "T y", "y = x")
 
 
 def test_the_gpu_modules_need_neither_cupy_nor_torch():
