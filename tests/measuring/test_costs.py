@@ -64,19 +64,6 @@ def test_alexnet_by_hand(alex):
     assert costs["fc6"].intensity == pytest.approx(2 * 37_748_736 / costs["fc6"].bytes)
 
 
-def test_macs_agree_with_counting_them_in_loops():
-    """One addition to a counter for each multiplication that the definition does."""
-    conv = Conv2d(4, 6, 3, stride=2, padding=1, groups=2, rng=RNG)
-    layers = [("conv", conv), ("flatten", Flatten()), ("fc", Linear(6 * 3 * 2, 5, rng=RNG))]
-    costs = by_name(Network("N", layers, (4, 5, 4)), batch=3)
-    count = 0
-    for _ in np.ndindex(3, 6, 3, 2):  # each output value
-        for _ in np.ndindex(2, 3, 3):  # each weight of its filter
-            count += 1
-    assert costs["conv"].macs == count
-    assert costs["fc"].macs == 3 * 36 * 5
-
-
 def test_other_networks_by_hand():
     deep = by_name(deep_convnet())
     assert deep["conv1"].macs == 16 * 28 * 28 * 9
@@ -307,27 +294,6 @@ def test_every_layer_has_a_kind():
     assert Dropout(0.5).kind == "other"
 
 
-def test_a_larger_batch_moves_the_weights_once(alex):
-    one, many = by_name(alex), by_name(alex, batch=16)
-    for name, cost in one.items():
-        assert (many[name].macs, many[name].parameters) == (16 * cost.macs, cost.parameters)
-        weights = 4 * cost.parameters
-        assert many[name].bytes - weights == 16 * (cost.bytes - weights)
-    assert many["fc6"].intensity > 15 * one["fc6"].intensity
-
-
-@pytest.mark.parametrize("size", [8, 4, 2, 1, 4.0])
-def test_bytes_follow_the_size_of_a_value(alex, size):
-    costs = layer_costs(alex, 3), layer_costs(alex, 3, bytes_per_value=size)
-    for wide, cost in zip(*costs, strict=True):
-        assert type(cost.bytes) is int and 4 * cost.bytes == size * wide.bytes
-        assert (cost.macs, cost.parameters) == (wide.macs, wide.parameters)
-    for training in (False, True):
-        stored = memory_bytes(alex, 3, training=training, bytes_per_value=size)
-        assert type(stored) is int
-        assert 4 * stored == size * memory_bytes(alex, 3, training=training)
-
-
 def test_bits_that_fill_no_byte_take_a_whole_one_in_each_layer():
     network = Network("N", [("relu", ReLU()), ("relu2", ReLU())], (1, 3, 3))
     # Nine values in and nine out, 18 bits: 2.25 bytes; at 3 bits each 6.75.
@@ -461,23 +427,6 @@ def test_days_of_nothing_are_refused(given, options, message):
 
 
 # --- memory -------------------------------------------------------------------------------------
-
-
-def test_memory_of_a_small_network_counted_by_hand():
-    layers = [
-        ("flatten", Flatten()),
-        ("fc", Linear(12, 5, rng=RNG)),
-        ("norm", BatchNorm(5)),
-        ("fc2", Linear(5, 2, rng=RNG)),
-    ]
-    network = Network("small", layers, (3, 2, 2))
-    weights = 12 * 5 + 5 + 2 * 5 + 5 * 2 + 2  # with the normalisation's scale and shift
-    buffers = 2 * 5  # its mean and variance
-    # Largest pair: the 12 numbers of the image beside as many, flat.
-    assert memory_bytes(network, 7) == 4 * (weights + buffers + 7 * 24)
-    kept = 12 + 12 + 5 + 5 + 2
-    assert memory_bytes(network, 7, training=True) == 4 * (3 * weights + 60 + buffers + 7 * kept)
-    assert memory_bytes(network, np.int64(0)) == 4 * (weights + buffers)
 
 
 def test_memory_counted_is_about_what_a_training_step_takes(alex):
