@@ -156,7 +156,6 @@ FORGERIES = [
     ("new", on(times(1, digits=3)), "the samples are too round"),
     ("new", on(edited(0.1), part="sweep", size=1024), "fall into two groups"),
     ("new", on(edited(0.3), part="sweep", size=1024), "GFLOP/s at least"),
-    ("new", on(edited(0.05), part="sweep", size=64), "fall into two groups"),
     ("new", on(times(4), part="sweep", size=64), "size.*|takes as long as"),
     ("new", on(times(3), part="race", layer="conv2", algorithm="winograd", threads=2), "thread"),
     ("new", on(times(4), one=True, part="pass", batch=16, threads=2), "one thread|whole pass"),
