@@ -288,16 +288,18 @@ def set_unseen(x: np.ndarray, bias: np.ndarray | None, out: np.ndarray, geometry
     in_parallel(work, len(x))
 
 
-def _images_a_block(plan: _Tiles, filter_tiles: np.ndarray, images: int, passes: int) -> int:
+def _images_a_block(plan: _Tiles, x: np.ndarray, passes: int) -> int:
     """How many images to work on at a time.
 
     As many as keep their tiles in the cache; more where the filters are large, since every block
     goes ``passes`` times through all of them: then as many as have half as much to move.
     """
-    _, _, groups, channels, filters = filter_tiles.shape
-    values = math.prod(plan.tile) * math.prod(plan.grid) * groups * (channels + filters)
-    target = max(_BLOCK_BYTES, passes * filter_tiles.nbytes // 2)
-    return max(1, min(images, target // (values * filter_tiles.itemsize)))
+    geometry, places = plan.geometry, math.prod(plan.tile)
+    channels, filters = geometry.group_channels * geometry.stride**2, geometry.group_filters
+    values = places * math.prod(plan.grid) * geometry.groups * (channels + filters)
+    of_filters = x.itemsize * places * geometry.groups * channels * filters
+    target = max(_BLOCK_BYTES, passes * of_filters // 2)
+    return max(1, min(len(x), target // (values * x.itemsize)))
 
 
 def forward(
@@ -339,7 +341,7 @@ def _forward(plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) 
     filter_tiles = _filter_tiles(plan, weight)
     # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
     out = channels_last((len(x), filters, rows * m_h, columns * m_w), x.dtype)
-    block = _images_a_block(plan, filter_tiles, len(x), passes=1)
+    block = _images_a_block(plan, x, passes=1)
 
     def work(images: slice) -> None:
         image_tiles = _image_tiles(plan, x[images])
@@ -359,41 +361,40 @@ def _forward(plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) 
 def backward(
     grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, geometry: Geometry, need_grad_x: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """The gradients by x (None unless needed), weight and bias: the products' gradients are
-    products of the same size, and each transform is applied the other way round. Where one is no
-    finite number, all are computed by :mod:`~fastdl_lib.convolution.blocked`."""
-    plan = _tiles(geometry, x.dtype)
-    compiled = _is_compiled(plan, x) and not (need_grad_x and geometry.turned() is None)
-    gradients = _backward_compiled if compiled else _backward
+    """The gradients by x (None unless needed), weight and bias. That by weight is made of products
+    of the same size, with each transform applied the other way round; that by x is a convolution
+    itself, but for a stride. Where it is not, or a gradient is no finite number, which may be the
+    transforms' fault, :mod:`~fastdl_lib.convolution.blocked` makes it."""
+    plan, turned = _tiles(geometry, x.dtype), geometry.turned()
+    gradient = _gradient_compiled if _is_compiled(plan, x) else _gradient
     with np.errstate(over="ignore", invalid="ignore"):
-        made = gradients(plan, grad_out, x, weight, need_grad_x)
-        finite = all(np.isfinite(grad.sum()) for grad in made if grad is not None)
-    return made if finite else blocked.backward(grad_out, x, weight, geometry, need_grad_x)
+        grad_weight = _filter_tiles_back(plan, gradient(plan, grad_out, x), weight.shape)
+        finite = np.isfinite(grad_weight.sum())
+    if not finite:
+        return blocked.backward(grad_out, x, weight, geometry, need_grad_x)
+    grad_x = None
+    if need_grad_x and turned is not None:
+        grad_x = forward(grad_out, geometry.turn(weight), None, turned)
+    elif need_grad_x:
+        grad_x, _, _ = blocked.backward(grad_out, x, weight, geometry, need_grad_x)
+    grads = np.ascontiguousarray(grad_out.transpose(0, 2, 3, 1))
+    return grad_x, grad_weight, blocked.channel_sums(grads)
 
 
-def _backward(
-    plan: _Tiles, grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, need_grad_x: bool
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    filter_tiles = _filter_tiles(plan, weight)
-    # Read for grad_x; read and written for the gradient by the filters.
-    block = _images_a_block(plan, filter_tiles, len(x), passes=3)
-    grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
-    sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+def _gradient(plan: _Tiles, grad_out: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The gradient by the transformed filters, in the shape of :func:`_filter_tiles`."""
+    block = _images_a_block(plan, x, passes=2)  # read and written
+    sums: dict[int, tuple[np.ndarray]] = {}
 
     def work(part: slice) -> None:
         total = 0
         for images in blocks(part, block):
-            grad_products = _output_tiles_back(plan, grad_out[images])
-            image_tiles = _image_tiles(plan, x[images])
-            total = total + image_tiles.swapaxes(3, 4) @ grad_products
-            if need_grad_x:
-                grad_image_tiles = grad_products @ filter_tiles.swapaxes(3, 4)
-                grad_x[images] = _image_tiles_back(plan, grad_image_tiles, x[images].shape)
-        sums[part.start] = total, grad_out[part].sum(axis=(0, 2, 3))
+            tiles = _image_tiles(plan, x[images]).swapaxes(3, 4)
+            total = total + tiles @ _output_tiles_back(plan, grad_out[images])
+        sums[part.start] = (total,)
 
     in_parallel(work, len(x))
-    grad_tiles, grad_bias = sum_in_order(sums)
-    return grad_x, _filter_tiles_back(plan, grad_tiles, weight.shape), grad_bias
+    return sum_in_order(sums)[0]
 
 
 def _output_tiles_back(plan: _Tiles, grad_out: np.ndarray) -> np.ndarray:
@@ -406,31 +407,6 @@ def _output_tiles_back(plan: _Tiles, grad_out: np.ndarray) -> np.ndarray:
     tiles = _transform([t.output.T for t in plan.transforms], np.ascontiguousarray(tiles))
     tiles = tiles.reshape(*plan.tile, images * rows * columns, plan.geometry.groups, -1)
     return tiles.transpose(0, 1, 3, 2, 4)
-
-
-def _image_tiles_back(plan: _Tiles, tiles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The adjoint of :func:`_image_tiles`: tiles overlap, so that their gradients add up."""
-    images, channels, height, width = shape
-    s, p, groups = plan.geometry.stride, plan.geometry.padding, plan.geometry.groups
-    (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
-    # As in _image_tiles: the groups' channels of a pixel side by side.
-    tiles = np.ascontiguousarray(tiles.transpose(0, 1, 3, 2, 4))
-    tiles = _transform([t.input.T for t in plan.transforms], tiles)
-    tiles = tiles.reshape(
-        tile_h, tile_w, images, rows, columns, groups, s, s, channels // groups
-    ).transpose(0, 1, 2, 3, 6, 4, 7, 5, 8)
-    # (images, block rows, s, block columns, s, groups, channels): image pixels in their order.
-    padded = np.zeros(
-        (images, rows * m_h + tile_h - m_h, s, columns * m_w + tile_w - m_w, s, *tiles.shape[7:]),
-        tiles.dtype,
-    )
-    for i, j in np.ndindex(tile_h, tile_w):
-        padded[:, i : i + rows * m_h : m_h, :, j : j + columns * m_w : m_w] += tiles[i, j]
-    padded = padded.reshape(images, s * padded.shape[1], s * padded.shape[3], channels)
-    grad = np.zeros((images, height, width, channels), tiles.dtype)
-    inside = padded[:, p : p + height, p : p + width]
-    grad[:, : inside.shape[1], : inside.shape[2]] = inside
-    return grad.transpose(0, 3, 1, 2)
 
 
 # --- the same in compiled loops -------------------------------------------------------------------
@@ -479,17 +455,9 @@ def _forward_compiled(
     return out
 
 
-def _backward_compiled(
-    plan: _Tiles, grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, need_grad_x: bool
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+def _gradient_compiled(plan: _Tiles, grad_out: np.ndarray, x: np.ndarray) -> np.ndarray:
     from fastdl_lib.kernels import winograd as loops
 
-    groups = plan.geometry.groups
     grads = np.ascontiguousarray(grad_out.transpose(0, 2, 3, 1))
     pixels, padding = _whole_pixels(plan, x)
-    tiles = loops.gradient_by_filters(grads, pixels, groups, plan.transforms, padding)
-    grad_x = None
-    if need_grad_x:
-        turned = plan.geometry.turn(weight)
-        grad_x = forward(grad_out, turned, None, plan.geometry.turned())
-    return grad_x, _filter_tiles_back(plan, tiles, weight.shape), blocked.channel_sums(grads)
+    return loops.gradient_by_filters(grads, pixels, plan.geometry.groups, plan.transforms, padding)
