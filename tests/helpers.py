@@ -300,6 +300,39 @@ def convolutions(draw, dtypes=(np.float32, np.float64)):
     return x, weight, bias, {"stride": stride, "padding": padding, "groups": groups}
 
 
+# --- layers -------------------------------------------------------------------------------------
+
+
+def _rng():
+    return np.random.default_rng(0)
+
+
+# A row for every layer: the tests of all layers read it, on the CPU and on a GPU. What makes it,
+# always alike, and the shape of a batch of two.
+LAYERS = {
+    "Conv2d": (lambda: Conv2d(4, 6, 3, stride=2, padding=1, groups=2, rng=_rng()), (2, 4, 7, 6)),
+    "Linear": (lambda: Linear(5, 3, rng=_rng()), (2, 5)),
+    "MaxPool2d": (lambda: MaxPool2d(3, stride=2), (2, 4, 9, 7)),
+    "MaxPool2d, apart": (lambda: MaxPool2d(2), (2, 3, 8, 6)),
+    "LocalResponseNorm": (lambda: LocalResponseNorm(alpha=0.1), (2, 9, 4, 3)),
+    "BatchNorm": (lambda: BatchNorm(4), (2, 4, 7, 5)),
+    "ReLU": (ReLU, (2, 4, 7, 7)),
+    "Flatten": (Flatten, (2, 4, 7, 7)),
+    "Dropout": (lambda: Dropout(0.5), (2, 5)),
+    "Sign": (Sign, (2, 4, 7, 7)),
+    "PixelBytes": (PixelBytes, (2, 1, 7, 7)),
+    "BinaryLinear": (lambda: BinaryLinear(5, 3, scaled=True, rng=_rng()), (2, 5)),
+    "BinaryConv2d": (lambda: BinaryConv2d(4, 6, 3, padding=1, rng=_rng()), (2, 4, 7, 6)),
+}
+
+
+def layer_and_batch(name):
+    """A layer of LAYERS, and float32 values of both signs for it, or pixels from 0 to 1."""
+    make, shape = LAYERS[name]
+    layer, x = make(), np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    return layer, (x - x.min()) / np.ptp(x) if isinstance(layer, PixelBytes) else x
+
+
 # --- number formats -----------------------------------------------------------------------------
 
 
