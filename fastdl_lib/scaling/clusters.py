@@ -191,9 +191,9 @@ class Job:
         return math.ceil(self.gradient_bytes / self.bucket_bytes)
 
     @property
-    def may_hide(self) -> float:
-        """Share of the bytes whose way may hide: ``hidden_share``, but never the last bucket."""
-        return min(self.hidden_share, max(0.0, 1 - self.bucket_bytes / self.gradient_bytes))
+    def last_bucket(self) -> float:
+        """Share of the bytes that are only ready when the backward pass has ended."""
+        return min(1.0, self.bucket_bytes / self.gradient_bytes)
 
 
 # --- ways to combine ----------------------------------------------------------------------------
@@ -208,15 +208,25 @@ class Communication(NamedTuple):
     """Messages that wait for each other, whatever their size."""
     incast_s: float = 0.0
     """What comes on top because many share a link: the busiest server's, or a node's memory."""
+    last: float = 1.0
+    """Share of bandwidth and incast that the last bucket takes, were all tensors cut up evenly."""
 
     @property
     def total_s(self) -> float:
-        """All three."""
+        """Bandwidth, latency and incast."""
         return self.bandwidth_s + self.latency_s + self.incast_s
+
+    @property
+    def by_bytes_s(self) -> float:
+        """What grows with the bytes: bandwidth and incast."""
+        return self.bandwidth_s + self.incast_s
 
     def then(self, after: "Communication") -> "Communication":
         """One after the other."""
-        return Communication(*(a + b for a, b in zip(self, after, strict=True)))
+        sums = [a + b for a, b in zip(self[:3], after[:3], strict=True)]
+        by_bytes_s = self.by_bytes_s + after.by_bytes_s
+        last_s = self.last * self.by_bytes_s + after.last * after.by_bytes_s
+        return Communication(*sums, last_s / by_bytes_s if 0 < by_bytes_s < math.inf else 1.0)
 
 
 class Combine:
@@ -251,6 +261,10 @@ class Combine:
         """How many times a step pays the latency: an all-reduce with each bucket."""
         return job.buckets
 
+    def may_hide(self, job: Job, communication: Communication) -> float:
+        """Share of the bytes' time that may hide: ``hidden_share``, but never the last bucket."""
+        return min(job.hidden_share, 1 - communication.last)
+
     def late_latency_s(self, job: Job, communication: Communication) -> float:
         """What of the latency cannot hide: that of the last message, seconds."""
         share = max(1 - job.hidden_share, 1 / self.messages(job))
@@ -261,8 +275,8 @@ class Combine:
         waited for, hide all that they can, seconds."""
         if math.isinf(communication.total_s):  # some of it never comes
             return math.inf
-        by_bytes_s = communication.bandwidth_s + communication.incast_s
-        late_s = (1 - job.may_hide) * by_bytes_s + self.late_latency_s(job, communication)
+        late_s = (1 - self.may_hide(job, communication)) * communication.by_bytes_s
+        late_s += self.late_latency_s(job, communication)
         return max(late_s, communication.total_s - self.hides_behind * compute_s)
 
 
@@ -274,7 +288,8 @@ def _over(
         return Communication()
     times, rounds = moves
     bandwidth_s = times * job.gradient_bytes / (1e9 * gb_per_s)
-    return Communication(bandwidth_s, float(job.buckets) * (rounds * latency_s))
+    latency_s = float(job.buckets) * (rounds * latency_s)
+    return Communication(bandwidth_s, latency_s, last=job.last_bucket)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +300,7 @@ class Ring(Combine):
     >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
     >>> pair = Cluster(nodes=2, between_gb_per_s=1, between_latency_s=0.01)
     >>> Ring().communication(pair, job, 2)
-    Communication(bandwidth_s=1.0, latency_s=0.02, incast_s=0.0)
+    Communication(bandwidth_s=1.0, latency_s=0.02, incast_s=0.0, last=1.0)
     """
 
     def moves(self, n):
@@ -298,7 +313,10 @@ class Ring(Combine):
             return inside
         # The ring goes at the pace of its slowest link, and enters each node once.
         between = _over(job, nodes, self.moves(workers), *cluster.between)
-        return Communication(*map(max, between, inside))
+        return between._replace(
+            bandwidth_s=max(between.bandwidth_s, inside.bandwidth_s),
+            latency_s=max(between.latency_s, inside.latency_s),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +328,7 @@ class Tree(Combine):
     >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
     >>> eight = Cluster(nodes=8, between_gb_per_s=1, between_latency_s=0.01)
     >>> Tree().communication(eight, job, 8)
-    Communication(bandwidth_s=6.0, latency_s=0.06, incast_s=0.0)
+    Communication(bandwidth_s=6.0, latency_s=0.06, incast_s=0.0, last=1.0)
     """
 
     def moves(self, n):
@@ -327,7 +345,7 @@ class HalvingDoubling(Combine):
     >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
     >>> four = Cluster(nodes=4, between_gb_per_s=1, between_latency_s=0.01)
     >>> HalvingDoubling().communication(four, job, 4)
-    Communication(bandwidth_s=1.5, latency_s=0.04, incast_s=0.0)
+    Communication(bandwidth_s=1.5, latency_s=0.04, incast_s=0.0, last=1.0)
     """
 
     def moves(self, n):
@@ -356,7 +374,7 @@ class ParameterServer(Combine):
     >>> job = Job(gradient_bytes=1e9, step_s=1, batch=1, bucket_bytes=1e9)
     >>> net = Cluster(nodes=10, between_gb_per_s=1, between_latency_s=0)
     >>> ParameterServer(shards=1, dedicated=True).communication(net, job, 10)
-    Communication(bandwidth_s=1.0, latency_s=0.0, incast_s=9.0)
+    Communication(bandwidth_s=1.0, latency_s=0.0, incast_s=9.0, last=1.0)
     """
 
     shards: int | Mapping[int, int] | None = None
@@ -386,7 +404,8 @@ class ParameterServer(Combine):
             # Through the node's memory; with one node that is the server.
             own_s = size / (1e9 * (cluster.host_gb_per_s or cluster.inside_gb_per_s))
             shared_s = gpus * size / (1e9 * (cluster.host_total_gb_per_s or math.inf))
-            inside = Communication(own_s, 2 * cluster.inside_latency_s, max(0.0, shared_s - own_s))
+            latency_s, incast_s = 2 * cluster.inside_latency_s, max(0.0, shared_s - own_s)
+            inside = Communication(own_s, latency_s, incast_s, job.last_bucket)
         if nodes == 1:
             return inside
         shards = nodes if self.shards is None else self.shards
@@ -397,7 +416,7 @@ class ParameterServer(Combine):
         clients, here = math.ceil(workers / together), gpus // together  # in all, in a full node
         if self.dedicated:
             even = here * size
-            busiest = max(even, clients * shard)
+            cut_up, busiest = (max(even, clients * one) for one in (size / shards, shard))
         else:
 
             def load(clients_here: int, served: float) -> float:
@@ -407,7 +426,10 @@ class ParameterServer(Combine):
             # Were every node to serve an even share; and where the largest shard may be.
             even = load(here, size / nodes)
             rest = clients - here * (nodes - 1)
-            busiest = max(even, load(here, shard), load(rest, shard))
+            cut_up, busiest = (
+                max(even, load(here, one), load(rest, one)) for one in (size / shards, shard)
+            )
         gb_per_s, latency_s = cluster.between
         rate = 1e9 * gb_per_s
-        return inside.then(Communication(even / rate, 2 * latency_s, (busiest - even) / rate))
+        last = job.last_bucket * min(1.0, cut_up / busiest)
+        return inside.then(Communication(even / rate, 2 * latency_s, (busiest - even) / rate, last))

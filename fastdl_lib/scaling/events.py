@@ -75,12 +75,13 @@ class _Run:
         self.compute_s = job.step_s * min(1.0, self.slowest)
         self.exposed_s = combine.exposed_s(job, cost, self.compute_s)
         self.latency_s = combine.late_latency_s(job, cost)
+        self.may_hide = combine.may_hide(job, cost)
         # A node's GPUs are one client of the servers where they are summed inside.
         self.queues = isinstance(combine, ParameterServer)
         self.together = combine.together(self.gpus)
         self.clients = math.ceil(workers / self.together)
         self.own_s = cost.bandwidth_s
-        self.service_s = (cost.bandwidth_s + cost.incast_s) / self.clients
+        self.service_s = cost.by_bytes_s / self.clients
         self.env = simpy.Environment()
         self.link = simpy.Resource(self.env)
 
@@ -105,7 +106,7 @@ class _Run:
 
     def client(self, compute_s: float):
         """Compute, and exchange piece by piece; ends when both are done."""
-        hidden = self.job.may_hide
+        hidden = self.may_hide
         link_free = [0.0]
         parts = [self.env.process(self.piece(compute_s, 1 - hidden, link_free))]
         for number in range(PIECES if hidden else 0):

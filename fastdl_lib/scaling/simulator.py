@@ -314,9 +314,11 @@ def _synchronous(job, combine, workers, mode, stragglers, gpus, cost) -> Parts:
     compute_s, waiting_s = job.step_s * min(1.0, slowest), job.step_s * max(0.0, slowest - 1)
     counted = workers - mode.backup
     # A server's link carries what all send while they compute, then what is waited for.
-    carried = job.may_hide + (1 - job.may_hide) * counted / workers
-    busiest_s = (cost.bandwidth_s + cost.incast_s) * carried
-    cost = cost._replace(incast_s=max(0.0, busiest_s - cost.bandwidth_s))
+    carried = job.hidden_share + (1 - job.hidden_share) * counted / workers
+    busiest_s = max(cost.bandwidth_s, cost.by_bytes_s * carried)
+    if busiest_s < cost.by_bytes_s:
+        last = min(1.0, cost.last * cost.by_bytes_s / busiest_s)
+        cost = cost._replace(incast_s=busiest_s - cost.bandwidth_s, last=last)
     return Parts(counted, compute_s, waiting_s, combine.exposed_s(job, cost, compute_s))
 
 
@@ -328,14 +330,15 @@ def _asynchronous(job, combine, workers, mode, stragglers, gpus, cost) -> Parts:
     compute_s, wait_s = job.step_s * stragglers.mean, job.step_s * (slowest - stragglers.mean)
     # Alone, an update takes its own links' time; together they cannot pass the busiest link
     # faster than it carries them.
-    alone_s = combine.exposed_s(job, cost._replace(incast_s=0.0), compute_s + wait_s)
+    own = cost._replace(incast_s=0.0, last=job.last_bucket)
+    alone_s = combine.exposed_s(job, own, compute_s + wait_s)
     if mode.staleness is not None and workers > together and math.isfinite(alone_s):
         draw = functools.partial(
             stragglers.draw, workers=workers, gpus_per_node=gpus, together=together
         )
         pause = alone_s / job.step_s
         wait_s += job.step_s * max(0.0, _mean_step(draw, mode.staleness, pause) - slowest - pause)
-    busiest_s = cost.bandwidth_s + cost.incast_s
+    busiest_s = cost.by_bytes_s
     return Parts(workers, compute_s, wait_s, max(alone_s, busiest_s - compute_s - wait_s))
 
 

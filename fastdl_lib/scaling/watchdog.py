@@ -31,7 +31,10 @@ GRACE_S = 3.0
 
 
 def start(
-    folder: str | os.PathLike, processes: Mapping[int, int], patience_s: float
+    folder: str | os.PathLike,
+    processes: Mapping[int, int],
+    patience_s: float,
+    grace_s: float = GRACE_S,
 ) -> subprocess.Popen:
     """Start a process that watches over others, until all have ended or said that they are done.
 
@@ -39,12 +42,18 @@ def start(
         folder: an empty one. It may be deleted when each process has made its :class:`Sign`.
         processes: process numbers by rank; the first one has row 0.
         patience_s: a process that gives no sign for so long hangs. The first sign may take longer.
+        grace_s: when one has died, the rest have so long until they are ended.
     """
     folder = Path(folder)
     (folder / "signs").write_bytes(bytes(ROW.size * len(processes)))
     for row in range(len(processes)):
         os.mkfifo(folder / str(row))
-    words = [str(folder), str(patience_s), *(f"{rank}:{pid}" for rank, pid in processes.items())]
+    words = [
+        str(folder),
+        str(patience_s),
+        str(grace_s),
+        *(f"{rank}:{pid}" for rank, pid in processes.items()),
+    ]
     # In a session of its own: whoever ends the watched ones by their group does not end it.
     watchdog = subprocess.Popen(
         [sys.executable, "-I", str(Path(__file__).resolve()), *words],
@@ -183,7 +192,7 @@ def _watch(selector: selectors.BaseSelector, patience_s: float) -> None:
                 return
 
 
-def main(folder: str, patience_s: str, *processes: str) -> None:
+def main(folder: str, patience_s: str, grace_s: str, *processes: str) -> None:
     """Watch over the processes, given as rank:number, and end who is left when one is gone."""
     with selectors.DefaultSelector() as selector:
         for row, pair in enumerate(processes):
@@ -192,7 +201,7 @@ def main(folder: str, patience_s: str, *processes: str) -> None:
         # Only now may they go wrong: from here on their pipes are seen to close in order.
         print("ready", flush=True)
         _watch(selector, float(patience_s))
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + float(grace_s)
         while selector.get_map() and time.monotonic() < deadline:
             for key, _ in selector.select(TICK_S):
                 selector.unregister(key.fileobj)

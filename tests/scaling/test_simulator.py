@@ -64,7 +64,7 @@ def test_an_all_reduce_takes_what_its_schedule_says(combine, workers):
     assert all(chunk == everybody for own in states[-1] for chunk in own)
     assert any(chunk != everybody for own in states[-2] for chunk in own), "a step too many"
     cost = combine.communication(cluster(workers, between_latency_s=0.01), job(), workers)
-    assert cost == pytest.approx((moved, 0.01 * (len(states) - 1), 0))
+    assert cost[:3] == pytest.approx((moved, 0.01 * (len(states) - 1), 0))
 
 
 def test_in_a_schedule_sums_only_travel():
@@ -90,7 +90,7 @@ def test_halving_moves_no_more_than_a_ring_in_the_rounds_of_a_tree():
     assert halving.bandwidth_s == ring.bandwidth_s == pytest.approx(2 * 15 / 16)
     # Each bucket pays the rounds anew.
     ten = Ring().communication(net, job(bucket_bytes=1e8), 16)
-    assert ten == pytest.approx((ring.bandwidth_s, 10 * ring.latency_s, 0))
+    assert ten[:3] == pytest.approx((ring.bandwidth_s, 10 * ring.latency_s, 0))
 
 
 def test_a_ring_through_nodes_goes_at_the_pace_of_its_slowest_link():
@@ -109,7 +109,7 @@ def test_a_ring_through_nodes_goes_at_the_pace_of_its_slowest_link():
 def test_inside_a_node_the_same_goes_over_its_links(combine, gigabytes, rounds):
     eight = cluster(1, gpus_per_node=8, inside_gb_per_s=1, inside_latency_s=0.01)
     cost = combine.communication(eight, job(), 8)
-    assert cost == pytest.approx((gigabytes, 0.01 * rounds, 0))
+    assert cost[:3] == pytest.approx((gigabytes, 0.01 * rounds, 0))
 
 
 @pytest.mark.parametrize("combine", WAYS, ids=lambda c: type(c).__name__)
@@ -127,7 +127,7 @@ def test_one_server_is_visited_by_everybody():
     cost = ParameterServer(shards=1).communication(cluster(8), job(), 8)
     # The server's own node needs no network: seven others, a gigabyte in and one out.
     assert cost.total_s == pytest.approx(7)
-    assert ONE_SERVER.communication(cluster(8), job(), 8) == pytest.approx((1, 0, 7))
+    assert ONE_SERVER.communication(cluster(8), job(), 8)[:3] == pytest.approx((1, 0, 7))
     four = ParameterServer(shards=4, dedicated=True).communication(cluster(8), job(), 8)
     assert four.total_s == pytest.approx(2)
 
@@ -172,7 +172,9 @@ def test_software_may_be_slower_than_the_wire(gb_per_s, seconds):
 
 def test_communication_hides_up_to_its_share_its_window_and_the_last_bucket():
     def exposed(seconds, combine=WAYS[0], **fields):
-        return combine.exposed_s(job(**fields), Communication(bandwidth_s=seconds), 1)
+        work = job(**fields)
+        cost = Communication(bandwidth_s=seconds, last=work.last_bucket)
+        return combine.exposed_s(work, cost, 1)
 
     assert exposed(0.3) == 0.3, "nothing hides where no share may"
     some = {"hidden_share": 0.8, "bucket_bytes": 1e8}
@@ -261,24 +263,21 @@ def test_no_part_of_a_step_is_negative_and_they_add_up(run):
             assert scaling.efficiency_pct[0] <= 100 + 1e-9 or "events" in scaling.how
 
 
+MORE_WORK = ("gradient_bytes", "largest_tensor_bytes", "step_s", *LATENCIES)
+
+
 @SOME
-@given(
-    run=runs(),
-    name=st.sampled_from([*RATES, *LATENCIES, "gradient_bytes", "step_s"]),
-    by=between(1, 1000),
-)
+@given(runs(), st.sampled_from([*RATES, *MORE_WORK]), between(1, 1000))
 def test_faster_links_never_slow_a_step_nor_do_more_bytes_or_latency_shorten_it(run, name, by):
     (net, work, *rest), options = run
     changed = net if hasattr(net, name) else work
     assume(getattr(changed, name) is not None)
-    more = dataclasses.replace(changed, **{name: by * getattr(changed, name)})
-    now = step_times(net, work, *rest, **options).step_s[0]
-    then = step_times(*((more, work) if changed is net else (net, more)), *rest, **options).step_s[
-        0
-    ]
-    if name in RATES:
-        now, then = then, now
-    assert now <= then * (1 + 1e-9)
+    most = work.gradient_bytes if name == "largest_tensor_bytes" else math.inf
+    more = dataclasses.replace(changed, **{name: min(most, by * getattr(changed, name))})
+    with_more = (more, work) if changed is net else (net, more)
+    times = [step_times(*pair, *rest, **options).step_s[0] for pair in ((net, work), with_more)]
+    shorter, longer = times if name in MORE_WORK else reversed(times)
+    assert shorter <= longer * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("combine", [*WAYS, ONE_SERVER], ids=lambda c: type(c).__name__)
@@ -287,7 +286,9 @@ def test_faster_links_never_slow_a_step_nor_do_more_bytes_or_latency_shorten_it(
 def test_where_all_may_hide_more_work_never_shortens_a_step(combine, name, backup):
     options = {"mode": Synchronous(backup), "stragglers": Stragglers(spread=0.3)}
     net = dataclasses.replace(NET, between_latency_s=5e-3)
-    work = dataclasses.replace(INCEPTION, hidden_share=1, bucket_bytes=3e7, largest_tensor_bytes=0)
+    work = dataclasses.replace(
+        INCEPTION, hidden_share=1, bucket_bytes=6e6, largest_tensor_bytes=4e6
+    )
     steps = [
         step_times(net, dataclasses.replace(work, **{name: value}), combine, 5, **options).step_s[0]
         for value in getattr(work, name) * np.geomspace(0.05, 20, 80)
