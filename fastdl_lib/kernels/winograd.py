@@ -154,7 +154,7 @@ class _Tiling:
         # V and M near the core's own cache, or larger where the filters are.
         target = max(1.4 * vectors.cache_bytes(), least_bytes)
         count = min(self.tiles, target / (4 * math.prod(self.places) * sum(self._widths)))
-        self.block = rows * max(1, math.ceil(count / rows))
+        self.block = rows * max(1, int(count / rows))
 
     def read(self, matrices: Matrices) -> tuple:
         """What :func:`windows_in` is told of the windows that become tiles."""
