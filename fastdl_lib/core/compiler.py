@@ -1,10 +1,12 @@
 """This machine's C compiler: which one it is, and C code compiled and loaded with it."""
 
+import contextlib
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +43,7 @@ def compile_library(code: str, flags: Sequence[str] = ("-O2",), *, name: str = "
             "there is no C compiler here: install one (Debian and Ubuntu: sudo apt install gcc)."
         )
     faults = []
-    for place in (tempfile.gettempdir(), Path.home() / ".cache", Path.cwd()):
+    for place in _places():
         try:
             with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as folder:
                 # A name of its own: a library that is loaded already would be taken again.
@@ -59,8 +61,17 @@ def compile_library(code: str, flags: Sequence[str] = ("-O2",), *, name: str = "
                     raise RuntimeError(f"{Path(compiler).name} does not take {name}.c:\n{said}")
                 return Compiled(_loaded(library), library.stat().st_size)
         except OSError as error:  # no such folder, not to be written, or no programs allowed there
-            faults.append(str(error).replace(str(place), "..."))
-    raise RuntimeError(f"no folder takes compiled programs: {'; '.join(faults)}.")
+            faults.append(str(error).replace(place, "..."))
+    raise RuntimeError(
+        f"no folder takes compiled programs: {'; '.join(faults) or 'there is none'}."
+    )
+
+
+def _places() -> Iterator[str]:
+    """Folders to compile in; the user may have no home, the home no cache, the rest be gone."""
+    for find in (tempfile.gettempdir, lambda: os.path.expanduser("~/.cache"), os.getcwd):
+        with contextlib.suppress(OSError):
+            yield find()
 
 
 def _loaded(library: Path) -> ctypes.CDLL:

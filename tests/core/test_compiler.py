@@ -1,6 +1,7 @@
 """The machine's C compiler: where it or a folder does not serve, it is said why."""
 
 import ctypes
+import sys
 import tempfile
 
 import pytest
@@ -35,6 +36,22 @@ def test_folders_that_take_no_programs_are_passed_by(refused, monkeypatch, tmp_p
             compile_library(CODE)
     assert tried[0].startswith(tempfile.gettempdir()) and len(set(tried)) == min(refused + 1, 3)
     assert not [*tmp_path.glob("tmp*"), *(tmp_path / ".cache").iterdir()]
+
+
+@needs_a_compiler
+def test_who_has_no_home_or_no_temporary_folder_can_compile(monkeypatch, tmp_path):
+    def none(*_):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setitem(sys.modules, "pwd", None)  # an account that has no entry
+    assert compile_library(CODE).functions.twice(21) == 42
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    assert compile_library(CODE).functions.twice(21) == 42
+    monkeypatch.setattr("os.getcwd", none)
+    with pytest.raises(RuntimeError, match="no folder takes compiled programs"):
+        compile_library(CODE)
 
 
 def test_a_compiler_that_is_none_or_no_program(tmp_path, monkeypatch):
