@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 _DAY_S = 86_400.0
+_ROOM = 2**20  # bytes that must be free before the work
 
 
-def check_destination(path: str | os.PathLike) -> None:
-    """Refuse, before the work, the name of a file that could not be written after it.
+def check_destination(*paths: str | os.PathLike | None) -> None:
+    """Refuse, before the work, names of files that could not be written after it; None is none.
 
     Raises: OSError, such as FileNotFoundError where there is no such folder, PermissionError where
-    it is read-only, and IsADirectoryError where ``path`` itself is a folder; leaves no trace.
+    it is read-only or full or the file is write-protected, and IsADirectoryError where it is a
+    folder; ValueError where two are one file. Leaves no trace.
     """
-    with _part_of(Path(os.path.realpath(path))):
-        pass
+    files = [Path(os.path.realpath(path)) for path in paths if path is not None]
+    for number, path in enumerate(files):
+        if path in files[:number]:
+            raise ValueError(f"two files would both be written to {path.name}: give two names.")
+        with _part_of(path, _ROOM):
+            pass
 
 
 @contextlib.contextmanager
@@ -29,7 +35,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path of the same name; the block writes it, then it takes ``path``'s place.
 
     If the block raises or the process dies, ``path`` stays as it was. Two writers at once do no
-    harm: the later one wins. Where ``path`` is a symbolic link, the file that it names is written.
+    harm: the later one wins. Where ``path`` is a symbolic link, the file that it names is written;
+    where nothing may take its place (a file mounted into a container), its bytes are overwritten.
 
     Raises: as :func:`check_destination`.
 
@@ -47,15 +54,25 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         yield part
         if path.exists():
             shutil.copymode(path, part)
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError:
+            shutil.copyfile(part, path)
 
 
 @contextlib.contextmanager
-def _part_of(path: Path) -> Iterator[Path]:
-    """A file of the same name, not there yet, in a temporary folder beside ``path``."""
+def _part_of(path: Path, room: int = 0) -> Iterator[Path]:
+    """A file of the same name, not there yet, in a temporary folder beside ``path``, once so many
+    bytes have been written there."""
     where = f"cannot write {path.name}: the folder {path.parent.name!r}"
     if os.path.isdir(path):  # a name too long is no folder, and raises below
         raise IsADirectoryError(f"cannot write {path.name}: it is a folder; give another name.")
+    if os.path.exists(path) and not path.is_file():
+        raise FileExistsError(f"cannot write {path.name}: it is a device or a pipe, not a file.")
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise PermissionError(
+            f"cannot write {path.name}: it is write-protected; give another name."
+        )
     if not path.parent.is_dir():
         if path.parent.exists():
             raise NotADirectoryError(f"{where} is a file; give another folder.")
@@ -64,7 +81,7 @@ def _part_of(path: Path) -> Iterator[Path]:
         try:
             beside = tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-")
             part = Path(stack.enter_context(beside), path.name)
-            part.touch()
+            part.write_bytes(bytes(room))
             part.unlink()
         except OSError as error:  # a read-only disk gives no PermissionError
             raise PermissionError(

@@ -326,8 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         card = machine_card()
         if first:
             written = (getattr(options, name, None) for name in ("result", "out", "checkpoint"))
-            for path in filter(None, written):
-                check_destination(path)
+            check_destination(*written)
             counted = "1 rank" if ranks.size == 1 else f"{ranks.size} ranks"
             print(f"{counted}, each on {card.summary}", flush=True)
         if options.fault is not None and options.fault[1] == ranks.rank:

@@ -75,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     made = options.out and options.out.with_suffix(".json")
-    for path in filter(None, (options.out, made, options.checkpoint)):
-        check_destination(path)
-    if options.out and options.checkpoint and options.out.resolve() == options.checkpoint.resolve():
-        raise ValueError(f"--out and --checkpoint both name {options.out.name}: give two names.")
+    check_destination(options.out, made, options.checkpoint)
     card = machine_card()
     print(card.summary)
     images, labels = (array[: options.images] for array in mnist("train"))

@@ -58,6 +58,48 @@ def test_what_cannot_be_written_is_refused_before_the_block(name, words, tmp_pat
     assert names(tmp_path) == ["file", "link", "there"]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="there is no /dev/null")
+def test_a_device_is_not_replaced_by_a_file():
+    with pytest.raises(FileExistsError, match="cannot write null: it is a device or a pipe"):
+        check_destination("/dev/null")
+    assert not os.path.isfile("/dev/null")
+
+
+def test_what_the_disk_or_the_file_refuses_is_said_before_the_work(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.json").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", full)
+        with pytest.raises(PermissionError, match="No space left on device"):
+            check_destination(tmp_path / "b.json")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # true for a superuser
+    with pytest.raises(PermissionError, match=r"cannot write a\.json: it is write-protected"):
+        check_destination(tmp_path / "a.json")
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_none_may_replace_is_overwritten(tmp_path, monkeypatch):
+    """One that is mounted into a container, or another's in a shared folder for temporary files."""
+
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr("os.replace", busy)
+    with whole_file(tmp_path / "a.json") as part:
+        part.write_text("new")
+    assert (tmp_path / "a.json").read_text() == "new" and names(tmp_path) == ["a.json"]
+
+
+def test_two_results_in_one_file_are_refused(tmp_path):
+    (tmp_path / "link.json").symlink_to("a.json")
+    check_destination(tmp_path / "a.json", None, tmp_path / "b.json", None)
+    with pytest.raises(ValueError, match=r"both be written to a\.json: give two names"):
+        check_destination(tmp_path / "a.json", tmp_path / "link.json")
+
+
 def test_weights_are_no_json_file_rather_than_damaged_ones(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.ones(3))
     with pytest.raises(ValueError, match=r"w\.npz is damaged or no JSON file at all \(.* give"):

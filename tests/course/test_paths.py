@@ -163,4 +163,6 @@ def test_a_notebook_in_a_read_only_folder_is_refused_before_it_runs(no_work, tmp
 def test_weights_and_checkpoint_are_two_files(no_work, tmp_path, capsys):
     path, train = tmp_path / "run.npz", importlib.import_module("fastdl_lib.course.train")
     assert train.main(["--out", str(path), "--checkpoint", str(tmp_path / "." / "run.npz")]) == 1
-    assert "--out and --checkpoint both name run.npz: give two names" in capsys.readouterr().err
+    assert "would both be written to run.npz: give two names" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"both be written to run\.npz"):
+        ranks.main(["train", "--out", str(path), "--checkpoint", str(path)])
