@@ -9,6 +9,7 @@ from hypothesis import given, seed
 from hypothesis import strategies as st
 
 from fastdl_lib.kernels import pixels
+from fastdl_lib.kernels.compiled import compiled
 from fastdl_lib.nn import layers, norms
 from fastdl_lib.nn.layers import MaxPool2d
 from fastdl_lib.nn.norms import LocalResponseNorm
@@ -123,3 +124,26 @@ def test_where_something_is_missing(before, compiles):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout.split() == [compiles, "40.0"], ran.stderr
+
+
+def plus_one(x):
+    return x + 1
+
+
+@pytest.mark.parametrize("damage", ["*.nbi", "*.nbc", "a full disk"])
+def test_a_damaged_or_full_cache_costs_no_more_than_to_compile(damage, tmp_path, monkeypatch):
+    import numba
+    from numba.core import caching
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    if damage == "a full disk":
+        monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    assert compiled(plus_one)(1.0) == 2
+    for file in tmp_path.rglob(damage):
+        file.write_bytes(file.read_bytes()[:50])
+    assert compiled(plus_one)(1.0) == 2
+    assert compiled(plus_one)(1.0) == 2
+    assert len([*tmp_path.rglob("*.nbc")]) == (damage != "a full disk")
