@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import tempfile
 from pathlib import Path
 
@@ -182,10 +181,11 @@ def test_a_damaged_recording_is_refused(path, rule, message):
 def test_a_failed_write_keeps_the_old_file(path, tmp_path, monkeypatch):
     before = path.read_bytes()
 
-    def full(*_):
+    def full(part, text, **_):
+        part.write_bytes(text[:100].encode())
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="no space left"):
         write_recording(path, dataclasses.replace(RUN, command="another"))
     assert path.read_bytes() == before
