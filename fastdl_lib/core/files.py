@@ -106,8 +106,8 @@ def read_json(path: Path, schema: str) -> dict:
         fields = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # a UnicodeDecodeError is one
         raise ValueError(
-            f"{path.name} is damaged or no JSON file at all ({error}); restore it, for example "
-            "with git checkout, or give another file."
+            f"{path.name} is damaged or no JSON file at all ({error}); mend it there, restore it "
+            "(git checkout, which drops your own changes), or give another file."
         ) from None
     found = fields.get("schema") if isinstance(fields, dict) else None
     if found != schema:

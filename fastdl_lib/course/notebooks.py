@@ -63,6 +63,9 @@ _MACHINE_PATH = re.compile(
     r"|\b[A-Za-z]:[\\/]+Users\b"
 )
 _TYPED_PROVENANCE = re.compile(rf"(?<= )\((?:{'|'.join(Provenance)})\b")
+_HIDDEN = re.compile("### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", re.DOTALL)
+_CLOCKS = {"time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns"}
+_CLOCKS |= {"process_time", "timeit", "benchmark"}
 # Account and host names that say nothing about who ran the notebook, or are ordinary words here.
 _COMMON_NAME = re.compile(
     "admin|codespace|conda|jovyan|jupyter|localhost|python|runner|student|ubuntu|vscode", re.I
@@ -324,7 +327,7 @@ def format_faults(path: Path) -> list[str]:
         faults.append(f"half of the code cells have {median:g} lines or more; at most 5 wanted")
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     prose = re.sub(r"^```.*?^```", "", prose, flags=re.DOTALL | re.MULTILINE)
-    return [*faults, *_chapter_faults(path, notebook, prose)]
+    return [*faults, *_exercise_faults(code_cells), *_chapter_faults(path, notebook, prose)]
 
 
 def code_lines(source: str) -> int:
@@ -333,8 +336,7 @@ def code_lines(source: str) -> int:
     >>> code_lines("# why\\n\\nx = 1\\n### BEGIN HIDDEN TESTS\\nassert x\\n### END HIDDEN TESTS")
     1
     """
-    seen = re.sub(r"### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", "", source, flags=re.DOTALL)
-    lines = [line.strip() for line in seen.splitlines()]
+    lines = [line.strip() for line in _HIDDEN.sub("", source).splitlines()]
     return sum(1 for line in lines if line and not line.startswith("#"))
 
 
@@ -449,6 +451,56 @@ def _has_trailing_semicolon(source: str) -> bool:
             if token.type != tokenize.COMMENT:
                 previous = token.string
     return False
+
+
+def _exercise_faults(cells: list[NotebookNode]) -> Iterator[str]:
+    """Yield what is wrong with the exercises: an answer, then its tests, some of them hidden."""
+    ids = [grading(cell)["grade_id"] for cell in cells if grading(cell)]
+    for twice in sorted({name for name in ids if ids.count(name) > 1}):
+        yield f"two cells of the name {twice}: nbgrader tells them apart by grade_id"
+    tests: dict[str, list[str]] = {}
+    for cell in cells:
+        mark = grading(cell)
+        if mark.get("solution"):
+            tests[mark["grade_id"]] = []
+            found = _answer_faults(cell.source)
+        elif mark.get("grade"):
+            found = _test_faults(cell.source, mark)
+            if not tests:
+                yield f"{mark['grade_id']}: a test before any answer"
+            else:
+                tests[[*tests][-1]].append(cell.source)
+        else:
+            continue
+        yield from (f"{mark['grade_id']}: {fault}" for fault in found)
+    for answer, sources in tests.items():
+        if not any(_HIDDEN.search(source) for source in sources):
+            yield f"{answer}: no hidden tests; an answer could learn the visible ones by heart"
+
+
+def _answer_faults(source: str) -> Iterator[str]:
+    if re.findall(r"### (BEGIN|END) SOLUTION", source) != ["BEGIN", "END"]:
+        yield "the solution stands between one ### BEGIN SOLUTION and one ### END SOLUTION"
+
+
+def _test_faults(source: str, mark: dict) -> Iterator[str]:
+    if not mark.get("points"):
+        yield "a test without points"
+    if not mark.get("locked"):
+        yield "not locked: a learner could edit the test"
+    marks = re.findall(r"### (BEGIN|END) HIDDEN TESTS", source)
+    if marks != ["BEGIN", "END"] * (len(marks) // 2):
+        yield "hidden tests stand between ### BEGIN HIDDEN TESTS and ### END HIDDEN TESTS"
+    nodes = _nodes(source) or []
+    if any(isinstance(node, ast.Assert) and node.msg is None for node in nodes):
+        yield "an assertion without a message, which is what the learner reads"
+    called = {
+        getattr(node.func, "attr", getattr(node.func, "id", ""))
+        for node in nodes
+        if isinstance(node, ast.Call)
+    }
+    if clocks := sorted(called & _CLOCKS):
+        yield f"calls {clocks[0]}(): a time is never graded"
 
 
 def _chapter_faults(path: Path, notebook: NotebookNode, prose: str) -> Iterator[str]:

@@ -170,8 +170,8 @@ class Picture:
     """A finished figure: the image, its text alternative and its caption.
 
     In a notebook it shows itself as the last expression of a cell. ``origins`` make the caption,
-    ``notes`` end it; ``alt`` says the figure's numbers in words. Without an origin, or with a
-    clock's without its machine, a ValueError: a number without provenance.
+    ``notes`` end it; ``alt`` says the figure's numbers in words. Without an origin, with a clock's
+    that names no machine or a published one that names no source, or without words, a ValueError.
 
     >>> figure, axes = canvas(6, 3)
     >>> counted = Origin(Provenance.COMPUTED, "counted from the shapes")
@@ -194,6 +194,10 @@ class Picture:
         for provenance, where in origins:
             if provenance in CLOCKED and not where:
                 raise ValueError(f"{title!r}: {provenance} needs a machine: Origin.on(card).")
+            if provenance is Provenance.PUBLISHED and not where.strip():
+                raise ValueError(f"{title!r}: {provenance} needs its source: Origin(kind, source).")
+        if not alt.strip():
+            raise ValueError(f"{title!r}: alt is empty; it says the figure's numbers in words.")
         notes = [notes] if isinstance(notes, str) else notes
         self.figure, self.title, self.alt = figure, title, alt
         self.caption = " | ".join([*map(str, origins), *filter(None, notes)])

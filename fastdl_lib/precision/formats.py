@@ -177,6 +177,7 @@ class FloatFormat(NumberFormat):
         dtype: NumPy's dtype of that format, its own or one of the package ml_dtypes; None where
             neither has it.
         has_infinity: False: the exponent's all-ones are ordinary numbers, but for the last, NaN.
+            A format without NaN too, such as OCP's FP6 and FP4, cannot be told.
 
     Sources: IEEE 754-2019, section 3.4 (float16, 32, 64); Open Compute Project, "OCP 8-bit
     floating point specification (OFP8)", 2023 (float8).
@@ -195,6 +196,15 @@ class FloatFormat(NumberFormat):
 
     def __post_init__(self) -> None:
         _own_whole_numbers(self, exponent_bits=0, fraction_bits=0)
+        if self.dtype is not None:
+            try:
+                object.__setattr__(self, "dtype", np.dtype(self.dtype))
+                limits = ml_dtypes.finfo(self.dtype)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"{self.name}: dtype must be a floating-point dtype of NumPy or ml_dtypes, or "
+                    f"None, got {self.dtype!r}."
+                ) from None
         most = (11, 52) if self.dtype in _NATIVE else (8, 23)
         if not (2 <= self.exponent_bits <= most[0] and 1 <= self.fraction_bits <= most[1]):
             raise ValueError(
@@ -219,7 +229,6 @@ class FloatFormat(NumberFormat):
             epsilon=2.0**-self.fraction_bits,
         )
         if self.dtype is not None:
-            limits = ml_dtypes.finfo(self.dtype)
             found = 8 * self.dtype.itemsize, float(limits.smallest_subnormal), float(limits.max)
             wanted = self.bits, self.smallest_subnormal, self.largest
             if found != wanted:

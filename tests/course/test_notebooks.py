@@ -31,6 +31,14 @@ def test_readme_shows_the_stored_pictures():
         assert f"]({file})" in readme
 
 
+def test_readme_and_chapter_00_link_every_chapter():
+    readme = (course.ROOT / "README.md").read_text(encoding="utf-8")
+    start = "".join(course.texts(course.read_notebook(CHAPTERS[0]).cells))
+    names = [path.name for path in CHAPTERS]
+    assert not [name for name in names if f"](notebooks/{name})" not in readme]
+    assert not [name for name in names[1:] if f"]({name})" not in start]
+
+
 # --- the check, tried on made chapters ---
 
 
@@ -73,6 +81,10 @@ def alt_text(**metadata):
     return lambda cells: cells[2].outputs[1].update(metadata={"image/png": metadata})
 
 
+def told(place, **nbgrader):
+    return lambda cells: cells[place].metadata.nbgrader.update(nbgrader)
+
+
 def code_cells(**new):
     return lambda cells: [cell.update(new) for cell in cells if cell.cell_type == "code"]
 
@@ -97,6 +109,30 @@ BROKEN = {
     "syntax error": (at(1, source="print(1"), "is not Python"),
     "trailing semicolon": (at(1, source="print(1);  # quietly"), "a line ends in `;`"),
     "two graded cells": (lambda cells: cells.pop(), "2 graded cells; at least 3 wanted"),
+    "answer without marks": (
+        at(7, source="def area(height, width):\n    ### BEGIN SOLUTION\n    return height * width"),
+        "area: the solution stands between one ### BEGIN SOLUTION and one ### END SOLUTION",
+    ),
+    "no points": (told(8, points=0), "area_test: a test without points"),
+    "unlocked": (told(8, locked=False), "area_test: not locked"),
+    "half hidden": (
+        at(9, source="assert area(1, 1) == 1, 'one'\n### BEGIN HIDDEN TESTS"),
+        "area_larger: hidden tests stand between",
+    ),
+    "nothing hidden": (at(8, source=toys.ZERO_TEST), "area: no hidden tests"),
+    "no message": (
+        at(9, source="assert area(1, 1) == 1"),
+        "an assertion without a message",
+    ),
+    "graded time": (
+        at(9, source="import time\nassert time.perf_counter() > 0, 'slow'"),
+        "area_larger: calls perf_counter(): a time is never graded",
+    ),
+    "one name twice": (told(9, grade_id="area_test"), "two cells of the name area_test"),
+    "test before its answer": (
+        lambda cells: cells.insert(1, cells.pop(8)),
+        "area_test: a test before any answer",
+    ),
     "no title": (in_prose("# Measure", "Measure"), "the first cell is not a title"),
     "no heading": (in_prose("## In practice", ""), "no heading 'in practice'"),
     "heading in code": (in_prose("## Sources", "```\n## Sources\n```"), "no heading 'sources'"),

@@ -3,9 +3,11 @@
 import base64
 import dataclasses
 import html
+import importlib
 import inspect
 import io
 import itertools
+import pkgutil
 import re
 from functools import partial
 
@@ -19,6 +21,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fastdl_lib import figures
 from fastdl_lib.figures import (
     chapter_01,
     chapter_02,
@@ -331,11 +334,21 @@ def figure(request):
 
 
 def test_every_public_figure_is_tried_here():
-    modules = (forms, chapter_01, chapter_02, chapter_03, chapter_04, chapter_05, chapter_06)
-    functions = {f for module in modules for f in vars(module).values() if inspect.isfunction(f)}
-    drawing = {f for f in functions if f.__annotations__.get("return") is Picture}
-    figures = {f for f in drawing if not f.__name__.startswith("_")} - {forms.shares_picture}
-    assert {plain(row[0]) for row in FIGURES} == figures
+    names = [module.name for module in pkgutil.iter_modules(figures.__path__)]
+    modules = [importlib.import_module(f"{figures.__name__}.{name}") for name in names]
+    public = {
+        f
+        for module in modules
+        for name, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__ and name[0] != "_"
+    }
+    untold = [f.__name__ for f in public if "return" not in f.__annotations__]
+    assert not untold, "a function says what it returns: -> Picture"
+    drawing = {f for f in public if f.__annotations__["return"] is Picture}
+    drawing.remove(forms.shares_picture)  # what drawn functions share
+    undecorated = [f.__name__ for f in drawing if not hasattr(f, "__wrapped__")]
+    assert not undecorated, "decorate it with @drawn()"
+    assert {plain(row[0]) for row in FIGURES} == drawing, "give it a row"
 
 
 def test_the_image_is_real_white_and_not_blank(figure):
@@ -581,8 +594,8 @@ CURVES = {f"line {i}": [1.0] for i in range(8)}
 BITS = "two texts of 2 to 16 characters 0 or 1"
 
 
-def caption(origins, notes=(), title="T"):
-    return Picture(Figure(), title, origins, "words", notes)
+def caption(origins, notes=(), title="T", alt="words"):
+    return Picture(Figure(), title, origins, alt, notes)
 
 
 def test_a_caption_takes_one_origin_or_plain_tuples_and_one_note():
@@ -597,6 +610,8 @@ def test_a_caption_takes_one_origin_or_plain_tuples_and_one_note():
         *((caption, (none,), ValueError, "the figure 'A title' does not say where its numbers")
           for none in ([], "computed", ("computed", "counted"), None)),
         (caption, ([Origin(MEASURED)],), ValueError, "'A title': measured here needs a machine"),
+        (caption, ([Origin(PUBLISHED)],), ValueError, "'A title': published needs its source"),
+        (partial(caption, alt=" "), ([Origin(COMPUTED)],), ValueError, "'A title': alt is empty"),
         (caption, ([Origin("guessed")],), ValueError, "'guessed' is not a valid Provenance"),
         (forms.loss_curves, (CURVES, CARD), ValueError, "1 to 7 lines can be told apart, got 8"),
         (forms.measured_bars, ({},), ValueError, "measured_bars: groups is empty; there is noth"),

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,12 @@ def test_format(path):
         kinds = {float if type(value) is int else type(value) for value in values}
         assert len(kinds) == 1, name
         assert kinds != {float} or all(math.isfinite(value) for value in values), name
+
+
+def test_every_table_has_a_check_of_its_own():
+    here = Path(__file__).read_text(encoding="utf-8")
+    unchecked = [path.stem for path in FILES if f'"{path.stem}"' not in here]
+    assert not unchecked, "add a sum to test_known_sums, or a test, in this file"
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,10 @@ from fastdl_lib.precision.formats import (
     Stored,
 )
 
-# A format that comes to FORMATS is tested with the others.
-NARROW = [kind for kind in FLOATS if kind.bits <= 16]
+# A format that comes to FORMATS is tested with the others: beside NumPy or ml_dtypes where they
+# have it, and beside exact fractions.
+KNOWN = [kind for kind in FLOATS if kind.dtype is not None]
+NARROW = [kind for kind in KNOWN if kind.bits <= 16]
 EVERY = [*FORMATS.values(), FixedPoint(8, 8), FixedPoint(4, 28), ScaledInteger(4)]
 
 
@@ -74,7 +76,7 @@ def between_neighbours(kind, dtype):
 # --- the formats ----------------------------------------------------------------------------
 
 
-@every(FLOATS)
+@every(KNOWN)
 def test_limits_are_those_of_numpy_and_ml_dtypes(kind):
     limits = ml_dtypes.finfo(kind.dtype)  # NumPy's own for NumPy's own
     assert kind.bits == limits.bits == 8 * kind.dtype.itemsize
@@ -89,6 +91,12 @@ def test_formats_are_listed_under_their_names():
     bits = [kind.bits for kind in FORMATS.values()]
     assert bits == sorted(bits, reverse=True)
     assert (FixedPoint(2, 14).name, ScaledInteger(4).name) == ("fixed<2,14>", "int4")
+
+
+def test_a_dtype_may_be_given_as_numpy_takes_it():
+    for dtype in (np.float16, "float16", "f2"):
+        assert FloatFormat("float16", 5, 10, dtype) == FLOAT16
+    assert FloatFormat("bfloat16", 8, 7, ml_dtypes.bfloat16) == BFLOAT16
 
 
 @every(EVERY)
@@ -456,6 +464,8 @@ ZEROS = np.zeros(3, np.float32)
           for dtype, sizes in (
               ("f4", (8, 10)), ("f2", (11, 4)), ("f2", (8, 7)), (ml_dtypes.bfloat16, (5, 10)),
               (ml_dtypes.float8_e4m3fn, (4, 3)), (ml_dtypes.float8_e5m2fnuz, (5, 2)))),
+        *((lambda wrong=wrong: FloatFormat("odd", 5, 10, wrong), TypeError, "dtype must be a float")
+          for wrong in ("int8", np.int64, "float17", 5, "U3", object)),
         *((lambda wrong=wrong: FLOAT16.value_of(wrong), ValueError, "16 bits, 1 of sign, 5 of exp")
           for wrong in ("0 01111", "0 01111 100000000x", "0" * 17, "")),
         (lambda: FLOAT16.value_of(15), TypeError, "takes a string"),
