@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fastdl_lib.convolution.algorithms import ALGORITHMS
 from fastdl_lib.course.machine_parts import DIGITS, PARTS, ROWS
 from fastdl_lib.measuring.costs import layer_costs
@@ -187,13 +189,16 @@ def _sample_faults(found: Sequence[Measurement]) -> Iterator[str]:
     twice = [key for key, count in seen.items() if count > 1]
     if twice:
         yield f"measured more than once under the same conditions: {twice[0]}."
-    kept = [(tuple(m.samples), m.name) for m in found if len(set(m.samples)) > 2]
+    kept = [(sorted(m.samples), m.name) for m in found if len(set(m.samples)) > 2]
     for samples, name in kept:
         first = next(other for same, other in kept if same == samples)
         if first != name:
             yield f"{name!r} has the very samples of {first!r}."
-    if sum(len(set(m.samples)) == 1 for m in found) > len(found) / 2:
-        yield "most samples are all the same: no clock repeats itself like that."
+    if sum(len(set(m.samples)) == 1 for m in found) > len(found) / 4:
+        yield "many samples are all the same: no clock repeats itself like that."
+    orders = Counter(tuple(np.argsort(m.samples[:5]).tolist()) for m in found if len(m.samples) > 4)
+    if max(orders.values(), default=0) > max(10, orders.total() / 2):
+        yield "most samples rise and fall alike: chance does not repeat itself like that."
     texts = [f"{sample:.12e}".partition("e")[0] for m in found for sample in m.samples]
     digits = [len(text.replace(".", "").rstrip("0")) for text in texts]
     if max(digits, default=0) > DIGITS:

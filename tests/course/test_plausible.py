@@ -74,6 +74,27 @@ def edited(factor):
     }
 
 
+def same_samples(recording):
+    """Half of the measurements without spread."""
+    rows = [
+        dataclasses.replace(m, samples=m.samples[:1] * len(m.samples)) if i % 2 else m
+        for i, m in enumerate(recording.measurements)
+    ]
+    return dataclasses.replace(recording, measurements=tuple(rows))
+
+
+def turned_copy(recording):
+    """A measurement with another's samples, the last one first."""
+    m, other, *rest = recording.measurements
+    other = dataclasses.replace(other, samples=m.samples[::-1])
+    return dataclasses.replace(recording, measurements=(m, other, *rest))
+
+
+def spread(m):
+    """Samples made of the median by a rule."""
+    return {"samples": [float(f"{m.median * (1 + i % 3 / 500):.4g}") for i in range(20)]}
+
+
 def card(**changes):
     """Another machine's card, or an edited one."""
     return lambda r: dataclasses.replace(r, machine=dataclasses.replace(r.machine, **changes))
@@ -152,6 +173,10 @@ FORGERIES = [
     ("new", on(lambda m: {"samples": m.samples[:1]}), "has 1 samples, 3 are the least"),
     ("new", on(lambda m: {"samples": m.samples[:2]}, one=True, part="pass"), "has 2 samples"),
     ("new", on(lambda m: {"samples": m.samples[:1] * len(m.samples)}), "no clock repeats itself"),
+    ("new", same_samples, "no clock repeats itself"),
+    ("new", turned_copy, "has the very samples of"),
+    ("new", on(lambda m: {"samples": sorted(m.samples)}), "rise and fall alike"),
+    ("gpu", on(spread), "rise and fall alike"),
     ("new", on(times(1, digits=2)), "the samples are too round"),
     ("new", on(times(1, digits=3)), "the samples are too round"),
     ("new", on(edited(0.02), part="pass", batch=1), "fall into two groups"),
