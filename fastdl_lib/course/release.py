@@ -2,7 +2,7 @@
 
     python -m fastdl_lib.course.release
 
-They go to `release/notebooks/`; nbgrader grades what comes back (see CONTRIBUTING.md).
+They go to `release/notebooks/`; nbgrader grades what comes back (see GRADING.md).
 """
 
 import argparse
