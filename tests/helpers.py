@@ -8,10 +8,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import assume
 from hypothesis import strategies as st
 from scipy import signal
 
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
+from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.core.threads import blas_libraries
@@ -298,6 +300,19 @@ def convolutions(draw, dtypes=(np.float32, np.float64)):
     weight = rng.standard_normal((filters, channels // groups, *kernel)).astype(dtype)
     bias = rng.standard_normal(filters).astype(dtype) if draw(st.booleans()) else None
     return x, weight, bias, {"stride": stride, "padding": padding, "groups": groups}
+
+
+@st.composite
+def whole_vectors(draw):
+    """Geometries that compiled loops take in whole vectors; nothing else in them divides evenly."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, filters = (16 * draw(st.sampled_from([1, 2, 3, 5])) for _ in range(2))
+    kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    window = {"stride": draw(st.integers(1, 3)), "padding": draw(st.integers(0, 3))}
+    size = (draw(st.integers(1, 14)), draw(st.integers(1, 14)))
+    assume(all(s + 2 * window["padding"] >= k for s, k in zip(size, kernel, strict=True)))
+    x_shape = draw(st.integers(1, 3)), groups * channels, *size
+    return Geometry(x_shape, (groups * filters, channels, *kernel), groups=groups, **window)
 
 
 # --- layers -------------------------------------------------------------------------------------

@@ -1,37 +1,21 @@
 """The compiled convolutions, beside NumPy's version of the same algorithm."""
 
-import types
-
 import numpy as np
 import pytest
+from helpers import whole_vectors
 from hypothesis import assume, given, seed, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.convolution import blocked, winograd
 from fastdl_lib.convolution.algorithms import conv2d
 from fastdl_lib.convolution.geometry import Geometry
-from fastdl_lib.convolution.winograd import transform_matrices
 from fastdl_lib.core.threads import blas_threads
-from fastdl_lib.kernels import direct, vectors
-from fastdl_lib.kernels import winograd as tiled
+from fastdl_lib.kernels import vectors
 
 pytestmark = pytest.mark.skipif(
     not vectors.lanes(), reason="no compiled convolution is written for this CPU (no AVX2)"
 )
 ALGORITHMS = pytest.mark.parametrize("algorithm", [blocked, winograd], ids=["blocked", "winograd"])
-
-
-@st.composite
-def convolutions(draw):
-    """Sizes that the loops take in whole vectors, with what does not divide everywhere else."""
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    channels, filters = (16 * draw(st.sampled_from([1, 2, 3, 5])) for _ in range(2))
-    kernel = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    window = {"stride": draw(st.integers(1, 3)), "padding": draw(st.integers(0, 3))}
-    size = (draw(st.integers(1, 14)), draw(st.integers(1, 14)))
-    assume(all(s + 2 * window["padding"] >= k for s, k in zip(size, kernel, strict=True)))
-    x_shape = draw(st.integers(1, 3)), groups * channels, *size
-    return Geometry(x_shape, (groups * filters, channels, *kernel), groups=groups, **window)
 
 
 def made(shape, order, number):
@@ -61,7 +45,7 @@ def both_ways(algorithm, geometry, order, monkeypatch, dtype=np.float32):
 @ALGORITHMS
 @seed(0)
 @settings(max_examples=25)
-@given(convolutions(), st.sampled_from(["first", "last", "turned"]))
+@given(whole_vectors(), st.sampled_from(["first", "last", "turned"]))
 def test_the_loops_give_what_numpy_gives(algorithm, geometry, order):
     taps = -(-max(geometry.kernel) // geometry.stride)
     assume(taps <= winograd.LARGEST_TILE)
@@ -71,46 +55,6 @@ def test_the_loops_give_what_numpy_gives(algorithm, geometry, order):
             np.testing.assert_array_equal(got, want)
         else:
             np.testing.assert_allclose(got, want, atol=1e-4 * (1 + np.abs(want).max()))
-
-
-@seed(0)
-@settings(max_examples=25)
-@given(convolutions())
-def test_no_tile_touches_memory_outside_its_arrays(geometry):
-    guard, wholes = np.float32(-12345.5), []
-
-    def guarded(*shape):
-        whole = np.full(int(np.prod(shape)) + 256, guard)
-        inside = whole[128:-128].reshape(shape)
-        inside[:] = np.random.default_rng(len(wholes)).integers(-2, 3, shape)
-        wholes.append(whole)
-        return inside
-
-    def guarded_empty(shape, dtype):
-        return guarded(*shape)
-
-    batch, channels, height, width = geometry.x_shape
-    p, groups = geometry.padding, geometry.groups
-    x = guarded(batch, height + 2 * p, width + 2 * p, channels)
-    weight = guarded(groups, *geometry.kernel, geometry.group_channels, geometry.group_filters)
-    bias = guarded(geometry.weight_shape[0])
-    out = guarded(batch, geometry.out_h, geometry.out_w, len(bias))
-    direct.convolve(x, weight, bias, out, geometry.stride)
-    gradient = direct.gradient_by_weight(out, x, geometry.kernel, groups, geometry.stride)
-    assert gradient.shape == weight.shape
-    transforms = [transform_matrices(3, 3)] * 2
-    filters = guarded(3, 3, groups, geometry.group_channels, geometry.group_filters)
-
-    def tiles():
-        tiled.convolve(x, filters, bias, out, transforms, p)
-        tiled.gradient_by_filters(out, x, groups, transforms, p)
-
-    tiles()  # compiled, before its buffers are made by us
-    with pytest.MonkeyPatch().context() as patch:
-        patch.setattr(tiled, "np", types.SimpleNamespace(**vars(np) | {"empty": guarded_empty}))
-        tiles()
-    for whole in wholes:
-        assert (whole[:128] == guard).all() and (whole[-128:] == guard).all()
 
 
 @ALGORITHMS

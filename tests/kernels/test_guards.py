@@ -1,0 +1,146 @@
+"""Every compiled loop between guard zones, so that one index too many is seen."""
+
+import ast
+import importlib
+import re
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import whole_vectors
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+from fastdl_lib import kernels
+from fastdl_lib.convolution.geometry import Geometry
+from fastdl_lib.convolution.winograd import transform_matrices
+from fastdl_lib.kernels import direct, pixels, vectors
+from fastdl_lib.kernels import winograd as tiled
+
+needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
+ZONE = 2**13
+
+
+class Guarded:
+    """Makes float32 arrays of small whole numbers between zones of other numbers."""
+
+    def __init__(self, zones):
+        self.zones, self.pairs = zones, []
+
+    def __call__(self, shape, dtype=np.float32):
+        number = len(self.pairs)
+        whole = np.random.default_rng((self.zones, number)).uniform(
+            -1000, 1000, int(np.prod(shape)) + 2 * ZONE
+        )
+        whole = whole.astype(dtype)
+        self.pairs.append((whole, whole.copy()))
+        inside = whole[ZONE:-ZONE].reshape(shape)
+        inside[:] = np.random.default_rng(number).integers(-2, 3, shape)
+        return inside
+
+    def like(self, array):
+        inside = self(array.shape, array.dtype)
+        inside[:] = array
+        return inside
+
+
+def run_between_zones(run, *given):
+    """The zones stay as they are, and nothing in them changes a result."""
+    found = []
+    for zones in (0, 1):
+        guarded = Guarded(zones)
+        found.append([result.copy() for result in run(guarded, *given)])
+        for whole, before in guarded.pairs:
+            for zone in (slice(ZONE), slice(-ZONE, None)):
+                np.testing.assert_array_equal(whole[zone], before[zone])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def run_pixels(guarded, shape, kernel=2, stride=1, size=3):
+    batch, channels, height, width = shape
+    window = [(edge - kernel) // stride + 1 for edge in (height, width)]
+    x, grad_x = (guarded((batch, height, width, channels)) for _ in range(2))
+    out, grad_out = (guarded((batch, *window, channels)) for _ in range(2))
+    pixels.largest()(x, out, kernel, stride)
+    pixels.largest_back()(x, out, grad_out, grad_x, kernel, stride)
+    yield from (out, grad_x)
+    rows, grad_rows = (a.reshape(-1, channels) for a in (x, grad_x))
+    normal, constants = guarded(rows.shape), np.float32([1e-4, 2, 1.5e-4])
+    pixels.response_norm(size)(rows, normal, *constants[:2])
+    pixels.response_norm_back(size)(rows, normal, grad_rows, *constants)
+    yield from (normal, grad_rows)
+    x[:, 1:] = 0
+    pixels.pixels_unseen()(x, out, guarded((1, channels)), kernel, kernel, stride, 1)
+    yield out
+
+
+def run_tiles(guarded, geometry):
+    batch, channels, height, width = geometry.x_shape
+    p, groups = geometry.padding, geometry.groups
+    x = guarded((batch, height + 2 * p, width + 2 * p, channels))
+    weight = guarded((groups, *geometry.kernel, geometry.group_channels, geometry.group_filters))
+    bias = guarded((geometry.weight_shape[0],))
+    out = guarded((batch, geometry.out_h, geometry.out_w, len(bias)))
+    filters = guarded((3, 3, groups, geometry.group_channels, geometry.group_filters))
+    transforms = [transform_matrices(3, 3)] * 2
+
+    def tiles():
+        direct.convolve(x, weight, bias, out, geometry.stride)
+        yield out
+        yield direct.gradient_by_weight(out, x, geometry.kernel, groups, geometry.stride)
+        tiled.convolve(x, filters, bias, out, transforms, p)
+        yield out
+        yield tiled.gradient_by_filters(out, x, groups, transforms, p)
+
+    list(tiles())  # compiled, before their own arrays are made here
+    own = {
+        "empty": guarded, "zeros": lambda *how: guarded.like(np.zeros(*how)),
+        "ascontiguousarray": guarded.like,
+    }  # fmt: skip
+    with pytest.MonkeyPatch().context() as patch:
+        for module in (direct, tiled):
+            patch.setattr(module, "np", types.SimpleNamespace(**vars(np) | own))
+        yield from tiles()
+
+
+@seed(0)
+@given(
+    st.tuples(*[st.integers(*ends) for ends in ((1, 2), (1, 40), (4, 12), (4, 12))]),
+    st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3, 5]),
+)  # fmt: skip
+def test_no_loop_touches_memory_outside_its_arrays(shape, kernel, stride, size):
+    run_between_zones(run_pixels, shape, kernel, stride, size)
+
+
+@needs_tiles
+@seed(0)
+@settings(max_examples=12)
+@given(whole_vectors())
+def test_no_tile_touches_memory_outside_its_arrays(geometry):
+    run_between_zones(run_tiles, geometry)
+
+
+@needs_tiles
+def test_every_compiled_loop_runs_here(monkeypatch):
+    """Found in the text of kernels/: what is compiled, or returns something compiled."""
+    loops, seen = set(), set()
+
+    def watched(name, function):
+        return lambda *given: seen.add(name) or function(*given)
+
+    for path in Path(kernels.__path__[0]).glob("[!_]*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if re.search(r"\bcompiled\(|@compiled\b|\bn?jit\b|vectorize\b", ast.unparse(node)):
+                loops.add(f"{path.stem}.{getattr(node, 'name', None) or ast.unparse(node)}")
+    # What compiles; the tiles run in the loops that call them.
+    loops -= {f"vectors.{name}" for name in ("_Writer", "product_tile", "matrix_on_vectors")}
+    loops.remove("compiled.compiled")
+    for name in loops:
+        file, _, function = name.partition(".")
+        module = importlib.import_module(f"{kernels.__name__}.{file}")
+        monkeypatch.setattr(module, function, watched(name, getattr(module, function)))
+    list(run_pixels(Guarded(0), (1, 3, 4, 4)))
+    list(run_tiles(Guarded(0), Geometry((1, 16, 5, 5), (16, 16, 3, 3), padding=1)))
+    assert seen == loops, "run it in run_pixels() or run_tiles()"
