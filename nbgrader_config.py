@@ -3,6 +3,7 @@
 What is wrong with one chapter of a submission costs that chapter alone, and is told.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -79,10 +80,17 @@ class OneByOne(NotebookExporter):
 
 
 def take_renamed_chapters(assignment, student, notebooks):
-    """Grade what came back as `01_words (1).ipynb` or `name_01_words.ipynb` as `01_words.ipynb`."""
+    """Grade what came back as `01_words (1).ipynb`, `name_01-Words.ipynb` or `01_words.ipynb.txt`
+    as `01_words.ipynb`."""
+
+    def plain(text):
+        return re.sub(r"[\W_]+", "_", text.lower())
+
     folder = Path(notebooks[0]).parent
     for name in (path.name for path in RELEASED.glob("*.ipynb")):
-        alike = [path for path in folder.glob("*.ipynb") if Path(name).stem in path.stem]
+        alike = [
+            path for path in folder.glob("*.ipynb*") if plain(Path(name).stem) in plain(path.name)
+        ]
         if alike and not (folder / name).exists():
             shutil.copy(max(alike, key=lambda path: path.stat().st_mtime), folder / name)
             notebooks.append(str(folder / name))

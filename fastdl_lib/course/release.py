@@ -8,6 +8,7 @@ They go to `release/notebooks/`; nbgrader grades what comes back (see GRADING.md
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,11 @@ def release(root: Path = ROOT) -> list[Path]:
     the copies.
     """
     root = Path(root).resolve()
+    if found := re.search(r"\[|\?|%[0-9a-fA-F]{2}", str(root)):
+        raise CourseError(
+            f"nbgrader does not find its files in a folder with {found[0]!r} in its name or "
+            f"above it: rename the folder, got {root}"
+        )
     chapters = course.notebook_paths(root)
     # nbgrader would copy the widget state, with what the solutions show, to the students.
     unclean = [path.name for path in chapters if not course.is_clean(path)]

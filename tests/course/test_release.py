@@ -221,10 +221,13 @@ def test_a_fault_in_a_chapter_costs_no_more_than_that_chapter(released_course):
     # answer there twice.
     own = toys.code(toys.SOLUTION, tags=["setup"])
     retyped = [own, *without("area_start", "area_start_test")(start)]
-    hand_in(root, "mia", "mia_00_start_here (1)", retyped, bom="\ufeff")
+    hand_in(root, "mia", "mia_00-Start_Here (1)", retyped, bom="\ufeff")
     wrong = toys.answer("area")
     wrong.source = "area = None"
-    hand_in(root, "mia", "01_measure", [wrong, *without("area_larger", "area_zero")(chapter)])
+    path = hand_in(
+        root, "mia", "01_measure", [wrong, *without("area_larger", "area_zero")(chapter)]
+    )
+    path.rename(f"{path}.txt")
     # A whole exercise deleted; no notebook at all.
     hand_in(root, "ben", "00_start_here", without("area_start", "area_start_test")(start))
     hand_in(root, "ben", "01_measure", []).write_text("[" * 100_000)
@@ -329,6 +332,13 @@ def test_a_release_without_a_place_is_refused_at_once(copy, monkeypatch, taken):
     with pytest.raises(course.CourseError, match="no place for release/notebooks and gradebook"):
         release(copy)
     assert (copy / taken).read_text() == "a file"
+
+
+@pytest.mark.parametrize("name", ["course [2026]", "a%20course"])
+def test_a_folder_that_nbgrader_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(course.CourseError, match="nbgrader does not find its files in a folder"):
+        release(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_a_course_without_chapters_is_refused(tmp_path, monkeypatch, capsys):
