@@ -222,6 +222,8 @@ class BatchNorm(Layer):
             return normal[part] * normal[part]
 
         variance = _sum_of_rows(rows, centred_squares) / len(rows)
+        with np.errstate(invalid="ignore"):
+            variance += 0 * variance  # one that has overflowed is none: NaN
         inverse = 1 / array_module(rows).sqrt(variance + self.eps)
         weight, bias = _widened(self.parameters["weight"]), _widened(self.parameters["bias"])
 

@@ -294,6 +294,16 @@ def test_batch_norm_learns_no_variance_from_the_one_image_that_is_left(shape):
     assert (variance < before).all()
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_variance_that_overflows_is_seen():
+    """By infinity everything were divided to 0, which looks like an answer."""
+    layer, x = BatchNorm(2), np.array([[1e25, 1], [-1e25, 3]], np.float32)
+    out = layer.forward(x, training=True)
+    assert np.isnan(out[:, 0]).all() and out[:, 1].round(3).tolist() == [-1, 1]
+    assert np.isnan(layer.buffers["variance"][0])
+    assert np.isnan(layer.forward(x)[:, 0]).all()
+
+
 def test_batch_norms_variance_is_the_biased_one():
     """PyTorch's running_var is n / (n - 1) times that."""
     layer = BatchNorm(1, momentum=0.5)
