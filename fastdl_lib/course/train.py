@@ -15,7 +15,7 @@ from typing import Any
 
 from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
 from fastdl_lib.core.datasets import mnist
-from fastdl_lib.core.files import check_destination, whole_file
+from fastdl_lib.core.files import check_destination, read_json, whole_file
 from fastdl_lib.course.ranks import (
     ABOVE_0,
     COUNT,
@@ -76,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     made = options.out and options.out.with_suffix(".json")
     check_destination(options.out, made, options.checkpoint)
+    if made and made.exists():
+        try:
+            read_json(made, WEIGHTS_SCHEMA)
+        except ValueError:
+            told = "would be written beside the weights, and is there as something else"
+            raise ValueError(f"{made.name} {told}: give --out another name.") from None
     card = machine_card()
     print(card.summary)
     images, labels = (array[: options.images] for array in mnist("train"))

@@ -166,3 +166,12 @@ def test_weights_and_checkpoint_are_two_files(no_work, tmp_path, capsys):
     assert "would both be written to run.npz: give two names" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"both be written to run\.npz"):
         ranks.main(["train", "--out", str(path), "--checkpoint", str(path)])
+
+
+@pytest.mark.parametrize("content", ['{"schema": "fastdl-recording/1"}', "my notes"])
+def test_what_stands_where_the_recipe_would_go_is_kept(content, no_work, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(content)
+    train = importlib.import_module("fastdl_lib.course.train")
+    assert train.main(["--out", str(tmp_path / "run.npz")]) == 1
+    assert "run.json would be written beside the weights" in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_text() == content
