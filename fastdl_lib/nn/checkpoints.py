@@ -159,12 +159,13 @@ class Checkpoint:
         try:
             whole = all(map(math.isfinite, [record["steps"], *numbers.values()]))
             whole &= not numbers or numbers.keys() == self.optimizer.numbers.keys()
-            for fields in record["epochs"]:
-                Epoch(**fields)
-        except (TypeError, AttributeError) as error:
+            epochs = [Epoch(**fields).epoch for fields in record["epochs"]]
+            whole &= record["steps"] >= 0 and epochs == [*range(1, len(epochs) + 1)]
+        except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{broken}its record is none ({error}).") from None
         if not whole:
-            raise ValueError(f"{broken}its numbers are {numbers} after {record['steps']} steps.")
+            after = f"{record['steps']} steps, in the epochs {epochs}"
+            raise ValueError(f"{broken}its numbers are {numbers} after {after}.")
 
     def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[dict]:
         weights = self._weights()

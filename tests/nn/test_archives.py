@@ -144,6 +144,8 @@ BROKEN = [
     (recorded(steps="5"), "expected a whole one of 'fastdl-checkpoint/1'"),
     (recorded(numbers={"scale": 2.0}), r"its numbers are {'scale': 2\.0} after 5 steps"),
     (recorded(numbers=[1]), "its record is none"),
+    (recorded(steps=10**400), "its record is none"),
+    (recorded(steps=-5), "after -5 steps"),
     (recorded(epochs=[{"epoch": 1}]), "its record is none"),
 ]
 
