@@ -431,5 +431,5 @@ class ParameterServer(Combine):
             )
         gb_per_s, latency_s = cluster.between
         rate = 1e9 * gb_per_s
-        last = job.last_bucket * min(1.0, cut_up / busiest)
+        last = min(1.0, job.last_bucket * cut_up / busiest)
         return inside.then(Communication(even / rate, 2 * latency_s, (busiest - even) / rate, last))

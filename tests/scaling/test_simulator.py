@@ -280,6 +280,30 @@ def test_faster_links_never_slow_a_step_nor_do_more_bytes_or_latency_shorten_it(
     assert shorter <= longer * (1 + 1e-9)
 
 
+def test_a_bucket_as_large_as_the_gradients_beside_a_large_tensor():
+    net = Cluster(
+        nodes=3,
+        gpus_per_node=4,
+        between_gb_per_s=1,
+        inside_gb_per_s=50,
+        between_latency_s=0,
+        inside_latency_s=0,
+    )
+    work = Job(
+        gradient_bytes=1.009e9,
+        step_s=3.434,
+        batch=8,
+        bucket_bytes=9.67e8,
+        largest_tensor_bytes=7.81e8,
+    )
+    servers = ParameterServer(shards=7, dedicated=False, summed_inside=False)
+    steps = [
+        step_times(net, dataclasses.replace(work, gradient_bytes=size), servers, 5).step_s[0]
+        for size in work.gradient_bytes * np.geomspace(1, 10, 50)
+    ]
+    assert (np.diff(steps) >= -1e-12).all()
+
+
 @pytest.mark.parametrize("combine", [*WAYS, ONE_SERVER], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("name", ["gradient_bytes", "step_s"])
 @pytest.mark.parametrize("backup", [0, 3])
