@@ -9,6 +9,7 @@ bits that are all 1 mean infinity (fraction 0) or NaN, "not a number" (any other
 Fixed-point numbers and scaled integers have the same distance everywhere instead.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import in_flat_blocks
+from fastdl_lib.kernels.compiled import suits
+from fastdl_lib.kernels.rounding import MOST_FRACTION_BITS, to_nearest
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -254,7 +257,17 @@ class FloatFormat(NumberFormat):
             return
         _in_blocks(self._round_block, [x, chance, out])
 
+    @functools.cached_property
+    def _limits(self) -> tuple[Any, ...]:
+        """What the compiled loop is told of the smallest, the largest and what lies beyond."""
+        powers = np.float32([self.smallest_normal, 2.0 ** (math.frexp(self.largest)[1] - 1)])
+        beyond = np.float32(np.inf if self.has_infinity else np.nan)
+        return *powers.view(np.int32), np.float32(self.largest), beyond
+
     def _round_block(self, x: Array, chance: Array | None, out: Array) -> None:
+        if chance is None and self.fraction_bits <= MOST_FRACTION_BITS and suits(x, out):
+            to_nearest()(x, out, self.fraction_bits, *self._limits)
+            return
         xp = array_module(x)
         powers = self._powers(x)
         xp.abs(x, out=out)

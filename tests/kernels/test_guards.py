@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import direct, pixels, vectors
+from fastdl_lib.kernels import direct, pixels, rounding, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -72,6 +72,9 @@ def run_pixels(guarded, shape, kernel=2, stride=1, size=3):
     pixels.response_norm_back(size)(rows, normal, grad_rows, *constants)
     yield from (normal, grad_rows)
     x[:, 1:] = 0
+    limits = np.int32([2**23, 254 * 2**23])
+    rounding.to_nearest()(x.reshape(-1), grad_x.reshape(-1), 3, *limits, *np.float32([99, np.inf]))
+    yield grad_x
     pixels.pixels_unseen()(x, out, guarded((1, channels)), kernel, kernel, stride, 1)
     yield out
 

@@ -44,7 +44,9 @@ def linear(weight, dtype=np.float32):
 
 def random_layer(inputs, outputs, seed=0):
     rng = np.random.default_rng(seed)
-    layer = linear(0.3 * rng.standard_normal((outputs, inputs)))
+    weight = 0.3 * rng.standard_normal((outputs, inputs))
+    weight[0, 0] = 0.5  # no format makes all of them 0
+    layer = linear(weight)
     layer.parameters["bias"] = rng.standard_normal(outputs, dtype=np.float32)
     return layer
 
