@@ -50,7 +50,7 @@ execute: $(STAMP) ## run the notebooks, store their outputs, clean them
 release: $(STAMP) ## make the students' copies: no solutions, no hidden tests
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.release
 
-record: $(STAMP) ## measure this machine in 8 minutes, for data/recordings/
+record: $(STAMP) ## measure this machine in at most 8 minutes, for data/recordings/
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.record $(ARGS)
 
 clean-notebooks: $(STAMP) ## drop what should not be committed from the notebooks
