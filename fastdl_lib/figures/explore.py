@@ -6,6 +6,7 @@ and in a headless run the same output shows as a picture or as text.
 
 import base64
 import html
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -23,21 +24,25 @@ _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 class Prediction:
     """A guess, committed before the measurement; made by :func:`predict`."""
 
-    def __init__(self, question: str, value: float, unit: str, low: float, high: float) -> None:
+    def __init__(
+        self, question: str, value: float | None, unit: str, low: float, high: float
+    ) -> None:
         self.question, self.unit = question, unit
-        limits = {"value": value, "min": low, "max": high, "step": (high - low) / 100}
+        self.value = value
+        """The guess as it stands: None, the number given to :func:`predict`, or the slider's."""
         look = {"readout_format": ".4g", "layout": widgets.Layout(width="420px")}
-        self._slider = widgets.FloatSlider(**limits, **look, continuous_update=False)
-
-    @property
-    def value(self) -> float:
-        """The guess as it stands: the number given to :func:`predict`, or the slider's."""
-        return self._slider.value
+        kind, limits = widgets.FloatSlider, {"min": low, "max": high, "step": (high - low) / 100}
+        if low > 0 and high >= 100 * low:
+            ends = math.log10(low), math.log10(high)
+            kind, limits = widgets.FloatLogSlider, {"min": ends[0], "max": ends[1], "step": 0.02}
+        start = low if value is None else value
+        self._slider = kind(value=start, **limits, **look, continuous_update=False)
+        self._slider.observe(lambda change: setattr(self, "value", change["new"]), names="value")
 
     def compare(self, measured: Measurement, *published: Measurement) -> Picture:
         """Show guess, own measurement and published values side by side; the guess is now fixed.
 
-        A number of another unit than the guess's raises ValueError.
+        Without a guess, the other two. A number of another unit than the guess's raises ValueError.
         """
         for m in (measured, *published):
             if m.unit != self.unit:
@@ -48,21 +53,27 @@ class Prediction:
 
     def _repr_mimebundle_(self, **_: Any) -> dict:
         heading = widgets.HTML(f"<b>{self.question}</b>: your guess, in {self.unit}")
+        guess = "no guess yet" if self.value is None else f"guess {self.value:g} {self.unit}"
         text = (
-            f"{self.question}: guess {self.value:g} {self.unit} (edit the number above and run the "
-            "cell again, or run it in JupyterLab and move the slider)"
+            f"{self.question}: {guess} (edit the number above and run the cell again, or run it "
+            "in JupyterLab and move the slider)"
         )
         return {**widgets.VBox([heading, self._slider])._repr_mimebundle_(), "text/plain": text}
 
 
-def predict(question: str, guess: float, *, unit: str, low: float, high: float) -> Prediction:
+def predict(
+    question: str, guess: float | None = None, *, unit: str, low: float, high: float
+) -> Prediction:
     """Commit a guess before measuring. It is a plain number; in JupyterLab a slider may change it.
 
-    ``low`` and ``high`` bound the slider; a guess outside raises ValueError.
+    None is no guess yet. ``low`` and ``high`` bound the slider, which is logarithmic where they lie
+    two decades apart; a guess outside raises ValueError.
 
     >>> predict("share of convolution", 50, unit="%", low=0, high=100).value
     50.0
     """
+    if guess is None:
+        return Prediction(question, None, unit, float(low), float(high))
     if not isinstance(guess, Real) or isinstance(guess, bool):
         raise TypeError(f"a guess is a number, got {guess!r}.")
     if not low <= guess <= high:

@@ -347,11 +347,13 @@ def roofline(
 
 @drawn()
 def guess_and_truth(
-    name: str, unit: str, guess: float, measured: Measurement, *published: Measurement
+    name: str, unit: str, guess: float | None, measured: Measurement, *published: Measurement
 ) -> Picture:
-    """Draw a guess beside the own measurement and what others published, on one axis."""
+    """Draw a guess, if there is one, beside the own measurement and what others published."""
     own = "this machine" if measured.provenance is Provenance.MEASURED else measured.name
-    bars = [Bar("your guess", guess, f"{format_number(guess)} {unit}", Colour.PURPLE)]
+    bars = []
+    if guess is not None:
+        bars.append(Bar("your guess", guess, f"{format_number(guess)} {unit}", Colour.PURPLE))
     for m in (measured, *published):
         text = f"{format_number(m.median)} {unit}  ({m.provenance})"
         known = (own, Colour.BLUE) if m is measured else (m.name, Colour.VERMILION)
@@ -363,7 +365,7 @@ def guess_and_truth(
     axes.set_xlabel(f"{name}, {unit}")
     words = "; ".join(f"{bar.name} {format_number(bar.value)} {unit}" for bar in bars)
     notes = [f"{m.name}: {m.source}" for m in published]
-    heading = f"{name}: guess and measurement"
+    heading = f"{name}: guess and measurement" if guess is not None else f"{name}: no guess made"
     return Picture(figure, heading, origins_of([measured]), f"{name}: {words}", notes)
 
 

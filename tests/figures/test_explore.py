@@ -40,7 +40,7 @@ def test_a_guess_is_the_number_given(number):
 @pytest.mark.parametrize(
     ("numbers", "error", "message"),
     [
-        (["50", None, True, np.True_, [50], 1j], TypeError, "a guess is a number, got"),
+        (["50", True, np.True_, [50], 1j], TypeError, "a guess is a number, got"),
         ([-0.1, 101, math.nan, math.inf], ValueError, "must lie between 0 and 100 %, got"),
     ],
 )
@@ -59,6 +59,23 @@ def test_a_prediction_shows_slider_and_text():
     slider.value = 73
     assert prediction.value == 73
     assert "guess 73 %" in prediction._repr_mimebundle_()["text/plain"]
+
+
+def test_no_guess_stays_none_until_the_slider_moves():
+    prediction = guess()
+    assert prediction.value is None
+    assert ": no guess yet (edit the" in prediction._repr_mimebundle_()["text/plain"]
+    picture = prediction.compare(share())
+    assert "no guess made" in picture.title and "your guess" not in picture.alt
+    prediction._slider.value = 20
+    assert prediction.value == 20
+
+
+def test_decades_get_a_logarithmic_slider():
+    slider = predict("gain", 30, unit="x", low=1, high=1000)._slider
+    assert isinstance(slider, widgets.FloatLogSlider) and slider.value == 30
+    assert (slider.min, slider.max) == (0, 3)
+    assert isinstance(predict("gain", unit="x", low=1, high=20)._slider, widgets.FloatSlider)
 
 
 def test_comparing_draws_all_values_and_locks_the_guess():
