@@ -533,6 +533,11 @@ class Linear(_Weighted):
         return product(x, self.parameters["weight"].T)
 
     def _product(self, x: Array, weight: Array) -> Array:
+        if suits(x, weight):
+            from fastdl_lib.kernels import rows  # Numba takes a while to import
+
+            if rows.fits(x, weight):
+                return rows.product(x, weight)
         out = array_module(x).empty((len(x), self.out_features), x.dtype)
 
         def work(features: slice) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import direct, pixels, rounding, vectors
+from fastdl_lib.kernels import direct, pixels, rounding, rows, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -96,6 +96,8 @@ def run_tiles(guarded, geometry):
         tiled.convolve(x, filters, bias, out, transforms, p)
         yield out
         yield tiled.gradient_by_filters(out, x, groups, transforms, p)
+        flat = x.reshape(batch, -1)
+        yield rows.product(flat, guarded((width + 13, flat.shape[1])))
 
     list(tiles())  # compiled, before their own arrays are made here
     own = {
@@ -103,7 +105,7 @@ def run_tiles(guarded, geometry):
         "ascontiguousarray": guarded.like,
     }  # fmt: skip
     with pytest.MonkeyPatch().context() as patch:
-        for module in (direct, tiled):
+        for module in (direct, tiled, rows):
             patch.setattr(module, "np", types.SimpleNamespace(**vars(np) | own))
         yield from tiles()
 

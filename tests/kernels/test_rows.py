@@ -1,0 +1,38 @@
+"""The product of few rows, against NumPy's in float64."""
+
+import numpy as np
+import pytest
+
+from fastdl_lib.kernels import rows, vectors
+
+pytestmark = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
+
+
+@pytest.fixture(scope="module")
+def weight():
+    size = (vectors.cache_bytes() // 4000 + 5, 1500)  # more than the cache, two blocks, odd
+    return np.random.default_rng(0).normal(size=size).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 17, 33, 48, 64])
+def test_it_is_the_product_and_an_image_has_the_same_bits_in_any_batch(weight, batch):
+    x = np.random.default_rng(batch).normal(size=(64, weight.shape[1])).astype(np.float32)
+    assert rows.fits(x[:batch], weight)
+    made = rows.product(x[:batch], weight)
+    right = x[:batch].astype(float) @ weight.T.astype(float)
+    np.testing.assert_allclose(made, right, rtol=0, atol=2e-6 * abs(right).max())
+    np.testing.assert_array_equal(made, rows.product(x, weight)[:batch])
+
+
+def test_what_is_no_number_stays_where_numpy_leaves_it(weight):
+    x = np.ones((5, weight.shape[1]), np.float32)
+    x[1, 7], x[2, 1400] = np.nan, np.inf
+    made, right = rows.product(x, weight), x @ weight.T
+    np.testing.assert_array_equal(np.isnan(made), np.isnan(right))
+    np.testing.assert_array_equal(np.isinf(made), np.isinf(right))
+
+
+def test_what_it_does_not_take_goes_through_the_blas(weight):
+    x = np.ones((4, weight.shape[1]), np.float32)
+    assert not rows.fits(x[:1], weight) and not rows.fits(x, weight[:3])
+    assert not rows.fits(x.astype(float), weight.astype(float)) and not rows.fits(x[:, ::2], weight)
