@@ -119,6 +119,8 @@ ROWS = (
 )
 
 MINUTES = 8.0
+BUDGETS_S = {"race": 0.7, "pass": 5.0}  # in all of these minutes, of each row
+REPEATS = 15  # of a row at most
 PAUSE_S = 0.15  # OpenBLAS's workers spin for 0.1 s after a product, and would slow what comes next
 DIGITS = 4  # of a sample; its spread is far larger
 
@@ -227,7 +229,7 @@ class _Run:
             if self.time_is_up(full):
                 continue
             time.sleep(PAUSE_S * min(1.0, self.plan.share))
-            budget = {"budget_s": budget_s * self.plan.share, "max_repeats": 15}
+            budget = {"budget_s": budget_s * self.plan.share, "max_repeats": REPEATS}
             with self.memory_may_not_do(full):
                 where = {"device": device, "threads": count or None, "machine": self.card}
                 self.keep(full, measure(**where, **budget), **conditions)
@@ -523,7 +525,8 @@ def _race_of(
     def race(algorithm: str, work: Callable, batch: int, macs: int, threads: Sequence[int] = ()):
         where = {"layer": name, "algorithm": algorithm, "batch": batch, "macs": macs}
         title = f"{name}, {algorithm}, batch {batch}"
-        run(title, partial(benchmark, work), 0.7, device, threads, part="race", **where)
+        budget_s = BUDGETS_S["race"]
+        run(title, partial(benchmark, work), budget_s, device, threads, part="race", **where)
 
     image = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
     batch = run.plan.sizes[device].race_batch
@@ -594,7 +597,8 @@ def _passes(run: _Run, device: str) -> None:
                     work = _Work(network, batch, device, dtype)
                     if "pass" in plan.parts:
                         where = {"part": "pass", "direction": way, **said, "dtype": dtype}
-                        run(name, partial(benchmark, work.of(way)), 5.0, device, **where)
+                        timed = partial(benchmark, work.of(way))
+                        run(name, timed, BUDGETS_S["pass"], device, **where)
                     if "layers" in plan.parts and dtype == "float32":
                         _layers(run, device, name, work, way, said)
                 release_gpu_memory()
@@ -608,7 +612,7 @@ def _layers(
         return
     training = way == "training"
     labels = work.labels if training else None
-    budget_s = 5.0 * run.plan.share
+    budget_s = BUDGETS_S["pass"] * run.plan.share
     profile = profile_layers(work.network, work.x, labels, budget_s=budget_s, max_repeats=9)
     run.show(f"{name}, by layers: {profile.total_ms:,.1f} ms together")
     where = {"part": "layers", **said, "dtype": "float32", "training": training}

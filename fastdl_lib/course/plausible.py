@@ -2,7 +2,9 @@
 
 A recording that another machine made cannot be repeated here. Its numbers must stay under what the
 card's cores, vectors and clock can do, or the GPU's datasheet; the same work measured twice must
-agree; and samples must look as a clock leaves them. Whoever makes a forgery to pass all this can.
+agree; and samples must look as a clock leaves them, as many as fill the seconds that the recorder
+gives them. What cannot be known: which of two like CPUs it was, and a number that is a little off.
+Whoever makes a forgery to pass all this can.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.convolution.algorithms import ALGORITHMS
-from fastdl_lib.course.machine_parts import DIGITS, PARTS, ROWS
+from fastdl_lib.course.machine_parts import BUDGETS_S, DIGITS, MINUTES, PARTS, REPEATS, ROWS, Plan
 from fastdl_lib.measuring.costs import layer_costs
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
@@ -53,10 +55,36 @@ SAVES = {name: row.saves for name, row in ALGORITHMS.items()} | {
 # waited for after every layer, so that asking for the next one no longer overlaps with the work.
 # The same limits hold for the same work measured twice, on a machine that is busy now and then.
 ALIKE = (0.4, 2.5)
-# What starts at a root, a home or a drive; a model's name may hold a slash.
-_PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:\\|\\\\)\w")
+# Training is the forward pass and twice its MACs.
+TRAINS = (1.9, 12)
+# A small network's operations a second, by a large one's on the CPU: 0.46 and 0.49 were measured.
+SMALLER = (0.16, 1.3)
+# Of the seconds that a row may take, what its samples took together.
+FILLED, FILLED_ROW = (0.8, 1.9), (0.6, 3)
+# Right test images, %: five runs of 6,000 images came to 97.1 to 97.6; of fewer, guesses.
+RIGHT, RIGHT_OF_FEWER = (94, 99), (5, 99)
+# Conditions that benchmark() adds.
+MAY_SAY = {"part", "device", "threads", "warmup", "freed_memory", "batch"}
+_Pair = tuple[str, float, tuple[float, float]]  # what by what, ratio, limits
+LONGEST = 400  # letters of a text
+BLAS_MOST = 64  # threads that NumPy's own OpenBLAS can use
+# A CPU's name, and a system or kernels of the BLAS that are another kind of CPU's.
+APART = (
+    (
+        r"\b(Apple|ARM|Ampere|Cortex|Graviton|Neoverse)",
+        r"(Linux x86_|Windows AMD)64|SkylakeX",
+    ),
+    (r"\b(AMD|Intel)\b", r"aarch64|arm64"),
+    (r"\bIntel\b", r"\(Zen"),
+)
+# What starts at a root, a home or a drive, or leads through folders; a unit holds one slash.
+_PATH = re.compile(
+    r"(?<![\w.])(~\w*/|/\w|[A-Za-z]:\\)|\\|\w/[^\s/]+/|(?<!\w)\.\.?/"
+    r"|\b(home|Users|root|tmp|mnt|media|opt|usr|var|work|scratch)/"
+)
 _COMMAND = re.compile(r"(FASTDL_TIME_SCALE=\S+ )?python -m fastdl_lib\.(course\.)?record\b")
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_GIVEN = ("--minutes ", "TIME_SCALE=")
 _MODEL = re.compile(r"\b[A-Z]\d{2,3}\b")  # of a GPU, such as H100
 
 
@@ -71,7 +99,7 @@ def check_recording(recording: Recording) -> list[str]:
     faults += (f for m in recording.measurements for f in _own_faults(m, recording.machine))
     faults += _sample_faults(recording.measurements)
     if not faults:  # from here on the conditions are there and the numbers are positive
-        faults = [*_layer_faults(recording), *_peak_faults(recording)]
+        faults = [*_layer_faults(recording), *_peak_faults(recording), *_time_faults(recording)]
     if not faults:
         faults = [
             f"{what}, {ratio:.2f} times; {low:.2g} to {high:.2g} can be explained."
@@ -106,24 +134,34 @@ def _card_faults(recording: Recording) -> Iterator[str]:
         yield f"it was not made by this command but by {recording.command!r}."
     if not (card.lanes in (0, 4, 8, 16) and card.highest_ghz <= MOST_GHZ):
         yield f"no CPU has {card.lanes} float32 lanes at {card.highest_ghz} GHz."
+    for name, other in APART:
+        if re.search(name, card.cpu) and (odd := re.search(other, f"{card.system}, {card.blas}")):
+            yield f"{card.cpu} is no CPU of {odd[0]}."
+    if 0 < 2 * card.blas_threads < min(card.cores, BLAS_MOST):
+        yield f"of {card.cores} cores its products used {card.blas_threads}: record all of them."
     if card.lanes and ("SkylakeX" in card.blas) > (card.lanes == 16):
         yield f"{card.blas} needs vectors of 16 float32 numbers; the card says {card.lanes}."
     host = platform.node()
     # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
     took_s = sum(sum(m.samples) for m in recording.measurements if m.unit == "ms") / 1e3
-    minutes, scale = (
-        float(match[1]) if (match := re.search(rf"{name}({_NUMBER})", recording.command)) else 1
-        for name in ("--minutes ", "TIME_SCALE=")
-    )
+    minutes, scale = _given(recording)
     if took_s > 60 * (1 + 2 * minutes * max(1, scale)):  # what has begun is ended
         yield f"its samples took {took_s / 60:,.0f} minutes, its command gives it {minutes:g}."
     names = r"\w@\w" + (rf"|\b{re.escape(host)}\b" if len(host) > 3 else "")
     measured = [m.to_dict() for m in recording.measurements]
     for text in dict.fromkeys(_texts([recording.command, card.to_dict(), measured])):
-        if _PATH.search(text):
+        if len(text) > LONGEST:
+            yield f"{text[:40]!r}... has {len(text):,} letters; {LONGEST} are the most."
+        elif _PATH.search(text):
             yield f"{text!r} holds a path."
         elif re.search(names, text):
             yield f"{text!r} names a user or a computer."
+
+
+def _given(recording: Recording) -> tuple[float, float]:
+    """The minutes that the command names, and the scale of times."""
+    found = (re.search(rf"{name}({_NUMBER})", recording.command) for name in _GIVEN)
+    return tuple(float(match[1]) if match else 1.0 for match in found)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -164,6 +202,8 @@ def _own_faults(m: Measurement, card: MachineCard) -> Iterator[str]:
             type(value) is not kind or (kind is int and value < (key != "threads"))
         ):
             yield f"{name!r} has the {key} {value!r}."
+    if more := there.keys() - says.keys() - MAY_SAY:
+        yield f"{name!r} says {sorted(more)}, which the recorder does not."
     if device not in ("cpu", "gpu"):
         yield f"{name!r} ran on the device {device!r}, neither cpu nor gpu."
     if device == "gpu" and not card.has_gpu:
@@ -175,8 +215,12 @@ def _own_faults(m: Measurement, card: MachineCard) -> Iterator[str]:
     if m.provenance is not Provenance.RECORDED:
         yield f"{name!r} is {m.provenance}, not measured."
     low, high = min(m.samples), max(m.samples)
-    if low <= 0 or (row.unit == "%" and high > 100):
-        yield f"{name!r} holds {low if low <= 0 else high} {row.unit}."
+    least, most = 0, math.inf
+    if row.unit == "%":
+        least, most = RIGHT if there.get("images") == Plan.mnist_images else RIGHT_OF_FEWER
+    if not (least < low and high < most):
+        odd = low if low <= least else high
+        yield f"{name!r} holds {odd} {row.unit}; it lies between {least} and {most}."
     if row.unit != "%" and len(m.samples) < LEAST_SAMPLES:
         yield f"{name!r} has {len(m.samples)} samples, {LEAST_SAMPLES} are the least."
     if m.high > 20 * m.low > 0 and (m.unit != "ms" or m.high > 1):  # shorter ones are disturbed
@@ -309,6 +353,21 @@ def _peak_faults(recording: Recording) -> Iterator[str]:
             )
 
 
+def _time_faults(recording: Recording) -> Iterator[str]:
+    """The recorder measures again until a row's seconds are used up: a scale of its own."""
+    minutes, scale = _given(recording)
+    took_s = given_s = 0.0
+    for m in recording.select(device="cpu"):
+        budget_s = BUDGETS_S.get(m.conditions["part"], 0) * minutes / MINUTES * scale
+        if m.unit == "ms" and budget_s and LEAST_SAMPLES < len(m.samples) < REPEATS:
+            row_s = sum(m.samples) / 1e3
+            took_s, given_s = took_s + row_s, given_s + budget_s
+            if not FILLED_ROW[0] < row_s / budget_s < FILLED_ROW[1]:
+                yield f"{m.name!r}: {len(m.samples)} samples took {row_s:.3g} of {budget_s:.3g} s."
+    if given_s and not FILLED[0] < took_s / given_s < FILLED[1]:
+        yield f"rows that were measured for {given_s:.1f} s hold samples of {took_s:.1f} s."
+
+
 def _gflops(m: Measurement) -> float:
     """The speed that a time or a number of operations means at least; 0 where it says none."""
     there, part = m.conditions, m.conditions["part"]
@@ -333,7 +392,7 @@ def _gflops(m: Measurement) -> float:
     return 2 * macs / saves / m.median * 1e-6
 
 
-def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, float]]]:
+def _pairs(recording: Recording) -> Iterator[_Pair]:
     """The same work measured twice, or more of it: (what by what, ratio, limits).
 
     The fastest samples are compared: other programs can only slow a run down.
@@ -344,45 +403,106 @@ def _pairs(recording: Recording) -> Iterator[tuple[str, float, tuple[float, floa
         """What was measured under the same conditions but for these, if anything was."""
         return found.get(json.dumps({**m.conditions, **changes}, sort_keys=True))
 
-    cores = recording.machine.cores
     for where, rows, whole in _profiles(recording):
-        yield f"{where} add up to the whole pass", sum(_best(m) for m in rows) / _best(whole), ALIKE
+        yield f"{where} add up to the whole pass", sum(map(_best, rows)) / _best(whole), ALIKE
     for m in recording.measurements:
-        there, part, takes = m.conditions, m.conditions["part"], f"{m.name!r} takes as long as"
-        threads = there.get("threads", 0)
+        threads = m.conditions.get("threads", 0)
         if threads > 1 and (one := beside(m, threads=1)):
             faster = _best(one) / _best(m) if m.unit == "ms" else _best(m) / _best(one)
-            limits = 0.02, 3 * min(threads, cores) - 1.5
+            limits = 0.02, 3 * min(threads, recording.machine.cores) - 1.5
             yield f"{m.name!r} is as fast as on one thread", faster, limits
-        if part == "sweep":
-            if half := beside(m, size=there["size"] // 2):  # eight times the work
-                yield f"{takes} {half.name!r}", _best(m) / _best(half), (0.5, math.inf)
-            if same := beside(m, part="ceiling", what="product", dtype="float32", warmup=1):
-                gflops = 2e-6 * there["size"] ** 3 / _best(m)
-                yield f"{same.name!r} is as fast as {m.name!r}", _best(same) / gflops, ALIKE
-        elif part == "transfer":  # a slow bus moves little; a fast one not ten times as much
-            for copy in _found(recording, what="copy", device="cpu"):
-                yield f"{m.name!r} moves as much as {copy.name!r}", _best(m) / _best(copy), (0, 10)
-        if part == "pass" or (part == "layers" and _best(m) > 1):
-            for less in filter(None, (beside(m, batch=n) for n in range(1, there["batch"]))):
-                more = there["batch"] / less.conditions["batch"]
-                most = 3 * more if part == "pass" else 6 * more  # from a cache to the memory
-                yield f"{takes} {less.name!r}", _best(m) / _best(less), (0.7, most)
-        if part == "layers" and (there["kind"], there["direction"]) == ("conv", "forward"):
-            same = {"device", "layer", "batch", "threads", "algorithm"} & there.keys()
-            same -= {"algorithm"} if there["algorithm"] == "auto" else set()
-            raced = _found(recording, part="race", **{key: there[key] for key in same})
-            if raced:
-                yield f"{takes} in the race", _best(m) / min(_best(r) for r in raced), ALIKE
-        elif (part, there.get("what"), there.get("dtype")) == ("dtypes", "add", "float32"):
-            for copy in _found(recording, what="copy", device=there["device"]):
-                gb_per_s = 3 * 4 * _best(m)  # two numbers are read, one is written
-                yield f"{m.name!r} moves as much as {copy.name!r}", gb_per_s / _best(copy), ALIKE
-        elif part == "training" and there["what"] == "speed":
-            where = {"part": "dtypes", "what": "forward", "device": there["device"]}
-            for way in _found(recording, **where, dtype="float32"):
-                share = _best(m) * _best(way) / (1e3 * way.conditions["batch"])
-                yield f"{m.name!r} is as fast as {way.name!r}", share, (0.01, 0.8)
+        for pairs in _PAIRS_OF.get(m.conditions["part"], ()):
+            yield from pairs(m, recording, beside)
+
+
+def _by_the_ceiling(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    """A square product of floats, by the same one among the ceilings."""
+    there = m.conditions
+    sides = {there[key] for key in ("size", "rows", "outputs", "length") if key in there}
+    if there.get("what", there.get("way", "product")) in ("product", "float32") and len(sides) == 1:
+        (size,) = sides
+        gflops = 2e-6 * size**3 / _best(m) if m.unit == "ms" else _best(m)
+        like = {"dtype": "float32", "size": size} | {
+            key: there[key] for key in ("device", "dtype", "threads") if key in there
+        }
+        for top in _found(recording, part="ceiling", what="product", **like):
+            yield f"{m.name!r} is as fast as {top.name!r}", gflops / _best(top), ALIKE
+
+
+def _by_half(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    if half := beside(m, size=m.conditions["size"] // 2):  # eight times the work
+        yield f"{m.name!r} takes as long as {half.name!r}", _best(m) / _best(half), (0.5, math.inf)
+
+
+def _by_the_copy(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    """What moves bytes, by a copy within the memory."""
+    there, gb_per_s, limits = m.conditions, _best(m), (0, 10)  # of a bus to the GPU
+    if there["part"] == "dtypes":
+        gb_per_s, limits = 3 * 4 * gb_per_s, ALIKE  # two numbers are read, one is written
+    device = "cpu" if there["part"] == "transfer" else there["device"]
+    if there["part"] == "transfer" or (there["what"], there["dtype"]) == ("add", "float32"):
+        for copy in _found(recording, what="copy", device=device):
+            yield f"{m.name!r} moves as much as {copy.name!r}", gb_per_s / _best(copy), limits
+
+
+def _by_less(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    """More images, by fewer of them."""
+    there = m.conditions
+    if there["part"] == "layers" and _best(m) <= 1:
+        return
+    for less in filter(None, (beside(m, batch=n) for n in range(1, there["batch"]))):
+        more = there["batch"] / less.conditions["batch"]
+        most = 2 * more if there["part"] == "pass" else 6 * more  # from a cache to the memory
+        yield f"{m.name!r} takes as long as {less.name!r}", _best(m) / _best(less), (0.7, most)
+
+
+def _by_the_forward_pass(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    """A training step, by the forward pass of as many images, or of the next larger batch."""
+    there = m.conditions
+    key = "direction" if there["part"] == "pass" else "what"
+    if there[key] == "training":
+        batches = range(there["batch"], 4 * there["batch"] + 1)
+        forward = (beside(m, batch=n, **{key: "forward"}) for n in batches)
+        for whole in [*filter(None, forward)][:1]:
+            ratio = _best(m) / there["batch"] / (_best(whole) / whole.conditions["batch"])
+            yield f"{m.name!r} takes, by image, as long as {whole.name!r}", ratio, TRAINS
+
+
+def _by_the_race(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    there = m.conditions
+    if (there["kind"], there["direction"]) == ("conv", "forward"):
+        same = {"device", "layer", "batch", "threads", "algorithm"} & there.keys()
+        same -= {"algorithm"} if there["algorithm"] == "auto" else set()
+        raced = _found(recording, part="race", **{key: there[key] for key in same})
+        for best in sorted(raced, key=_best)[:1]:
+            yield f"{m.name!r} takes as long as in the race", _best(m) / _best(best), ALIKE
+
+
+def _by_other_networks(m: Measurement, recording: Recording, beside: Callable) -> Iterator[_Pair]:
+    """A run of fit(), by the forward pass of its network and by the training of a larger one."""
+    there = m.conditions
+    if there["what"] == "speed":
+        where = {"part": "dtypes", "what": "forward", "device": there["device"]}
+        for way in _found(recording, **where, dtype="float32"):
+            share = _best(m) * _best(way) / (1e3 * way.conditions["batch"])
+            least = 0.1 if way.conditions["batch"] == there["batch"] else 0.01
+            yield f"{m.name!r} is as fast as {way.name!r}", share, (least, 1 / TRAINS[0])
+        by_image = sum(_macs(deep_convnet).values()) / sum(_macs().values())
+        where = {"device": "cpu", "threads": there.get("threads")}
+        for step in _found(recording, part="pass", direction="training", **where)[-1:]:
+            share = by_image * _best(m) * _best(step) / (1e3 * step.conditions["batch"])
+            yield f"{m.name!r} computes as much as {step.name!r}", share, SMALLER
+
+
+_PAIRS_OF: Mapping[str, tuple[Callable[..., Iterator[_Pair]], ...]] = {
+    "dtypes": (_by_the_ceiling, _by_the_copy, _by_the_forward_pass),
+    "binary": (_by_the_ceiling,),
+    "sweep": (_by_the_ceiling, _by_half),
+    "transfer": (_by_the_copy,),
+    "training": (_by_other_networks,),
+    "pass": (_by_less, _by_the_forward_pass),
+    "layers": (_by_less, _by_the_race),
+}
 
 
 def _best(m: Measurement) -> float:
