@@ -15,8 +15,7 @@ Source: Courbariaux et al., "Binarized neural networks", 2016, section 3; Rasteg
 float32 product alone can do with +1 and -1.
 """
 
-import functools
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
@@ -48,15 +47,19 @@ def pack(x: Array) -> Array:
         raise ValueError(f"pack() takes (..., length) with length from 1 up, got {x.shape}.")
     if x.dtype.kind not in "biu" and not xp.isfinite(x).all():
         raise ValueError("pack() takes finite numbers, and x holds NaN or infinity.")
-    bits = xp.ascontiguousarray(x >= 0)
-    more = -x.shape[-1] % WORD
+    return pack_bits(x >= 0)
+
+
+def pack_bits(bits: Array) -> Array:
+    """Pack True and False, (..., length), as :func:`pack` packs +1 and -1."""
+    xp, more = array_module(bits), -bits.shape[-1] % WORD
     if more:
-        padded = xp.zeros((*x.shape[:-1], x.shape[-1] + more), bool)
-        padded[..., : x.shape[-1]] = bits
+        padded = xp.zeros((*bits.shape[:-1], bits.shape[-1] + more), bool)
+        padded[..., : bits.shape[-1]] = bits
         bits = padded
     # Rows are whole words now: packed in one go, as CuPy can.
-    packed = xp.packbits(bits.reshape(-1), bitorder="little")
-    return packed.view(np.uint64).reshape(*x.shape[:-1], -1)
+    packed = xp.packbits(xp.ascontiguousarray(bits).reshape(-1), bitorder="little")
+    return packed.view(np.uint64).reshape(*bits.shape[:-1], -1)
 
 
 def unpack(words: Array, length: int) -> Array:
@@ -76,6 +79,33 @@ def unpack(words: Array, length: int) -> Array:
     out *= 2
     out -= 1
     return out
+
+
+PANEL = 32
+"""Rows of a panel; the last one of a matrix has what is left."""
+
+
+def panels_of(rows: Array) -> Array:
+    """Lay rows of words, (N, words), out as products read them: in panels of 32 rows, in each of
+    them all first words side by side, then all second ones. The result is (N * words,), flat.
+
+    >>> panels_of(np.array([[1, 2], [3, 4], [5, 6]], np.uint64)).tolist()
+    [1, 3, 5, 2, 4, 6]
+    """
+    whole, words = len(rows) // PANEL * PANEL, rows.shape[1]
+    front = rows[:whole].reshape(-1, PANEL, words).transpose(0, 2, 1)
+    return array_module(rows).concatenate([front.reshape(-1), rows[whole:].T.reshape(-1)])
+
+
+def rows_of(panels: Array, words: int) -> Array:
+    """The rows (N, words) that :func:`panels_of` laid out.
+
+    >>> rows_of(np.array([1, 3, 5, 2, 4, 6], np.uint64), 2).tolist()
+    [[1, 2], [3, 4], [5, 6]]
+    """
+    whole = panels.size // (PANEL * words) * PANEL * words
+    front = panels[:whole].reshape(-1, words, PANEL).transpose(0, 2, 1).reshape(-1, words)
+    return array_module(panels).concatenate([front, panels[whole:].reshape(words, -1).T])
 
 
 def _check_words(words: Array, length: int) -> int:
@@ -98,15 +128,15 @@ _A_ROWS, _B_ROWS = 32, 4096
 _WORDS_A_BYTE = 255 // WORD
 
 
-def _numpy_product(a_words: np.ndarray, b_words: np.ndarray, length: int) -> np.ndarray:
+def _numpy_product(a_words: np.ndarray, panels: np.ndarray, length: int) -> np.ndarray:
     """XOR and ``bitwise_count``, word by word, outermost, so that NumPy runs along many rows of b
     at once; blocks stay in the cache and are shared out among threads."""
-    out = np.empty((len(a_words), len(b_words)), np.int32)
-    columns = np.ascontiguousarray(b_words.T)
+    columns = np.ascontiguousarray(rows_of(panels, a_words.shape[1]).T)
+    out = np.empty((len(a_words), columns.shape[1]), np.int32)
     count_dtype = np.uint16 if length < 2**16 else np.uint32
 
     def work(part: slice) -> None:
-        for here in blocks(slice(0, len(b_words)), _B_ROWS):
+        for here in blocks(slice(0, columns.shape[1]), _B_ROWS):
             shape = (part.stop - part.start, here.stop - here.start)
             differing, counts = np.empty(shape, np.uint64), np.empty(shape, np.uint8)
             bytes_sum, total = np.empty(shape, np.uint8), np.zeros(shape, count_dtype)
@@ -194,108 +224,45 @@ def _check_rows_of_signs(a: np.ndarray, b: np.ndarray) -> None:
         )
 
 
-# --- Numba --------------------------------------------------------------------------------------
-
-# Rows of b at a time: their counts and words stay in the cache.
-_TILE = 512
+# --- compiled, and CuPy -------------------------------------------------------------------------
 
 
-@functools.cache
-def _compiled_loops() -> Callable[..., None]:
-    """The loops, to be compiled at their first call. Importing Numba takes a while."""
-    import numba
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def popcount(typing_context, word):
-        def code(context, builder, signature, arguments):
-            return builder.ctpop(arguments[0])
-
-        return numba.types.uint64(numba.types.uint64), code
-
-    @numba.njit(inline="always")
-    def ones(p, q, r, s):
-        return popcount(p) + popcount(q) + popcount(r) + popcount(s)
-
-    # Four rows of a and four words at a time: of a word of b that was fetched once, four bits of
-    # work are made, and sixteen words of a stay in registers. Along j the machine takes eight words
-    # at once, with AVX-512.
-    @numba.njit(nogil=True)
-    def product(a, b_columns, length, start, stop, out):
-        words, columns = b_columns.shape
-        counts = np.empty((4, _TILE), np.uint64)
-        n0, n1, n2, n3 = counts[0], counts[1], counts[2], counts[3]
-        for first in range(0, columns, _TILE):
-            width = min(_TILE, columns - first)
-            for i in range(start, stop, 4):
-                counts[:] = 0
-                r0, r1 = a[i], a[min(i + 1, stop - 1)]
-                r2, r3 = a[min(i + 2, stop - 1)], a[min(i + 3, stop - 1)]
-                for k in range(0, words, 4):
-                    a00, a01, a02, a03 = r0[k], r0[k + 1], r0[k + 2], r0[k + 3]
-                    a10, a11, a12, a13 = r1[k], r1[k + 1], r1[k + 2], r1[k + 3]
-                    a20, a21, a22, a23 = r2[k], r2[k + 1], r2[k + 2], r2[k + 3]
-                    a30, a31, a32, a33 = r3[k], r3[k + 1], r3[k + 2], r3[k + 3]
-                    b0 = b_columns[k, first : first + width]
-                    b1 = b_columns[k + 1, first : first + width]
-                    b2 = b_columns[k + 2, first : first + width]
-                    b3 = b_columns[k + 3, first : first + width]
-                    for j in range(width):
-                        w0, w1, w2, w3 = b0[j], b1[j], b2[j], b3[j]
-                        n0[j] += ones(a00 ^ w0, a01 ^ w1, a02 ^ w2, a03 ^ w3)
-                        n1[j] += ones(a10 ^ w0, a11 ^ w1, a12 ^ w2, a13 ^ w3)
-                        n2[j] += ones(a20 ^ w0, a21 ^ w1, a22 ^ w2, a23 ^ w3)
-                        n3[j] += ones(a30 ^ w0, a31 ^ w1, a32 ^ w2, a33 ^ w3)
-                for row in range(min(4, stop - i)):
-                    results, found = out[i + row, first : first + width], counts[row]
-                    for j in range(width):  # all in 32 bits, as many at once as there are
-                        results[j] = np.int32(length) - np.int32(2) * np.int32(found[j])
-
-    return product
-
-
-def _compiled(a_words: np.ndarray, b_words: np.ndarray, length: int) -> np.ndarray:
-    """By Numba, to popcount instructions; blocks of rows are shared out among threads."""
+def _compiled(a_words: np.ndarray, panels: np.ndarray, length: int) -> np.ndarray:
+    """Tiles that stay in registers (:mod:`fastdl_lib.kernels.bits`), where they can be compiled."""
     if not can_compile():
-        return _numpy_product(a_words, b_words, length)
-    out = np.empty((len(a_words), len(b_words)), np.int32)
-    more = -a_words.shape[1] % 4
-    if more:  # four words are taken at a time; zeros in both agree
-        a_words, b_words = (np.pad(one, ((0, 0), (0, more))) for one in (a_words, b_words))
-    a, columns = np.ascontiguousarray(a_words), np.ascontiguousarray(b_words.T)
-    product = _compiled_loops()
+        return _numpy_product(a_words, panels, length)
+    from fastdl_lib.kernels import bits, vectors  # Numba takes a while to import
 
-    def work(part: slice) -> None:
-        product(a, columns, length, part.start, part.stop, out)
-
-    in_parallel(work, len(a), least=4)
+    if not vectors.lanes():
+        return _numpy_product(a_words, panels, length)
+    out = np.empty((len(a_words), panels.size // a_words.shape[1]), np.int32)
+    bits.product(a_words, panels, PANEL, length, out)
     return out
 
 
-# --- CuPy ---------------------------------------------------------------------------------------
-
-# One thread an entry. Threads side by side read words side by side of b's columns and the same
-# word of a, so the popcounts are the limit, not the memory.
-PRODUCT_KERNEL = """
+# One thread an entry. Threads side by side read words side by side of a panel and the same word of
+# a, so the popcounts are the limit, not the memory.
+PRODUCT_KERNEL = f"""
     unsigned int row = (unsigned int) i / columns, column = (unsigned int) i % columns;
+    unsigned int first = column / {PANEL} * {PANEL}, width = min(columns - first, {PANEL}u);
     int differing = 0;
-    for (int k = 0; k < words; ++k) {
-        differing += __popcll(a[(size_t) row * words + k] ^ b[(size_t) k * columns + column]);
-    }
+    for (int k = 0; k < words; ++k) {{
+        size_t place = (size_t) first * words + k * width + column - first;
+        differing += __popcll(a[(size_t) row * words + k] ^ panels[place]);
+    }}
     y = length - 2 * differing;
 """
-PRODUCT_INPUTS = "raw uint64 a, raw uint64 b, int32 columns, int32 words, int32 length"
+PRODUCT_INPUTS = "raw uint64 a, raw uint64 panels, uint32 columns, int32 words, int32 length"
 
 
-def _gpu_product(a_words: Array, b_words: Array, length: int) -> Array:
+def _gpu_product(a_words: Array, panels: Array, length: int) -> Array:
     """By a CUDA kernel of our own."""
-    xp, shape = array_module(a_words, b_words), (len(a_words), len(b_words))
-    if shape[0] * shape[1] >= 2**31:
+    xp, words = array_module(a_words, panels), a_words.shape[1]
+    shape = len(a_words), panels.size // words
+    if math.prod(shape) >= 2**31:
         raise ValueError(f"the kernel counts to 2**31 results, got {shape}: multiply part by part.")
-    out = xp.empty(shape, np.int32)
-    a, columns = xp.ascontiguousarray(a_words), xp.ascontiguousarray(b_words.T)
     kernel = gpu_kernel("fastdl_xnor_product", PRODUCT_INPUTS, "int32 y", PRODUCT_KERNEL)
-    return kernel(a, columns, shape[1], a.shape[1], length, out)
+    return kernel(a_words, panels, shape[1], words, length, xp.empty(shape, np.int32))
 
 
 XNOR_PRODUCTS = {"numpy": _numpy_product, "compiled": _compiled, "gpu": _gpu_product}
@@ -306,11 +273,12 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
     """Multiply every row of a with every row of b, exactly for every length.
 
     Args:
-        a_words, b_words: (M, words) and (N, words), uint64, as :func:`pack` makes them.
+        a_words: (M, words), uint64, as :func:`pack` makes them.
+        b_words: (N, words) likewise, or laid out by :func:`panels_of` once for many products.
         length: places of a row that count.
-        algorithm: a key of :data:`XNOR_PRODUCTS`; "auto": compiled by Numba on the CPU, which takes
-            about a second at the first call (as "numpy" under NUMBA_DISABLE_JIT=1), a kernel on the
-            GPU.
+        algorithm: a key of :data:`XNOR_PRODUCTS`; "auto": compiled on the CPU, which takes about a
+            second at the first call (as "numpy" under NUMBA_DISABLE_JIT=1 and on CPUs without
+            AVX2), a kernel on the GPU.
 
     Returns:
         (M, N), int32, beside the words: the sums of products of +1 and -1, from -length to length.
@@ -319,20 +287,26 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
     fit each other or the length; another algorithm.
 
     >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
-    >>> xnor_product(a, b, 3).tolist()
-    [[1, -3]]
+    >>> xnor_product(a, b, 3).tolist(), xnor_product(a, panels_of(b), 3).tolist()
+    ([[1, -3]], [[1, -3]])
     """
     xp = array_module(a_words, b_words)
     check_choice("algorithm", algorithm, ["auto", *XNOR_PRODUCTS])
-    for words in (a_words, b_words):
-        length = _check_words(words, length)
-        if words.ndim != 2 or len(words) < 1:
+    length = _check_words(a_words, length)
+    words = -(-length // WORD)
+    whole = b_words.ndim == 1 and b_words.size % words == 0
+    rows_b = b_words.reshape(-1, words) if whole else b_words
+    for rows in (a_words, rows_b):
+        _check_words(rows, length)
+        if rows.ndim != 2 or len(rows) < 1:
             raise ValueError(
-                f"a product takes rows of words, (M, words), M >= 1; got {words.shape}."
+                f"a product takes rows of words, (M, words), M >= 1; got {rows.shape}."
             )
     if algorithm == "auto":
         algorithm = "compiled" if xp is np else "gpu"
     if (algorithm == "gpu") == (xp is np):
         there, move = ("GPU", "to_gpu()") if xp is np else ("CPU", "to_cpu()")
         raise TypeError(f"{algorithm} runs on the {there} only: move the words there by {move}.")
-    return XNOR_PRODUCTS[algorithm](a_words, b_words, length)
+    panels = b_words if whole else panels_of(b_words)
+    a, panels = (xp.ascontiguousarray(words) for words in (a_words, panels))
+    return XNOR_PRODUCTS[algorithm](a, panels, length)

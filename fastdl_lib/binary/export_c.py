@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdl_lib.binary.bits import WORD, pack
+from fastdl_lib.binary.bits import WORD, pack, rows_of
 from fastdl_lib.binary.inference import BinaryNetwork, BitLayer, fold
 from fastdl_lib.core.arrays import beside, check_on_cpu, to_cpu
 from fastdl_lib.core.compiler import Compiled, compile_library
@@ -295,13 +295,15 @@ class _Stage:
         self.sums_shape = layer.sums_shape(shape)
         self.sums = math.prod(self.sums_shape)
         self.pooled = math.prod(layer.output_shape(shape)[1:])
-        self.patch_words = layer.buffers["words"].shape[1]
+        self.patch_words = layer.row_words
         self.pixel_words = -(-layer.channels // WORD)
         self.words_out = self.pooled * -(-layer.outputs // WORD)
         self.around_words = self.pixel_words if layer.padding and not layer.takes_pixels else 0
 
     def constants(self) -> Iterator[str]:
         for kind, array in self.layer.buffers.items():
+            if kind == "words":
+                array = rows_of(array, self.layer.row_words)
             yield from _constant(f"{self.name}_{kind}", to_cpu(array))
         if self.around_words:
             around = np.full((1, self.layer.channels), self.layer.padding_value)

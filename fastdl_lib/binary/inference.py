@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.binary.bits import WORD, pack, unpack, xnor_product
+from fastdl_lib.binary.bits import WORD, pack, pack_bits, panels_of, rows_of, unpack, xnor_product
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, pixel_bytes, sign
 from fastdl_lib.convolution.geometry import output_size, tap_views
 from fastdl_lib.core.arrays import array_module
+from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.layers import Dropout, Flatten, Layer, MaxPool2d
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
@@ -43,7 +44,8 @@ class BitLayer(Layer):
     bits, (N, H, W, words), the channels of a pixel packed together. It gives such words, or, as
     the last one, logits (N, classes), float32. Its arrays stand in ``buffers``:
 
-    * ``words``: the signs of the weights, a row an output;
+    * ``words``: the signs of the weights, a row an output, laid out by
+      :func:`~fastdl_lib.binary.bits.panels_of`;
     * ``threshold``: (outputs,) int32; a sum of at least that gives +1,
     * ``falling``: words with a bit for every output where it gives -1 instead (normalisation
       with a negative weight);
@@ -91,7 +93,10 @@ class BitLayer(Layer):
         rows = signs.transpose(0, 2, 3, 1)
         # Pixels are packed a patch at a time, signs a pixel at a time: these come packed so.
         rows = pack(rows.reshape(len(rows), -1)) if takes_pixels else pack(rows)
-        self.buffers = {"words": rows.reshape(self.outputs, -1)}
+        rows = rows.reshape(self.outputs, -1)
+        self.row_words = rows.shape[1]
+        """Of a patch, or of a weight row."""
+        self.buffers = {"words": panels_of(rows)}
         if layer.scaled:
             self.buffers["scale"] = layer.scale().reshape(-1)
         xp, most = array_module(rows), self.largest
@@ -221,27 +226,22 @@ class BitLayer(Layer):
         xp = array_module(x)
         if x.dtype != np.float32:
             raise TypeError(f"a folded network takes float32, got {x.dtype}.")
-        pixels = pixel_bytes(x).transpose(0, 2, 3, 1)
+        pixels, words = pixel_bytes(x).transpose(0, 2, 3, 1), self.buffers["words"]
         if self.way == "float":
             patches, places = self._patches(pixels, 0)
-            signs = unpack(self.buffers["words"], self.length)
-            sums = (patches @ signs.T).astype(np.int32)
-        else:
-            patches, places = self._patches(pixels.astype(np.uint8), 0)
-            planes = xp.stack([patches & (1 << plane) for plane in range(_PLANES)])
-            words = pack_bits(planes != 0).reshape(_PLANES * len(patches), -1)
-            products = xnor_product(words, self.buffers["words"], self.length)
-            products = products.reshape(_PLANES, len(patches), self.outputs)
-            # A bit b is (value + 1) / 2 of its value -1 or +1; the ones make 255 times the sum of
-            # the weights, which a plane of ones gives.
-            ones = xp.zeros((1, words.shape[1]), np.uint64)
-            ones[...] = pack_bits(xp.ones((1, self.length), bool))
-            sums = products[-1]
-            for plane in reversed(products[:-1]):
-                sums <<= 1
-                sums += plane
-            sums += 255 * xnor_product(ones, self.buffers["words"], self.length)
-            sums >>= 1
+            signs = unpack(rows_of(words, self.row_words), self.length)
+            return (patches @ signs.T).astype(np.int32).reshape(*places, self.outputs)
+        patches, places = self._patches(pixels.astype(np.uint8), 0)
+        planes = xp.stack([patches & (1 << plane) for plane in reversed(range(_PLANES))])
+        bits = pack_bits(planes != 0).reshape(-1, self.row_words)
+        products = xnor_product(bits, words, self.length)
+        # A bit b is (value + 1) / 2 of its value -1 or +1; the ones make 255 times the sum of the
+        # weights, which a plane of ones gives.
+        ones = pack_bits(xp.ones((1, self.length), bool))
+        in_flat_blocks(_add_planes, products.reshape(_PLANES, -1))
+        sums = products[: len(patches)]
+        sums += 255 * xnor_product(ones, words, self.length)
+        sums >>= 1
         return sums.reshape(*places, self.outputs)
 
     def _bit_sums(self, x: Array) -> Array:
@@ -266,9 +266,11 @@ class BitLayer(Layer):
         return largest.transpose(0, 2, 3, 1)
 
 
-def pack_bits(bits: Array) -> Array:
-    """Pack True and False, (..., length), as :func:`pack` packs +1 and -1."""
-    return pack(bits.view(np.int8) - np.int8(1))
+def _add_planes(sums: Array, *planes: Array) -> None:
+    """Add up in the first one, which counts most; each next one counts half as much."""
+    for plane in planes:
+        sums <<= 1
+        sums += plane
 
 
 def _word_bytes(shape: tuple[int, ...]) -> int:

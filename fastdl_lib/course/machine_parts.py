@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdl_lib.binary.bits import pack, xnor_product
+from fastdl_lib.binary.bits import pack, panels_of, xnor_product
 from fastdl_lib.convolution.algorithms import ALGORITHMS, Algorithm, conv2d
 from fastdl_lib.core.arrays import (
     array_module,
@@ -381,9 +381,9 @@ def _binary_products(run: _Run, device: str) -> None:
 def _binary_ways(x: Any, w: Any) -> dict[str, Callable[[], Any]]:
     """The product of x (rows, length) and w (outputs, length), where they lie.
 
-    Weights are packed before the clock starts: once, when a network is stored.
+    Weights are packed and laid out before the clock starts: once, when a network is stored.
     """
-    words_x, words_w, length = pack(x), pack(w), x.shape[1]
+    words_x, words_w, length = pack(x), panels_of(pack(w)), x.shape[1]
     out = array_module(x).empty((len(x), len(w)), np.float32)
     return {
         "float32": lambda: array_module(x).matmul(x, w.T, out=out),

@@ -81,20 +81,24 @@ def call(typing_context: Any, address: Any, arguments: Any) -> Any:
     return types.void(address, arguments), emit
 
 
-class _Writer:
-    """Writes one function of addresses and whole numbers, and compiles it."""
+class Writer:
+    """Writes one function of addresses and whole numbers, and compiles it; its vectors hold as many
+    numbers as fill a register, of 32 bits or, where ``number`` is another type, of 64."""
 
-    def __init__(self, arguments: int) -> None:
+    def __init__(self, arguments: int, number: ir.Type = FLOAT) -> None:
         self.module = ir.Module("kernel")
         kind = ir.FunctionType(ir.VoidType(), [ADDRESS] * arguments)
         self.function = ir.Function(self.module, kind, "kernel")
         self.build = ir.IRBuilder(self.function.append_basic_block("start"))
-        self.vector = ir.VectorType(FLOAT, lanes())
-        fused = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = (
-            f"llvm.fmuladd.v{lanes()}f32"  # a product and its sum, rounded once where the CPU can
-        )
-        self._fused = ir.Function(self.module, fused, name)
+        self.vector = ir.VectorType(number, lanes() if number is FLOAT else lanes() // 2)
+
+    def known(self, name: str, *values: ir.Value) -> ir.Value:
+        """Call a function that LLVM knows and that gives what it takes: vectors of one type."""
+        kind = values[0].type
+        suffix = f"v{kind.count}{'f32' if kind.element is FLOAT else kind.element}"
+        signature = ir.FunctionType(kind, [kind] * len(values))
+        function = self.module.declare_intrinsic(f"llvm.{name}.{suffix}", (), signature)
+        return self.build.call(function, values)
 
     def place(self, base: ir.Value, step: ir.Value | int, count: int) -> ir.Value:
         step = ADDRESS(step) if isinstance(step, int) else step
@@ -114,11 +118,11 @@ class _Writer:
         """One number in every place of a vector."""
         empty = ir.Constant(self.vector, ir.Undefined)
         first = self.build.insert_element(empty, number, ir.IntType(32)(0))
-        places = ir.Constant(ir.VectorType(ir.IntType(32), lanes()), [0] * lanes())
+        places = ir.Constant(ir.VectorType(ir.IntType(32), self.vector.count), None)
         return self.build.shuffle_vector(first, empty, places)
 
     def add_product(self, total: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-        return self.build.call(self._fused, [x, y, total])
+        return self.known("fmuladd", x, y, total)  # rounded once where the CPU can
 
     def compiled(self) -> int:
         """The address of the machine code."""
@@ -145,7 +149,7 @@ def product_tile(rows: int, vectors: int) -> int:
     need be no matrix (the pixels below a filter, say); b[k] at b + k * b_step, the vectors of start
     and c side by side from each row's beginning. Without a start: zeros, and a step of 0.
     """
-    writer = _Writer(10)
+    writer = Writer(10)
     build = writer.build
     a, a_row, offsets, terms, b, b_step, start, start_row, c, c_row = writer.function.args
     size = 4 * lanes()
@@ -190,7 +194,7 @@ def matrix_on_vectors(matrix: Sequence[Sequence[float]]) -> int:
     The matrix (a tuple of tuples) is known when this is compiled: its zeros take no time, its ones
     no multiplication, and what is between stays in registers.
     """
-    writer = _Writer(5)
+    writer = Writer(5)
     x, x_step, y, y_step, start = writer.function.args
     vectors = [writer.load(writer.place(x, x_step, k)) for k in range(len(matrix[0]))]
     begin = writer.load(start)

@@ -220,7 +220,7 @@ def test_nvrtc_compiles_the_kernel_without_a_gpu():
     """The text as CuPy puts it into a kernel, down to PTX."""
     library = nvrtc()
     names = [one.split() for one in bits.PRODUCT_INPUTS.split(",")]
-    kinds = {"uint64": "const unsigned long long *", "int32": "int "}
+    kinds = {"uint64": "const unsigned long long *", "int32": "int ", "uint32": "unsigned int "}
     inputs = ", ".join(kinds[kind] + name for *_, kind, name in names)
     text = f"""
         extern "C" __global__ void product({inputs}, int *out, long long size) {{

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import direct, pixels, rounding, rows, vectors
+from fastdl_lib.kernels import bits, direct, pixels, rounding, rows, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -33,7 +33,7 @@ class Guarded:
         whole = np.random.default_rng((self.zones, number)).uniform(
             -1000, 1000, int(np.prod(shape)) + 2 * ZONE
         )
-        whole = whole.astype(dtype)
+        whole = whole.astype(np.int64).astype(dtype)
         self.pairs.append((whole, whole.copy()))
         inside = whole[ZONE:-ZONE].reshape(shape)
         inside[:] = np.random.default_rng(number).integers(-2, 3, shape)
@@ -99,15 +99,31 @@ def run_tiles(guarded, geometry):
         flat = x.reshape(batch, -1)
         yield rows.product(flat, guarded((width + 13, flat.shape[1])))
 
-    list(tiles())  # compiled, before their own arrays are made here
+    yield from with_own_arrays(guarded, (direct, tiled, rows), tiles)
+
+
+def run_bits(guarded, count=2, columns=33, words=1):
+    a, panels = guarded((count, words), np.uint64), guarded((columns * words,), np.uint64)
+    out = guarded((count, columns), np.int32)
+
+    def products():
+        bits.product(a, panels, 32, 64 * words, out)
+        yield out
+
+    yield from with_own_arrays(guarded, (bits,), products)
+
+
+def with_own_arrays(guarded, modules, run):
+    """The arrays that these modules make stand between zones as well."""
+    list(run())  # compiled, before they do
     own = {
         "empty": guarded, "zeros": lambda *how: guarded.like(np.zeros(*how)),
         "ascontiguousarray": guarded.like,
     }  # fmt: skip
     with pytest.MonkeyPatch().context() as patch:
-        for module in (direct, tiled, rows):
+        for module in modules:
             patch.setattr(module, "np", types.SimpleNamespace(**vars(np) | own))
-        yield from tiles()
+        yield from run()
 
 
 @seed(0)
@@ -128,6 +144,14 @@ def test_no_tile_touches_memory_outside_its_arrays(geometry):
 
 
 @needs_tiles
+@seed(0)
+@settings(max_examples=40)
+@given(st.integers(1, 24), st.integers(1, 100), st.integers(1, 9))
+def test_no_product_of_bits_touches_memory_outside_its_arrays(count, columns, words):
+    run_between_zones(run_bits, count, columns, words)
+
+
+@needs_tiles
 def test_every_compiled_loop_runs_here(monkeypatch):
     """Found in the text of kernels/: what is compiled, or returns something compiled."""
     loops, seen = set(), set()
@@ -140,12 +164,14 @@ def test_every_compiled_loop_runs_here(monkeypatch):
             if re.search(r"\bcompiled\(|@compiled\b|\bn?jit\b|vectorize\b", ast.unparse(node)):
                 loops.add(f"{path.stem}.{getattr(node, 'name', None) or ast.unparse(node)}")
     # What compiles; the tiles run in the loops that call them.
-    loops -= {f"vectors.{name}" for name in ("_Writer", "product_tile", "matrix_on_vectors")}
+    loops -= {f"vectors.{name}" for name in ("Writer", "product_tile", "matrix_on_vectors")}
+    loops -= {"bits.tile"}
     loops.remove("compiled.compiled")
     for name in loops:
         file, _, function = name.partition(".")
         module = importlib.import_module(f"{kernels.__name__}.{file}")
         monkeypatch.setattr(module, function, watched(name, getattr(module, function)))
     list(run_pixels(Guarded(0), (1, 3, 4, 4)))
+    list(run_bits(Guarded(0)))
     list(run_tiles(Guarded(0), Geometry((1, 16, 5, 5), (16, 16, 3, 3), padding=1)))
     assert seen == loops, "run it in run_pixels() or run_tiles()"
