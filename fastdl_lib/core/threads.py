@@ -134,12 +134,22 @@ def _control_groups(controller: str) -> list[Path]:
     return folders
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: affinity and a container's quota can lie under what the
-    machine has."""
+def _allowed_cores() -> int:
     has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, round(min(cores, container_limit("cpu"))))
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def cpu_quota() -> float:
+    """What a quota leaves of this process's cores, 1.5 for instance; 0 where none binds it."""
+    quota = container_limit("cpu")
+    return quota if quota < _allowed_cores() else 0.0
+
+
+def usable_cores() -> int:
+    """Whole cores that this process may use: affinity and a container's quota can lie under what
+    the machine has. A quota of 1.5 leaves 1: two threads that never wait would soon have used it
+    up, and the system stops both for the rest of each period."""
+    return max(1, math.floor(cpu_quota() or _allowed_cores()))
 
 
 def blocks(part: slice, size: int) -> list[slice]:

@@ -287,6 +287,11 @@ def _profiles(
         yield f"the layers of {group}, training {training}", rows, whole
 
 
+def _cores(card: MachineCard) -> int:
+    """How many may compute at once: with a quota each thread has one until that is used up."""
+    return max(card.cores, card.blas_threads) if card.quota_cores else card.cores
+
+
 def _ghz(recording: Recording) -> float:
     """The highest clock, as the system told it or as it was measured; 0 where neither is there."""
     clocks = (max(m.samples) for m in recording.measurements if m.unit == "GHz")
@@ -320,7 +325,7 @@ def _peak_faults(recording: Recording) -> Iterator[str]:
 
     def cores(m: Measurement) -> int:
         """How many it can have run on, all where the BLAS does not tell; 1 on a GPU."""
-        usable = recording.machine.cores
+        usable = _cores(recording.machine)
         return min(m.conditions.get("threads", 1) or usable, usable)
 
     for m in recording.select(part="ceiling"):
@@ -409,7 +414,7 @@ def _pairs(recording: Recording) -> Iterator[_Pair]:
         threads = m.conditions.get("threads", 0)
         if threads > 1 and (one := beside(m, threads=1)):
             faster = _best(one) / _best(m) if m.unit == "ms" else _best(m) / _best(one)
-            limits = 0.02, 3 * min(threads, recording.machine.cores) - 1.5
+            limits = 0.02, 3 * min(threads, _cores(recording.machine)) - 1.5
             yield f"{m.name!r} is as fast as on one thread", faster, limits
         for pairs in _PAIRS_OF.get(m.conditions["part"], ()):
             yield from pairs(m, recording, beside)

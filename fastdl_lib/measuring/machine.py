@@ -21,6 +21,7 @@ from fastdl_lib.core.threads import (
     blas_libraries,
     blas_threads_now,
     container_limit,
+    cpu_quota,
     threads_in_words,
     usable_cores,
 )
@@ -57,6 +58,10 @@ class MachineCard:
     """The highest clock that the system allows; 0 where it tells none, as in many virtual machines
     and on Windows, which tells the base clock. A core's own clock can be measured:
     :func:`fastdl_lib.measuring.timing.clock_ghz`."""
+    quota_cores: float = 0.0
+    """What a container's CPU quota leaves, such as 1.5 cores; 0 where none binds. All threads run
+    until it is used up, and stand still for the rest of a period, mostly 0.1 s: single samples may
+    be faster than :attr:`cores` can compute, longer ones are slower."""
 
     def peak_gflops(self, dtype: str = "float32", ghz: float = 0.0) -> float:
         """The theoretical peak of the usable cores: cores x lanes x FMA units x 2 x clock, GFLOP/s.
@@ -84,16 +89,21 @@ class MachineCard:
         """One line for captions: CPU, cores, BLAS and its threads, GPU if any, NumPy, date."""
         gpu = f", {self.gpu}" if self.has_gpu else ""
         cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        threads = threads_in_words(self.blas_threads)
         return (
-            f"{self.cpu}, {cores}, {self.blas} on {threads_in_words(self.blas_threads)}"
+            f"{self.cpu}, {cores}{self._quota}, {self.blas} on {threads}"
             f"{gpu}, NumPy {self.versions.get('numpy', '?')}, {self.date}"
         )
+
+    @property
+    def _quota(self) -> str:
+        return f" (a quota of {self.quota_cores:g})" if self.quota_cores else ""
 
     def _rows(self) -> list[tuple[str, str]]:
         """The card as (heading, value) pairs, in reading order."""
         return [
             ("CPU", self.cpu),
-            ("Cores usable", str(self.cores)),
+            ("Cores usable", f"{self.cores}{self._quota}"),
             ("Peak, float32", self._peak_in_words()),
             ("Memory usable", f"{self.memory_gib:.1f} GiB"),
             ("BLAS", f"{self.blas}, {threads_in_words(self.blas_threads)}"),
@@ -137,8 +147,8 @@ class MachineCard:
             field.name: (int, float) if field.type is float else field.type
             for field in dataclasses.fields(cls)
         }
-        if isinstance(fields, dict):  # cards of before 2026-11-29 do not know their peak
-            fields = {"lanes": 0, "highest_ghz": 0.0} | fields
+        if isinstance(fields, dict):  # older cards lack what has a default
+            fields = {"lanes": 0, "highest_ghz": 0.0, "quota_cores": 0.0} | fields
         check_fields(fields, {**expected, "versions": dict}, "a machine card")
         for name, value in fields.items():
             least = {"cores": 1, "memory_gib": 0.01}.get(name, 0)
@@ -240,4 +250,5 @@ def machine_card() -> MachineCard:
         date=datetime.date.today().isoformat(),
         lanes=lanes,
         highest_ghz=highest_ghz,
+        quota_cores=cpu_quota(),
     )

@@ -87,7 +87,7 @@ V1 = "4:memory:/job\n2:cpu,cpuacct:/job\n"
     ("own", "files", "cores", "memory"),
     [
         ("", {}, 8, math.inf),
-        ("", {"cpu.max": "250000 100000\n"}, 2, math.inf),  # a container's root
+        ("", {"cpu.max": "299000 100000\n"}, 2, math.inf),  # a container's root
         ("0::/\n", {"cpu.max": "5000 100000\n"}, 1, math.inf),
         ("0::/\n", {"cpu.max": "max 100000\n", "memory.max": "max\n"}, 8, math.inf),
         ("0::/a/b\n", {"a/b/cpu.max": "300000 100000", "a/b/memory.max": "4096"}, 3, 4096),

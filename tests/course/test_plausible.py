@@ -272,6 +272,7 @@ def test_the_recordings_of_the_course_are_accepted():
         on(samples(1e-9, 2.111e-9, 3.123e-9), what="no synchronise"),
         on(times(3), part="binary", way="bits"),  # a word does 64 at once
         card(cpu="Intel Core i7-5930K CPU @ 3.50GHz"),
+        card(cores=1, quota_cores=1.5),  # short samples take what is left of it on two
         card(date=str(TODAY + DAY)),  # as it is somewhere already
         card(date="2026-11-24"),
         lambda r: changed(card(date="2026-11-24")(r), gone, part="clock"),

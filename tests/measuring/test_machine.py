@@ -107,7 +107,7 @@ def test_lanes_and_clock_are_what_the_system_tells(monkeypatch, tmp_path, flags,
         *(
             (lambda card, name=field.name: card.pop(name), rf"missing fields \['{field.name}'\]")
             for field in dataclasses.fields(MachineCard)
-            if field.name not in ("lanes", "highest_ghz")  # older cards have none
+            if field.default is dataclasses.MISSING  # older cards lack the others
         ),
         *(
             (lambda card, pair=pair: card.update([pair]), message)
@@ -169,7 +169,7 @@ def cgroup(tmp_path, monkeypatch):
     ("file", "text", "cores", "gib"),
     [
         (None, "", 8, 64.0),
-        ("cpu.max", "150000 100000\n", 2, 64.0),
+        ("cpu.max", "170000 100000\n", 1, 64.0),
         ("cpu.max", "1600000 100000\n", 8, 64.0),
         ("cpu.max", "max 100000\n", 8, 64.0),
         ("cpu.max", "", 8, 64.0),
@@ -183,6 +183,8 @@ def test_a_containers_limit_is_honoured(cgroup, file, text, cores, gib):
         (cgroup / file).write_text(text)
     card = machine_card()
     assert (card.cores, card.memory_gib) == (cores, gib)
+    assert card.quota_cores == (1.7 if cores == 1 else 0)
+    assert ("1 (a quota of 1.7)" in str(card)) == (cores == 1) == ("1 core (a quo" in card.summary)
 
 
 def test_without_affinity_all_cores_count(cgroup, monkeypatch):
