@@ -6,20 +6,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from contests import Contest, as_numpy, check_outputs, no_gradients
 from fair import clocked
 from peer_pytorch import torch, torch_network
 from precision_contests import FLOAT32
 
-from fastdl_lib.binary.bits import pack, two_rows_product, xnor_product
+from fastdl_lib.binary.bits import pack, panels_of, two_rows_product, xnor_product
 from fastdl_lib.binary.export_c import compile_c, export_c
 from fastdl_lib.binary.inference import fold
 from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.core.compiler import c_compiler
 from fastdl_lib.core.datasets import mnist
+from fastdl_lib.core.threads import blas_threads_now
+
+try:
+    import numkong
+except ImportError:
+    numkong = None
 
 BITS, PACKED = "fastdl, bits", "fastdl, bits, packing counted"
+COUNTS = "NumKong, one bit, counts only"
 NUMPY_BITS, TWO_ROWS = "NumPy, bits", "NumPy, two rows in one"
 TWIN, ONE_BIT, FIRST_FLOAT = "fastdl, float32 twin", "fastdl, bits", "fastdl, bits, first in float"
 IN_C = "C file, an image at a time, 1 thread"
@@ -39,12 +47,13 @@ def multiplied(rows: int, outputs: int, length: int) -> Contest:
     """
     x, w = signs(rows, length, 0), signs(outputs, length, 1)
     bits_x, bits_w = pack(x), pack(w)
+    panels = panels_of(bits_w)
     columns = w.T.copy()  # no BLAS takes longer for these than for rows, and some takes less
     out = np.empty((rows, outputs), np.float32)
     runs: dict[str, Callable[[], Any]] = {
         FLOAT32: lambda: np.matmul(x, columns, out=out),
-        BITS: lambda: xnor_product(bits_x, bits_w, length),
-        PACKED: lambda: xnor_product(pack(x), bits_w, length),
+        BITS: lambda: xnor_product(bits_x, panels, length),
+        PACKED: lambda: xnor_product(pack(x), panels, length),
         NUMPY_BITS: lambda: xnor_product(bits_x, bits_w, length, algorithm="numpy"),
         TWO_ROWS: lambda: two_rows_product(x, w),
     }
@@ -61,9 +70,32 @@ def multiplied(rows: int, outputs: int, length: int) -> Contest:
             check_outputs({name: run}, wanted, "product", "16 bits")
         elif not np.array_equal(as_numpy(run()), wanted):
             raise ValueError(f"{name} does not give the same whole numbers.")
+    runs |= numkong_runs(x, w, wanted)
     print(f"{rows} x {outputs} x {length}: all others give the same whole numbers")
     work = {"all": 2e-9 * rows * outputs * length}
     return Contest({name: clocked(run) for name, run in runs.items()}, work, FLOAT32)
+
+
+def numkong_runs(x: np.ndarray, w: np.ndarray, wanted: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """NumKong's products of x and w, its weights laid out and memory for results there before the
+    clock; of one bit it counts the places that differ and stops there."""
+    if not numkong:
+        print("NumKong is not installed (pip install -e '.[peers]'): left out.")
+        return {}
+    runs, threads = {}, blas_threads_now()
+    for name, kind, multiply, narrow in (
+        (COUNTS, "uint1", "hammings", lambda values: pack(values).view(np.uint8)),
+        ("NumKong, int8", "int8", "dots", lambda values: values.astype(np.int8)),
+        ("NumKong, bfloat16", "bfloat16", "dots", lambda values: values.astype(ml_dtypes.bfloat16)),
+    ):
+        rows, product = narrow(x), getattr(numkong, f"{multiply}_packed")
+        weights = getattr(numkong, f"{multiply}_pack")(narrow(w), dtype=kind)
+        out = product(rows, weights)
+        found = np.asarray(out).astype(np.int32)
+        if not np.array_equal(x.shape[1] - 2 * found if name == COUNTS else found, wanted):
+            raise ValueError(f"{name} does not give the same whole numbers.")
+        runs[name] = partial(product, rows, weights, out=out, threads=threads)
+    return runs
 
 
 def square(size: int) -> Contest:
