@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 _DAY_S = 86_400.0
-_ROOM = 2**20  # bytes that must be free before the work
+_ROOM = 2**22  # bytes that are written before the work
 
 
-def check_destination(*paths: str | os.PathLike | None) -> None:
+def check_destination(*paths: str | os.PathLike | None, room_bytes: int = _ROOM) -> None:
     """Refuse, before the work, names of files that could not be written after it; None is none.
+
+    4 MiB are written there, for once; of more, ``room_bytes``, the system is asked whether it is
+    free.
 
     Raises: OSError, such as FileNotFoundError where there is no such folder, PermissionError where
     it is read-only or full or the file is write-protected, and IsADirectoryError where it is a
@@ -27,7 +30,12 @@ def check_destination(*paths: str | os.PathLike | None) -> None:
         if path in files[:number]:
             raise ValueError(f"two files would both be written to {path.name}: give two names.")
         with _part_of(path, _ROOM):
-            pass
+            free = shutil.disk_usage(path.parent).free
+        if free < room_bytes:
+            raise PermissionError(
+                f"cannot write {path.name}: it may take {room_bytes / 1e6:,.0f} MB, and "
+                f"{free / 1e6:,.0f} MB are free there; make room or choose another folder."
+            )
 
 
 @contextlib.contextmanager

@@ -389,7 +389,7 @@ def _machine_traces(cell: NotebookNode, path: Path) -> set[str]:
     output_text = "\n".join(texts(cell.outputs))
     everything = f"{cell.source}\n{output_text}"
     traces = set(_MACHINE_PATH.findall(everything))
-    checkout = path.parents[1]
+    checkout = path.parent.parent
     if len(checkout.parts) > 1 and re.search(rf"{re.escape(str(checkout))}(?![\w-])", everything):
         traces.add(str(checkout))
     words = (rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in _machine_names())
@@ -559,7 +559,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.cell_timeout < 1:
         parser.error(f"--cell-timeout must be at least 1 second, got {options.cell_timeout}")
-    return max(_on_one(options, path) for path in options.notebooks or notebook_paths())
+    try:
+        return max(_on_one(options, path) for path in options.notebooks or notebook_paths())
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _on_one(options: argparse.Namespace, path: Path) -> int:

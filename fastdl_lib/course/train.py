@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     made = options.out and options.out.with_suffix(".json")
-    check_destination(options.out, made, options.checkpoint)
+    network = trained = NETWORKS[options.network](options)
+    weights_bytes = sum(weight.nbytes for weight in network.parameters.values())
+    check_destination(options.out, made, options.checkpoint, room_bytes=3 * weights_bytes)
     if made and made.exists():
         try:
             read_json(made, WEIGHTS_SCHEMA)
@@ -89,7 +91,6 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     if options.validate:
         held = len(images) // HELD_OUT_SHARE
         (images, labels), validation = hold_out(images, labels, held)
-    network = trained = NETWORKS[options.network](options)
     left_out = DROPOUT[options.dropout]
     if left_out and options.network == "deep-convnet":
         trained = network.variant(network.name, **dict.fromkeys(left_out))

@@ -49,8 +49,9 @@ class Checkpoint:
         self.path = Path(path)
         if self.path.suffix != ".npz":
             raise ValueError(f"a checkpoint is stored as .npz, got the name {self.path.name!r}.")
-        check_destination(self.path)
         self.settings, self.network, self.optimizer = settings, network, optimizer
+        # The optimisers keep two arrays for each weight at most.
+        check_destination(self.path, room_bytes=3 * sum(a.nbytes for a in self._weights().values()))
         self.start = digest(self._weights().values())
 
     def _weights(self) -> dict[str, Array]:

@@ -96,6 +96,8 @@ def test_a_file_that_none_may_replace_is_overwritten(tmp_path, monkeypatch):
 def test_two_results_in_one_file_are_refused(tmp_path):
     (tmp_path / "link.json").symlink_to("a.json")
     check_destination(tmp_path / "a.json", None, tmp_path / "b.json", None)
+    with pytest.raises(PermissionError, match=r"a\.json: it may take 1,000,000,000,000 MB, and"):
+        check_destination(tmp_path / "a.json", room_bytes=10**18)
     with pytest.raises(ValueError, match=r"both be written to a\.json: give two names"):
         check_destination(tmp_path / "a.json", tmp_path / "link.json")
 

@@ -372,6 +372,13 @@ def test_execute_looks_at_its_places_before_it_runs(tmp_path, monkeypatch):
 # --- the command ---
 
 
+@pytest.mark.parametrize("verb", ["execute", "clean", "check"])
+def test_a_folder_without_chapters_is_told(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr(course.notebook_paths, "__defaults__", (tmp_path,))
+    assert course.main([verb]) == 1
+    assert "no chapter (NN_words.ipynb) in " in capsys.readouterr().err
+
+
 def test_command_line_reports_and_goes_on(start, chapter, tmp_path, capsys):
     assert course.main(["check", str(start), str(chapter)]) == 0
     damaged = tmp_path / "damaged.ipynb"
