@@ -324,19 +324,14 @@ def forward(
         start = np.zeros(len(weight), x.dtype)
     convolve = _forward_compiled if _is_compiled(plan, x) else _forward
     with np.errstate(over="ignore", invalid="ignore"):
-        out = convolve(plan, x, weight, start)
-        finite = np.isfinite(_total(out))
+        out, finite = convolve(plan, x, weight, start)
     return out if finite else blocked.forward(x, weight, bias, geometry)
 
 
-def _total(out: np.ndarray) -> float:
-    """The sum of all, in no certain order: no finite number where one of them is none."""
-    sums: list[float] = []
-    in_parallel(lambda images: sums.append(out[images].sum()), len(out))
-    return sum(sums)
-
-
-def _forward(plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _forward(
+    plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """The output, and whether all in it are finite numbers."""
     (m_h, m_w), (rows, columns), filters = plan.outputs, plan.grid, len(bias)
     filter_tiles = _filter_tiles(plan, weight)
     # Whole tiles; what hangs over the edge is cut off at the end, without a copy.
@@ -355,7 +350,8 @@ def _forward(plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) 
         np.add(made, bias, out=out[images].transpose(0, 2, 3, 1).reshape(made.shape))
 
     in_parallel(work, len(x), block=block)
-    return out[:, :, : plan.geometry.out_h, : plan.geometry.out_w]
+    out = out[:, :, : plan.geometry.out_h, : plan.geometry.out_w]
+    return out, bool(np.isfinite(out.sum()))
 
 
 def backward(
@@ -445,14 +441,13 @@ def _whole_pixels(plan: _Tiles, x: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _forward_compiled(
     plan: _Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray
-) -> np.ndarray:
+) -> tuple[np.ndarray, bool]:
     from fastdl_lib.kernels import winograd as loops
 
     (pixels, padding), bias = _whole_pixels(plan, x), np.ascontiguousarray(bias)
     out = channels_last(plan.geometry.out_shape, x.dtype)
     filters, pixels_out = _whole_filters(plan, weight), out.transpose(0, 2, 3, 1)
-    loops.convolve(pixels, filters, bias, pixels_out, plan.transforms, padding)
-    return out
+    return out, loops.convolve(pixels, filters, bias, pixels_out, plan.transforms, padding)
 
 
 def _gradient_compiled(plan: _Tiles, grad_out: np.ndarray, x: np.ndarray) -> np.ndarray:

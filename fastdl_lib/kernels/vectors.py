@@ -187,17 +187,19 @@ def product_tile(rows: int, vectors: int) -> int:
 
 
 @functools.cache
-def matrix_on_vectors(matrix: Sequence[Sequence[float]]) -> int:
+def matrix_on_vectors(matrix: Sequence[Sequence[float]], watched: bool = False) -> int:
     """Return the address of ``apply(x, x_step, y, y_step, start)``: y[i] = start + sum over k of
     matrix[i][k] * x[k], each x[k], y[i] and start one vector.
 
     The matrix (a tuple of tuples) is known when this is compiled: its zeros take no time, its ones
-    no multiplication, and what is between stays in registers.
+    no multiplication, and what is between stays in registers. ``watched``: it takes the address of
+    one more vector, which it makes NaN where a y is no finite number.
     """
-    writer = Writer(5)
-    x, x_step, y, y_step, start = writer.function.args
+    writer = Writer(5 + watched)
+    x, x_step, y, y_step, start, *seen = writer.function.args
     vectors = [writer.load(writer.place(x, x_step, k)) for k in range(len(matrix[0]))]
     begin = writer.load(start)
+    finite = writer.load(seen[0]) if watched else None
     for i, row in enumerate(matrix):
         total = begin
         for factor, vector in zip(row, vectors, strict=True):
@@ -207,4 +209,8 @@ def matrix_on_vectors(matrix: Sequence[Sequence[float]]) -> int:
                 spread = ir.Constant(writer.vector, [float(factor)] * lanes())
                 total = writer.add_product(total, spread, vector)
         writer.store(total, writer.place(y, y_step, i))
+        if watched:  # 0 times a number is 0, but NaN for infinity
+            finite = writer.add_product(finite, total, ir.Constant(writer.vector, [0.0] * lanes()))
+    if watched:
+        writer.store(finite, seen[0])
     return writer.compiled()

@@ -43,8 +43,9 @@ def convolve(
     out: np.ndarray,
     transforms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     padding: int,
-) -> None:
-    """Fill out (N, OH, OW, K) with the convolution of x (N, H, W, C), stride 1.
+) -> bool:
+    """Fill out (N, OH, OW, K) with the convolution of x (N, H, W, C), stride 1, and say whether all
+    in it are finite numbers.
 
     Args:
         filters: (r, r, groups, C / groups, K / groups).
@@ -60,6 +61,7 @@ def convolve(
     panels = panels.reshape(-1, *panels.shape[2:])
     tiling = _Tiling(x, out, into, out_of, padding, rows, panels.nbytes / 2)
     tile, offsets = vectors.product_tile(rows, width), 4 * np.arange(panels.shape[3])
+    finite: list[bool] = []
 
     def work(part: slice) -> None:
         inputs, outputs, scratch = tiling.buffers()
@@ -67,10 +69,12 @@ def convolve(
             span = block.start, block.stop - block.start
             windows_in(lanes, x, inputs, scratch, _ZEROS, *span, tiling.places, tiling.read(into))
             products(tile, rows, panels, inputs, outputs, offsets, _ZEROS, span[1])
-            wrote = tiling.write(out_of)
+            wrote = tiling.write(out_of, watched=True)
             windows_out(lanes, outputs, out, bias, scratch, _ZEROS, *span, tiling.places, wrote)
+        finite.append(not scratch[2].any())  # NaN counts as any
 
     in_parallel(work, tiling.tiles, least=rows)
+    return all(finite)
 
 
 def gradient_by_filters(
@@ -160,12 +164,12 @@ class _Tiling:
         """What :func:`windows_in` is told of the windows that become tiles."""
         return self.places, self.outputs, self.grid, self.padding, *_addresses(matrices)
 
-    def write(self, matrices: Matrices) -> tuple:
+    def write(self, matrices: Matrices, watched: bool = False) -> tuple:
         """What is told of the windows that tiles become: they lie side by side."""
-        return self.outputs, self.outputs, self.grid, 0, *_addresses(matrices)
+        return self.outputs, self.outputs, self.grid, 0, *_addresses(matrices, watched)
 
     def buffers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """V, M, and what a window is worked on in, for one thread."""
+        """V, M, and what a window is worked on and watched in, for one thread."""
         count, line = math.prod(self.places), 16  # places on different lines of the cache
         planes = []
         for width in self._widths:
@@ -173,12 +177,13 @@ class _Tiling:
             flat = flat[:, : self.block * width]
             strides = flat.strides[0], 4 * width, 4
             planes.append(as_strided(flat, (count, self.block, width), strides))
-        return *planes, np.empty((2, count * vectors.lanes()), np.float32)
+        return *planes, np.zeros((3, count * vectors.lanes()), np.float32)
 
 
-def _addresses(matrices: Matrices) -> tuple[int, int, int]:
-    made = [vectors.matrix_on_vectors(tuple(map(tuple, m.tolist()))) for m in matrices]
-    return *made, vectors.matrix_on_vectors(((1.0,),))
+def _addresses(matrices: Matrices, watched: bool = False) -> tuple[int, int, int]:
+    down, along = (tuple(map(tuple, m.tolist())) for m in matrices)
+    apply = vectors.matrix_on_vectors
+    return apply(down), apply(along, watched), apply(((1.0,),))
 
 
 @compiled
@@ -217,13 +222,14 @@ def windows_in(lanes, x, planes, scratch, zeros, first, count, made, how):
 
 @compiled
 def windows_out(lanes, planes, x, start, scratch, zeros, first, count, made, how):
-    """Transform planes into the windows, without what hangs over the edge; start is added."""
+    """Transform planes into the windows, without what hangs over the edge; start is added. What is
+    no finite number makes a NaN in scratch[2], which holds zeros else."""
     window, step, grid, _, down, along, copy = how
     _, height, length, channels = x.shape
     line, pixel, zero = x.strides[1], x.strides[2], np.intp(zeros.ctypes.data)
     size, plane = 4 * lanes, planes.strides[0]
     cut = np.intp(scratch.ctypes.data)
-    half = cut + scratch.strides[0]
+    half, seen = cut + scratch.strides[0], cut + 2 * scratch.strides[0]
     rows, columns = window
     for u in range(count):
         image, place = divmod(first + u, grid[0] * grid[1])
@@ -241,7 +247,7 @@ def windows_out(lanes, planes, x, start, scratch, zeros, first, count, made, how
             for p in range(rows):
                 source = half + p * made[1] * size
                 begin = np.intp(start.ctypes.data) + c
-                call(along, (source, size, to + p * to_row, to_column, begin))
+                call(along, (source, size, to + p * to_row, to_column, begin, seen))
             if not inside:
                 for p in range(min(rows, height - i)):
                     for q in range(min(columns, length - j)):
