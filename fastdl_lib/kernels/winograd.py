@@ -59,7 +59,7 @@ def convolve(
     panels = filters.reshape(*filters.shape[:-1], -1, width * lanes).swapaxes(3, 4)
     panels = on_two_axes(of_filters, np.ascontiguousarray(panels))
     panels = panels.reshape(-1, *panels.shape[2:])
-    tiling = _Tiling(x, out, into, out_of, padding, rows, panels.nbytes / 2)
+    tiling = _Tiling(x, out, into, out_of, padding, rows, panels.nbytes)
     tile, offsets = vectors.product_tile(rows, width), 4 * np.arange(panels.shape[3])
     finite: list[bool] = []
 
@@ -155,8 +155,8 @@ class _Tiling:
         self.grid: Pair = tuple(-(-size // m) for size, m in sizes)
         self.padding, self.tiles = padding, len(x) * math.prod(self.grid)
         self._widths = x.shape[-1], out.shape[-1]
-        # V and M near the core's own cache, or larger where the filters are.
-        target = max(1.4 * vectors.cache_bytes(), least_bytes)
+        # V and M within the core's own cache, or larger where the filters are.
+        target = max(0.7 * vectors.cache_bytes(), least_bytes)
         count = min(self.tiles, target / (4 * math.prod(self.places) * sum(self._widths)))
         self.block = rows * max(1, int(count / rows))
 
