@@ -14,7 +14,7 @@ they take.
 
 import numpy as np
 
-from fastdl_lib.core.threads import in_parallel
+from fastdl_lib.core.threads import blocks, in_parallel
 from fastdl_lib.kernels import vectors
 from fastdl_lib.kernels.compiled import compiled, suits
 from fastdl_lib.kernels.vectors import call
@@ -24,10 +24,10 @@ _TERMS = 1024  # in a block: of 64 images they take 256 KiB of the cache
 
 
 def fits(x: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether :func:`product` takes x (batch, in) and weight (out, in), and is the faster way: not
-    for one image, which the BLAS reads as fast, nor for weights that stay in the cache."""
-    few = 2 <= len(x) <= _MOST_ROWS and bool(vectors.lanes())
-    return few and suits(x, weight) and weight.nbytes > vectors.cache_bytes()
+    """Whether the loops take x (batch, in) and weight (out, in), and are the faster way: not for
+    one image, which the BLAS reads as fast, nor for weights that stay in the cache."""
+    few = 2 <= len(x) <= _MOST_ROWS and vectors.lanes() and x.shape[1] % vectors.lanes() == 0
+    return bool(few) and suits(x, weight) and weight.nbytes > vectors.cache_bytes()
 
 
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -51,6 +51,18 @@ def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return out
 
 
+def outer_product(grad_out: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """Fill out (features, in) with grad_out.T @ x, the gradient by the weights; ``grad_out`` is
+    (batch, features), some columns of a whole one. Each value is written once."""
+    rows, width = vectors.tile_shape(x.shape[1])
+    panel = width * vectors.lanes()
+    tiles = tuple(vectors.product_tile(n, width) for n in (rows, len(out) % rows or rows))
+    block = panel * max(1, vectors.cache_bytes() // 4 // (len(x) * panel * 4))
+    offsets = grad_out.strides[0] * np.arange(len(x))
+    for part in blocks(slice(0, x.shape[1]), block):
+        _outer(tiles, rows, panel, grad_out, x[:, part], offsets, _ZEROS, out[:, part])
+
+
 _ZEROS = np.zeros(64, np.float32)  # where the sums of a tile's row begin
 
 
@@ -71,3 +83,15 @@ def _blocks(tiles, weight, columns, offsets, sums, zeros, out):
                 for row in range(count):
                     for one in range(panel):
                         out[i + row, c + one] += sums[row, one]
+
+
+@compiled
+def _outer(tiles, rows, panel, grad_out, x, offsets, zeros, out):
+    where, start = np.intp(offsets.ctypes.data), np.intp(zeros.ctypes.data)
+    b_step, c_row = x.strides[0], out.strides[0]
+    for i in range(0, len(out), rows):
+        tile = tiles[0] if i + rows <= len(out) else tiles[1]
+        a = np.intp(grad_out.ctypes.data) + 4 * i
+        for c in range(0, x.shape[1], panel):
+            b, to = np.intp(x[0, c:].ctypes.data), np.intp(out[i, c:].ctypes.data)
+            call(tile, (a, 4, where, len(x), b, b_step, start, 0, to, c_row))

@@ -7,6 +7,7 @@ not learn by gradients lives in ``buffers``.
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -404,6 +405,8 @@ class MaxPool2d(Layer):
         grad_x = _like(x, x.shape)
         kernel = (self.kernel, self.kernel)
         pixels = [a.transpose(0, 2, 3, 1) for a in (x, out, grad_out, grad_x)]
+        if suits(pixels[0], pixels[1]):  # but a layer above may order its gradient otherwise
+            pixels[2] = np.ascontiguousarray(pixels[2])
         is_compiled = suits(*pixels)
 
         def work(images: slice) -> None:
@@ -533,11 +536,8 @@ class Linear(_Weighted):
         return product(x, self.parameters["weight"].T)
 
     def _product(self, x: Array, weight: Array) -> Array:
-        if suits(x, weight):
-            from fastdl_lib.kernels import rows  # Numba takes a while to import
-
-            if rows.fits(x, weight):
-                return rows.product(x, weight)
+        if (rows := _loops_for_few_rows(x, weight)) is not None:
+            return rows.product(x, weight)
         out = array_module(x).empty((len(x), self.out_features), x.dtype)
 
         def work(features: slice) -> None:
@@ -560,9 +560,13 @@ class Linear(_Weighted):
         xp = array_module(x)
         grad_weight = xp.empty_like(weight)
         grad_x = xp.empty_like(x) if need_grad_x else None
+        rows = _loops_for_few_rows(x, weight)
 
         def work(features: slice) -> None:
-            xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
+            if rows is not None:
+                rows.outer_product(grad_out[:, features], x, grad_weight[features])
+            else:
+                xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
 
         def work_x(features: slice) -> None:
             xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
@@ -571,6 +575,15 @@ class Linear(_Weighted):
         if need_grad_x:
             in_parallel(work_x, self.in_features, least=64, on=x)
         return grad_x, grad_weight
+
+
+def _loops_for_few_rows(x: Array, weight: Array) -> ModuleType | None:
+    """:mod:`fastdl_lib.kernels.rows`, where it is the faster way."""
+    if not suits(x, weight):
+        return None
+    from fastdl_lib.kernels import rows  # Numba takes a while to import
+
+    return rows if rows.fits(x, weight) else None
 
 
 def seed_of(seed: int, *place: int) -> int:

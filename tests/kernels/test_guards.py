@@ -96,8 +96,11 @@ def run_tiles(guarded, geometry):
         tiled.convolve(x, filters, bias, out, transforms, p)
         yield out
         yield tiled.gradient_by_filters(out, x, groups, transforms, p)
-        flat = x.reshape(batch, -1)
-        yield rows.product(flat, guarded((width + 13, flat.shape[1])))
+        flat, grads = guarded((batch, 16 * height)), guarded((batch, width + 13))
+        matrix = guarded((width + 13, 16 * height))
+        yield rows.product(flat, matrix)
+        rows.outer_product(grads[:, 3:], flat, matrix[3:])
+        yield matrix
 
     yield from with_own_arrays(guarded, (direct, tiled, rows), tiles)
 

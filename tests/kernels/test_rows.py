@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written 
 
 @pytest.fixture(scope="module")
 def weight():
-    size = (vectors.cache_bytes() // 4000 + 5, 1500)  # more than the cache, two blocks, odd
+    size = (vectors.cache_bytes() // 4000 + 5, 1504)  # more than the cache, two blocks, odd rows
     return np.random.default_rng(0).normal(size=size).astype(np.float32)
 
 
@@ -22,6 +22,16 @@ def test_it_is_the_product_and_an_image_has_the_same_bits_in_any_batch(weight, b
     right = x[:batch].astype(float) @ weight.T.astype(float)
     np.testing.assert_allclose(made, right, rtol=0, atol=2e-6 * abs(right).max())
     np.testing.assert_array_equal(made, rows.product(x, weight)[:batch])
+
+
+@pytest.mark.parametrize("batch", [2, 17, 64])
+def test_the_gradient_by_the_weights(weight, batch):
+    rng = np.random.default_rng(batch)
+    x, grads = (rng.integers(-3, 4, (batch, n)).astype(np.float32) for n in weight.shape[::-1])
+    out = np.full_like(weight, np.nan)
+    rows.outer_product(grads[:, 2:], x, out[2:])
+    np.testing.assert_array_equal(out[2:], grads[:, 2:].T @ x)
+    assert np.isnan(out[:2]).all()
 
 
 def test_what_is_no_number_stays_where_numpy_leaves_it(weight):
