@@ -6,7 +6,9 @@
 PYTHON ?=
 ARGS ?=
 STAMP = .venv/.installed
-IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
+# A waiting thread of OpenBLAS sleeps at once, instead of taking a core from what comes next; that is
+# settled when NumPy is loaded.
+IN_VENV = PATH="$$PWD/.venv/bin:$$PATH" OPENBLAS_THREAD_TIMEOUT="$${OPENBLAS_THREAD_TIMEOUT:-4}"
 
 # Sets $$python to the first Python 3.11-3.14 that can make a virtual environment.
 FIND_PYTHON = python=; found=; \
@@ -21,7 +23,7 @@ FIND_PYTHON = python=; found=; \
 	    echo "$$found cannot make a virtual environment (no ensurepip). Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; \
 	fi
 
-.PHONY: help lab test setup execute release record clean-notebooks lint lock
+.PHONY: help lab test setup execute release record benchmark clean-notebooks lint lock
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -52,6 +54,9 @@ release: $(STAMP) ## make the students' copies: no solutions, no hidden tests
 
 record: $(STAMP) ## measure this machine in at most 8 minutes, for data/recordings/
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.record $(ARGS)
+
+benchmark: $(STAMP) ## time the package beside its peers (see benchmarks/README.md)
+	@$(IN_VENV) .venv/bin/python benchmarks/speed.py $(ARGS)
 
 clean-notebooks: $(STAMP) ## drop what should not be committed from the notebooks
 	@$(IN_VENV) .venv/bin/python -m fastdl_lib.course.notebooks clean $(ARGS)
