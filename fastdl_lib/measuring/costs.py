@@ -81,8 +81,7 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
     nothing, and Dropout does nothing outside training: both count 0. MACs are products with
     weights, as papers count them.
 
-    Raises:
-        TypeError, ValueError: a layer cannot say what it costs, or not in whole numbers from 0.
+    Raises: TypeError, ValueError where a layer cannot say its costs in whole numbers from 0.
 
     >>> from fastdl_lib.nn.zoo import deep_convnet
     >>> sum(cost.parameters for cost in layer_costs(deep_convnet()))
@@ -90,39 +89,25 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
     """
     batch = check_whole_number("batch", batch, 1)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
-    inputs = [network.input_shape, *network.shapes.values()]
-    return [
-        LayerCost(
-            name,
-            layer.kind,
-            network.shapes[name],
-            layer.parameter_count,
-            batch * check_whole_number(f"{name}.macs()", layer.macs(input_shape), 0),
-            check_whole_number(
-                f"{name}.bytes_moved()", layer.bytes_moved(input_shape, batch, bytes_per_value), 0
-            ),
-        )
-        for (name, layer), input_shape in zip(network.layers.items(), inputs, strict=False)
-    ]
+    costs = []
+    for name, layer in network.layers.items():
+        input_shape = network.input_shape_of(name)
+        macs = check_whole_number(f"{name}.macs()", layer.macs(input_shape), 0)
+        moved = layer.bytes_moved(input_shape, batch, bytes_per_value)
+        moved = check_whole_number(f"{name}.bytes_moved()", moved, 0)
+        shape, parameters = network.shapes[name], layer.parameter_count
+        costs.append(LayerCost(name, layer.kind, shape, parameters, batch * macs, moved))
+    return costs
 
 
-def cost_table(
-    network: Network,
-    batch: int = 1,
-    ceilings: Ceilings | None = None,
-    *,
-    bytes_per_value: float = 4,
-) -> Table:
+def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = None) -> Table:
     """The counts of :func:`layer_costs` as a table, with shares; roofline times if given ceilings.
-
-    The roofline is that of storage alone: ``bytes_per_value`` changes what must move, while the
-    products run at the ceilings' speed whatever is stored.
 
     >>> from fastdl_lib.nn.zoo import alexnet
     >>> cost_table(alexnet()).rows[-1]["macs"]
     724406816
     """
-    costs = layer_costs(network, batch, bytes_per_value=bytes_per_value)
+    costs = layer_costs(network, batch)
     parameters, macs, moved = (
         sum(getattr(cost, key) for cost in costs) for key in ("parameters", "macs", "bytes")
     )
@@ -143,19 +128,16 @@ def cost_table(
     ]
     all_ms = sum(row["roofline_ms"] for row in rows[:-1]) if ceilings else None
     rows[-1] |= {"output": "", "intensity": None, "roofline_ms": all_ms}
-    headings = (
-        ("parameters", "", ""),
-        ("parameters_pct", "of all parameters", "%"),
-        ("macs", "MACs", ""),
-        ("macs_pct", "of all MACs", "%"),
-        ("megabytes", "moved at least", "MB"),
-        ("intensity", "intensity", "FLOP/byte"),
-        *([("roofline_ms", "roofline time", "ms")] if ceilings else []),
-    )
+    headings = [
+        ("parameters", "", ""), ("parameters_pct", "of all parameters", "%"),
+        ("macs", "MACs", ""), ("macs_pct", "of all MACs", "%"),
+        ("megabytes", "moved at least", "MB"), ("intensity", "intensity", "FLOP/byte"),
+    ]  # fmt: skip
+    if ceilings:
+        headings.append(("roofline_ms", "roofline time", "ms"))
     columns = (Column(*heading, Provenance.COMPUTED) for heading in headings)
     images = "1 image" if batch == 1 else f"{batch} images"
-    stored = "" if bytes_per_value == 4 else f", {bytes_per_value:g} bytes a value"
-    caption = f"{network.name}, forward pass of {images}{stored} (computed)"
+    caption = f"{network.name}, forward pass of {images} (computed)"
     return Table((Column("layer"), Column("output"), *columns), tuple(rows), caption)
 
 
@@ -170,8 +152,7 @@ def memory_bytes(
     output of every layer, as if each kept its own. What an algorithm lays out besides, such as
     patches, is not counted, nor are the float32 copies that mixed precision keeps.
 
-    Raises:
-        ValueError: a training step of layers that do not learn, such as folded ones.
+    Raises: ValueError for a training step of layers that do not learn, such as folded ones.
 
     >>> from fastdl_lib.nn.zoo import alexnet
     >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
@@ -201,31 +182,22 @@ def training_days(
     By default 90 epochs, as for AlexNet (Krizhevsky et al. 2012), of ILSVRC-2012's training images.
     The result's ``source`` and its condition ``speed_is`` name the speed's provenance.
 
-    Raises:
-        TypeError, ValueError: a speed not in images/s, or a number that is not above 0.
+    Raises: TypeError, ValueError for a speed not in images/s, or a number that is not above 0.
 
     >>> print(training_days(Measurement.published("Caffe on a Titan", "images/s", 195, "Caffe")))
     6.84 days (computed)
     """
     if images_per_s.unit != "images/s":
-        raise ValueError(
-            f"training_days() takes images/s, got {images_per_s.name!r} in {images_per_s.unit}."
-        )
+        got = f"{images_per_s.name!r} in {images_per_s.unit}"
+        raise ValueError(f"training_days() takes images/s, got {got}.")
     for name, value in (("epochs", epochs), ("images", images)):
         check_number(name, value, low=0, low_included=False)
     if min(images_per_s.samples) <= 0:
         raise ValueError(f"{images_per_s.name!r} holds a speed of {min(images_per_s.samples)}.")
     seen = float(epochs) * float(images)  # NumPy's whole numbers may be too small for it
     days = images_per_s.convert(lambda speed: seen / speed / 86_400, "days")
-    return dataclasses.replace(
-        days,
-        provenance=Provenance.COMPUTED,
-        source=f"from {images_per_s.value()} images/s, {images_per_s.label}",
-        conditions={
-            **images_per_s.conditions,
-            "epochs": epochs,
-            "images": images,
-            "images_per_s": images_per_s.median,
-            "speed_is": str(images_per_s.provenance),
-        },
-    )
+    source = f"from {images_per_s.value()} images/s, {images_per_s.label}"
+    speed = {"images_per_s": images_per_s.median, "speed_is": str(images_per_s.provenance)}
+    conditions = {**images_per_s.conditions, "epochs": epochs, "images": images, **speed}
+    computed = {"provenance": Provenance.COMPUTED, "source": source, "conditions": conditions}
+    return dataclasses.replace(days, **computed)

@@ -7,6 +7,7 @@ all its samples, so that its spread is never lost, and the machine card that exp
 import dataclasses
 import enum
 import html
+import json
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -34,14 +35,11 @@ class Measurement:
     """A number with its unit, its samples and its provenance.
 
     Args:
-        name: what was measured, such as ``"conv1 forward"``.
-        unit: such as ``"ms"``, ``"GFLOP/s"``, ``"%"``.
         samples: one or more finite numbers, in the order they were taken; kept as Python's floats.
         machine: the card of the machine; needed for measured and recorded numbers.
         source: where a number comes from that no machine measured; needed there.
         conditions: what else decides the number, such as ``{"batch": 16, "threads": 2}``; only what
-            a recording gives back as it was: texts, numbers, True, False, None, lists, and
-            dictionaries with texts for keys. A NumPy number becomes Python's.
+            JSON gives back as it was. A NumPy number becomes Python's.
 
     Raises:
         TypeError: a sample that is no number, a condition that no recording can keep.
@@ -68,7 +66,7 @@ class Measurement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(map(self._number, self.samples)))
         object.__setattr__(self, "provenance", Provenance(self.provenance))
-        object.__setattr__(self, "conditions", self._kept("conditions", dict(self.conditions)))
+        object.__setattr__(self, "conditions", self._kept(dict(self.conditions)))
         if not self.samples:
             raise ValueError(f"{self.name!r} has no samples; a measurement needs at least one.")
         on_a_machine = self.provenance in (Provenance.MEASURED, Provenance.RECORDED)
@@ -88,21 +86,21 @@ class Measurement:
             raise ValueError(f"{self.name!r} holds {sample}; every sample must be finite.")
         return float(sample)
 
-    def _kept(self, where: str, value: Any) -> Any:
-        """The value as JSON gives it back; refuses what comes back as something else."""
-        value = value.item() if isinstance(value, np.generic) else value
-        if type(value) is list:
-            return [self._kept(where, inner) for inner in value]
-        if type(value) is dict and all(type(key) is str for key in value):
-            return {key: self._kept(f"{where}, {key}", inner) for key, inner in value.items()}
-        if type(value) not in (str, int, float, bool, type(None)):
+    def _kept(self, conditions: dict) -> dict:
+        """The conditions as JSON gives them back; refuses what comes back as something else."""
+        try:
+            text = json.dumps(conditions, default=np.generic.item, allow_nan=False)
+            back = json.loads(text)
+        except ValueError:
+            raise ValueError(f"{self.name!r}: {conditions} must be finite.") from None
+        except TypeError:
+            back = None
+        if back != conditions:
             raise TypeError(
-                f"{self.name!r}: no recording keeps {value!r} ({where}). Give a text, a number, "
-                "True, False or None, a list of them, or a dictionary with texts for keys."
+                f"{self.name!r}: no recording keeps {conditions}. Give texts, numbers, True, False "
+                "or None, lists of them, or dictionaries with texts for keys."
             )
-        if type(value) is float and not math.isfinite(value):
-            raise ValueError(f"{self.name!r} holds {value} ({where}), which must be finite.")
-        return value
+        return back
 
     @classmethod
     def measured(
@@ -220,11 +218,11 @@ class Measurement:
         return text
 
     def __str__(self) -> str:
-        count = f", {len(self.samples)} samples" if len(self.samples) > 1 else ""
+        count = f"{len(self.samples)} samples" if len(self.samples) > 1 else ""
         where = device_in_words(self.conditions)
         if where and self.conditions.get("threads", 1) > 1:
             where = f"up to {where}"
-        return f"{self.value()} {self.unit} ({self.label}{count}{where and f', {where}'})"
+        return f"{self.value()} {self.unit} ({', '.join(filter(None, (self.label, count, where)))})"
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} {self.unit} ({self.label})" if spec else str(self)
@@ -244,30 +242,22 @@ class Measurement:
     def from_dict(cls, fields: dict, machine: MachineCard | None) -> "Measurement":
         """Build a measurement from :meth:`to_dict`'s output, or raise ValueError.
 
-        What was measured on the machine that wrote it is *recorded* for whoever reads it.
+        What was measured there is *recorded* for whoever reads it.
         """
         texts = dict.fromkeys(("name", "unit", "provenance", "source"), str)
         check_fields(fields, {**texts, "samples": list, "conditions": dict}, "a measurement")
-        name, provenance = fields["name"], fields["provenance"].upper()
+        name, kind = fields["name"], fields["provenance"]
+        kinds = {kind.lower(): each for kind, each in Provenance.__members__.items()}
         if not name:
             raise ValueError("a measurement has no name.")
-        if provenance not in Provenance.__members__ or provenance.lower() != fields["provenance"]:
-            known = [kind.lower() for kind in Provenance.__members__]
-            raise ValueError(
-                f"measurement {name!r}: provenance {fields['provenance']!r} is none of {known}."
-            )
-        kind = Provenance["RECORDED" if provenance == "MEASURED" else provenance]
-        return cls(**{**fields, "provenance": kind, "machine": machine})
+        if kind not in kinds:
+            raise ValueError(f"measurement {name!r}: provenance {kind!r} is none of {[*kinds]}.")
+        kinds["measured"] = Provenance.RECORDED
+        return cls(**fields | {"provenance": kinds[kind], "machine": machine})
 
 
 def device_in_words(conditions: Mapping[str, Any]) -> str:
-    """What a measurement's conditions say of where it ran: the GPU, or the CPU's BLAS threads.
-
-    Empty where they say neither.
-
-    >>> device_in_words({"device": "cpu", "threads": 2})
-    '2 threads'
-    """
+    """Where it ran: the GPU, or the CPU's BLAS threads; empty where the conditions say neither."""
     if conditions.get("device") == "gpu":
         return "on the GPU"
     threads = conditions.get("threads")
@@ -389,10 +379,9 @@ class Verdict(enum.StrEnum):
 def claim_table(*rows: tuple[str, str, str, str]) -> Table:
     """A chapter's closing table: (claim, what your run says, verdict, evidence).
 
-    Raises:
-        ValueError: a verdict is not one of :class:`Verdict`.
+    Raises: ValueError for another verdict than :class:`Verdict` has.
     """
     keys = ("claim", "your run says", "verdict", "evidence")
-    dicts = (dict(zip(keys, row, strict=True)) for row in rows)
-    checked = tuple(row | {"verdict": str(Verdict(row["verdict"]))} for row in dicts)
-    return Table(tuple(map(Column, keys)), checked, "The chapter's claims and their verdicts")
+    checked = [(claim, says, str(Verdict(word)), shown) for claim, says, word, shown in rows]
+    dicts = tuple(dict(zip(keys, row, strict=True)) for row in checked)
+    return Table(tuple(map(Column, keys)), dicts, "The chapter's claims and their verdicts")

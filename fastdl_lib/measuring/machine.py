@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -55,19 +56,18 @@ class MachineCard:
     lanes: int = 0
     """float32 numbers in a vector register, by the CPU's flags; 0 where the system tells none."""
     highest_ghz: float = 0.0
-    """The highest clock that the system allows; 0 where it tells none, as in many virtual machines
-    and on Windows, which tells the base clock. A core's own clock can be measured:
-    :func:`fastdl_lib.measuring.timing.clock_ghz`."""
+    """The highest clock that the system allows; 0 where it tells none, as in many virtual machines.
+    A core's own clock can be measured: :func:`fastdl_lib.measuring.timing.clock_ghz`."""
     quota_cores: float = 0.0
     """What a container's CPU quota leaves, such as 1.5 cores; 0 where none binds. All threads run
-    until it is used up, and stand still for the rest of a period, mostly 0.1 s: single samples may
-    be faster than :attr:`cores` can compute, longer ones are slower."""
+    until it is used up, then stand still for the rest of a period, mostly 0.1 s: single samples may
+    be faster than :attr:`cores` can compute."""
 
     def peak_gflops(self, dtype: str = "float32", ghz: float = 0.0) -> float:
         """The theoretical peak of the usable cores: cores x lanes x FMA units x 2 x clock, GFLOP/s.
 
-        ``ghz`` is the clock where the card has none. 0 where a part is unknown. A core is taken to
-        have :data:`FMA_UNITS`, the most there are; no system says how many.
+        ``ghz`` is the clock where the card has none. 0 where a part is unknown. No system says how
+        many FMA units a core has: the most there are, :data:`FMA_UNITS`.
 
         >>> dataclasses.replace(machine_card(), cores=2, lanes=8, highest_ghz=3.0).peak_gflops()
         192.0
@@ -156,38 +156,34 @@ class MachineCard:
                 raise ValueError(f"a machine card: {name} is empty.")
             if expected[name] is not str and name != "versions" and not least <= value < math.inf:
                 raise ValueError(f"a machine card: {name} is {value}, {least} is the least.")
-        for text in (*fields["versions"], *fields["versions"].values()):
+        for text in fields["versions"].values():
             if not isinstance(text, str):
                 raise ValueError(f"a machine card: versions hold {text!r}, which is no text.")
         return cls(**fields)
 
 
-def _cpuinfo() -> str:
-    return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+def _told(names: str) -> str:
+    """What Linux says of the first CPU behind one of these names; empty where it does not."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    match = re.search(rf"^(?:{names})\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1) if match else ""
 
 
-@functools.cache
 def _peak_parts() -> tuple[int, float]:
     """Lanes and highest clock in GHz, as Linux tells them; 0 for what is unknown."""
     if not sys.platform.startswith("linux"):
         return 0, 0.0
-    flags = re.search(r"^flags\s*:(.*)$", _cpuinfo(), re.MULTILINE)
-    there = flags.group(1).split() if flags else []
-    khz = [
-        int(path.read_text())
-        for path in Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/cpuinfo_max_freq")
-    ]
-    return next((n for flag, n in _LANES.items() if flag in there), 0), max(khz, default=0) / 1e6
+    flags = _told("flags").split()
+    clocks = Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/cpuinfo_max_freq")
+    khz = max((int(path.read_text()) for path in clocks), default=0)
+    return next((lanes for flag, lanes in _LANES.items() if flag in flags), 0), khz / 1e6
 
 
-@functools.cache
 def _cpu_model() -> str:
     """The CPU's marketing name; each system keeps it elsewhere."""
     name = ""
     if sys.platform.startswith("linux"):
-        text = _cpuinfo()
-        match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
-        name = match.group(1) if match else ""
+        name = _told("model name|Model|Hardware")
     elif sys.platform == "darwin":
         query = ["sysctl", "-n", "machdep.cpu.brand_string"]
         name = subprocess.run(query, capture_output=True, text=True, check=False).stdout
@@ -201,12 +197,6 @@ def _cpu_model() -> str:
     return name or f"{platform.machine()} processor"
 
 
-@functools.cache
-def _memory_gib() -> float:
-    return round(min(psutil.virtual_memory().total, container_limit("memory")) / 2**30, 1)
-
-
-@functools.cache
 def _blas_name() -> str:
     known, names = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS"}, set()
     for info in blas_libraries().info():
@@ -214,41 +204,42 @@ def _blas_name() -> str:
         name = known.get(info["internal_api"], info["internal_api"])
         parts = (name, info.get("version"), kernels and f"({kernels})")
         names.add(" ".join(str(part) for part in parts if part))
-    if names:
-        return " and ".join(sorted(names))
-    # What NumPy was built with; Accelerate is the one that threadpoolctl cannot see.
-    built_with = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
-    return built_with.capitalize()
+    # Where threadpoolctl sees none, as Accelerate, what NumPy was built with.
+    built_with = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"].capitalize()
+    return " and ".join(sorted(names)) or built_with
 
 
 @functools.cache
-def _system_and_versions() -> tuple[str, dict[str, str]]:
-    versions = {name: metadata.version(name) for name in _LIBRARIES}
-    return f"{platform.system()} {platform.machine()}", versions
+def _lasting() -> dict[str, Any]:
+    """What cannot change while the process runs."""
+    lanes, highest_ghz = _peak_parts()
+    memory_bytes = min(psutil.virtual_memory().total, container_limit("memory"))
+    return {
+        "cpu": _cpu_model(),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "blas": _blas_name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _LIBRARIES},
+        "lanes": lanes,
+        "highest_ghz": highest_ghz,
+    }
 
 
 def machine_card() -> MachineCard:
     """Describe this machine: no host name, no user name, no path.
 
-    What cannot change while the process runs is looked up once; cores, threads, GPU and date are
-    those of the moment.
+    Cores, threads, GPU and date are those of the moment; the rest is looked up once.
     """
-    gpu = gpu_status()
-    system, versions = _system_and_versions()
-    lanes, highest_ghz = _peak_parts()
-    return MachineCard(
-        cpu=_cpu_model(),
-        cores=usable_cores(),
-        memory_gib=_memory_gib(),
-        blas=_blas_name(),
-        blas_threads=blas_threads_now(),
-        # A failed kernel's message may hold a path.
-        gpu=gpu.name if gpu.available else "none. " + re.sub(r"\S*[/\\]\S*", "...", gpu.reason),
-        system=system,
-        python=platform.python_version(),
-        versions=versions | gpu.versions,
-        date=datetime.date.today().isoformat(),
-        lanes=lanes,
-        highest_ghz=highest_ghz,
-        quota_cores=cpu_quota(),
-    )
+    gpu, lasting = gpu_status(), _lasting()
+    # A failed kernel's message may hold a path.
+    none = "none. " + re.sub(r"\S*[/\\]\S*", "...", gpu.reason)
+    of_the_moment = {
+        "cores": usable_cores(),
+        "quota_cores": cpu_quota(),
+        "blas_threads": blas_threads_now(),
+        "gpu": gpu.name if gpu.available else none,
+        "versions": lasting["versions"] | gpu.versions,
+        "date": datetime.date.today().isoformat(),
+    }
+    return MachineCard(**lasting | of_the_moment)

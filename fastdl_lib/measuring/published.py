@@ -29,8 +29,7 @@ class PublishedTable:
     def select(self, **where: Any) -> list[Mapping[str, Any]]:
         """The rows whose columns equal ``where``, in order.
 
-        Raises:
-            KeyError, ValueError: a column does not exist; no row matches.
+        Raises: KeyError, ValueError where a column does not exist, or no row matches.
         """
         known = [column.key for column in self.columns] + ["tag"]
         for key in where:
@@ -50,9 +49,7 @@ class PublishedTable:
 def published(name: str) -> PublishedTable:
     """Read ``data/published/<name>.json``.
 
-    Raises:
-        FileNotFoundError: there is no such table; the message lists those there are.
-        ValueError: the file is damaged, of another schema version, or breaks the format.
+    Raises: FileNotFoundError, which lists the tables there are; ValueError for a damaged file.
 
     >>> published("alexnet_shapes").rows[0]["layer"]
     'conv1'

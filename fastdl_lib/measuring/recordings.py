@@ -32,8 +32,7 @@ class Recording:
     def select(self, **conditions: Any) -> tuple[Measurement, ...]:
         """The measurements whose conditions equal these, in order.
 
-        Raises:
-            ValueError: there is none; the message says which condition fails and what there is.
+        Raises: ValueError where there is none, saying which condition fails and what there is.
 
         >>> recording = read_recording(data_folder() / "recordings" / "layer_shares.json")
         >>> len(recording.select(layer="conv1", batch=16))
@@ -44,11 +43,10 @@ class Recording:
             left = tuple(m for m in found if key in m.conditions and m.conditions[key] == wanted)
             if not left:
                 there = {repr(m.conditions[key]): None for m in found if key in m.conditions}
-                raise ValueError(
-                    f"no measurement of {self.machine.summary} has {key}={wanted!r}"
-                    f"{f' where {given}' if given else ''}; "
-                    + (f"there is {key} {', '.join(there)}." if there else f"none says its {key}.")
-                )
+                others = f"there is {key} {', '.join(there)}" if there else f"none says its {key}"
+                where = f" where {given}" if given else ""
+                which = f"no measurement of {self.machine.summary} has {key}={wanted!r}{where}"
+                raise ValueError(f"{which}; {others}.")
             found, given[key] = left, wanted
         return found
 
@@ -60,8 +58,7 @@ class Recording:
 def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     """Write ``recording`` as JSON: the whole file, or nothing.
 
-    Raises:
-        ValueError, TypeError: :func:`read_recording` would refuse it, or give back something else.
+    Raises: ValueError, TypeError for what :func:`read_recording` would refuse.
     """
     head = {
         "schema": SCHEMA,
@@ -75,27 +72,15 @@ def write_recording(path: str | os.PathLike, recording: Recording) -> None:
     for m in recording.measurements:
         if m.machine and not m.machine.is_of(recording.machine):
             raise ValueError(f"{m.name!r} is of another machine, {m.machine.summary}.")
-    back = _recording(parse_json(text))
-    if _texts(back) != _texts(recording):
-        raise ValueError(f"{Path(path).name}: a recording cannot keep all of this one.")
+    _recording(parse_json(text))
     with whole_file(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
-
-
-def _texts(recording: Recording) -> list[str]:
-    """All of it as text, which tells 1 from 1.0 and True; measured is recorded once it is read."""
-    kind = {"provenance": "recorded"}
-    rows = [m.to_dict() for m in recording.measurements]
-    rows = [row | (kind if row["provenance"] == "measured" else {}) for row in rows]
-    return list(map(repr, (recording.machine.to_dict(), recording.command, *rows)))
 
 
 def read_recording(path: str | os.PathLike) -> Recording:
     """Read a recording; its measurements come back labelled *recorded*.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another schema version, or misses a field.
+    Raises: FileNotFoundError; ValueError for a damaged file or one of another schema version.
     """
     path = Path(path)
     fields = read_json(path, SCHEMA)

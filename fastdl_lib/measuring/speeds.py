@@ -27,20 +27,17 @@ def _on(device: str, model: Layer | Network, algorithm: str) -> Iterator[None]:
     """Put ``model`` on a device with a way to convolve for a block, and both back afterwards."""
     layers = list(model.layers.values()) if hasattr(model, "layers") else [model]
     before = [(layer, layer.algorithm) for layer in layers if layer.algorithm is not None]
-
-    def move(rule: Any) -> None:
-        for layer in layers:
-            layer.map_arrays(rule)
-
+    on_gpu = layers if device == "gpu" else []
     try:
-        if device == "gpu":
-            move(to_gpu)
+        for layer in on_gpu:
+            layer.map_arrays(to_gpu)
         for layer, _ in before:
             layer.algorithm = algorithm  # lays the weights out as it reads them
         yield
     finally:
-        if device == "gpu":
-            move(to_cpu)
+        for layer in on_gpu:
+            layer.map_arrays(to_cpu)
+        if on_gpu:
             release_gpu_memory()
         for layer, name in before:
             layer.algorithm = name
@@ -62,11 +59,9 @@ def forward_ms(
         x: (N, C, H, W) on the CPU; moved to the device before the clock starts.
         algorithm: how the convolutions are computed, see ``ALGORITHMS``.
         device: "cpu" or "gpu". Weights and algorithm are put back afterwards.
-        expected: the right answer for the first images of ``x``, to 0.1 % of its largest value.
+        expected: the right answer for the first images of ``x``, to 0.1 % of its largest value; for
+            another one an ArithmeticError, and nothing is timed.
         options: what :func:`fastdl_lib.measuring.timing.benchmark` takes, such as ``threads``.
-
-    Raises:
-        ArithmeticError: the answer is another one; nothing is timed then.
 
     >>> from fastdl_lib.nn.layers import ReLU
     >>> forward_ms(ReLU(), np.ones((1, 2, 3, 3), np.float32), budget_s=0.001).unit
@@ -78,9 +73,9 @@ def forward_ms(
             answer = to_cpu(model.forward(there[: len(expected)]))
             error = float(np.abs(answer - expected).max() / np.abs(expected).max())
             if not error <= TOLERANCE:
+                off = f"is off by {error:.0e} of the largest value, allowed is {TOLERANCE:.0e}"
                 raise ArithmeticError(
-                    f"{algorithm!r} on the {device} is off by {error:.0e} of the largest value, "
-                    f"allowed is {TOLERANCE:.0e}; a wrong answer is not timed."
+                    f"{algorithm!r} on the {device} {off}; a wrong answer is not timed."
                 )
         time_ms = benchmark(model.forward, there, device=device, **options)
     more = {"batch": len(x), "algorithm": algorithm}
@@ -127,16 +122,14 @@ def _images_per_s(time_ms: Measurement, batch: int, name: str) -> Measurement:
     return dataclasses.replace(speed, conditions={**speed.conditions, "batch": batch})
 
 
-def recorded_training_speeds(
-    recording: Recording, device: str, *, network: str = "AlexNet"
-) -> dict[int, Measurement]:
-    """The training speeds of a machine's recording: batch size to images/s.
+def recorded_training_speeds(recording: Recording, device: str) -> dict[int, Measurement]:
+    """AlexNet's training speeds in a machine's recording: batch size to images/s.
 
     Where a batch was recorded in several ways (algorithms, threads), the fastest in float32 is
     taken. Empty where there is none.
     """
     asked = {"part": "pass", "direction": "training", "dtype": "float32", "device": device}
-    asked["network"] = network
+    asked["network"] = "AlexNet"
     fastest: dict[int, Measurement] = {}
     for run in recording.select(**asked) if recording.has(**asked) else ():
         batch = run.conditions["batch"]
@@ -157,12 +150,9 @@ def published_training_speeds() -> dict[str, Measurement]:
     for row in published("alexnet_training_speeds").rows:
         several = f"{row['gpus']} x " if (row["gpus"] or 1) > 1 else ""
         device = row["device"].partition(",")[0]
-        speeds[row["run"]] = Measurement.published(
-            f"{several}{device}, {row['software']}",
-            "images/s",
-            row["images_per_s"] or 1e3 * row["images"] / row["time_ms"],
-            row["origin"],
-            device=row["kind"].lower(),
-            batch=row["batch"],
-        )
+        speed = row["images_per_s"] or 1e3 * row["images"] / row["time_ms"]
+        where = {"device": row["kind"].lower(), "batch": row["batch"]}
+        name = f"{several}{device}, {row['software']}"
+        told = Measurement.published(name, "images/s", speed, row["origin"], **where)
+        speeds[row["run"]] = told
     return speeds

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -35,19 +36,13 @@ from fastdl_lib.measuring.machine import MachineCard, machine_card
 
 
 def time_scale() -> float:
-    """What FASTDL_TIME_SCALE multiplies every time budget by; 1 where it is not set.
-
-    Raises:
-        ValueError: it is not a positive number.
-    """
+    """What FASTDL_TIME_SCALE multiplies every time budget by, 1 where it is not set; ValueError
+    where it is no positive number."""
     text = os.environ.get("FASTDL_TIME_SCALE", "1")
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = math.nan
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"FASTDL_TIME_SCALE must be a positive number, got {text}.")
-    return scale
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ValueError(f"FASTDL_TIME_SCALE must be a positive number, got {text}.")
 
 
 def _rounds(budget_s: float, least: int, most: int | None) -> Callable[[], Iterator[None]]:
@@ -106,29 +101,24 @@ def benchmark(
 
     The function runs ``warmup`` times unclocked, then again and again until ``budget_s`` seconds
     are used up, ``min_repeats`` times at least and ``max_repeats`` times at most. The clock is
-    monotonic; a GPU is waited for before each reading. What the function is given and returns does
-    not matter, NaN included. A time too short for the clock counts as its resolution.
+    monotonic; a GPU is waited for before each reading. A time too short for the clock counts as its
+    resolution.
 
     Args:
-        name: what is measured; by default the function's own name.
-        budget_s: seconds for the clocked runs together.
         threads: BLAS threads to run with; by default as many as are set now. Kept in
             ``conditions`` either way, where the CPU computes.
         device: where the function computes, "cpu" or "gpu". Kept in ``conditions``.
         machine: a card to attach; by default a new one.
 
-    Raises:
-        RuntimeError: the device is "gpu" and there is none.
+    Raises: RuntimeError where the device is "gpu" and there is none.
 
     >>> m = benchmark(sum, range(100), budget_s=0.001)
     >>> m.unit, m.conditions["warmup"], len(m.samples) >= 3
     ('ms', 1, True)
     """
     if not callable(function):
-        raise TypeError(
-            f"benchmark() takes a function and its arguments, got {type(function).__name__}; "
-            "write benchmark(f, x), not benchmark(f(x))."
-        )
+        got = f"got {type(function).__name__}; write benchmark(f, x), not benchmark(f(x))"
+        raise TypeError(f"benchmark() takes a function and its arguments, {got}.")
     warmup = check_whole_number("warmup", warmup, 0)
     _check_device(device)
     rounds = _rounds(budget_s, min_repeats, max_repeats)
@@ -157,21 +147,17 @@ def measure_ceilings(
 
     The product is a square one of float32 matrices, of 1024 or 2048 rows (on a GPU 4096 or 8192),
     whichever is faster; the copy one of 128 MB (512 MB) into as much again, past most caches. NumPy
-    copies with one thread, as it does every elementwise operation, whatever ``threads`` says.
+    copies with one thread, whatever ``threads`` says.
 
     >>> ceilings = measure_ceilings(budget_s=0.01)
     >>> ceilings.gemm_gflops.unit, ceilings.copy_gb_per_s.unit
     ('GFLOP/s', 'GB/s')
     """
-    card = machine_card()
-    products = [
-        product_gflops(size, budget_s=budget_s / 2, threads=threads, device=device, machine=card)
-        for size in _PRODUCT_ROWS[device]
-    ]
-    return Ceilings(
-        gemm_gflops=max(products, key=lambda product: product.median),
-        copy_gb_per_s=copy_gb_per_s(budget_s=budget_s, device=device, machine=card),
-    )
+    where = {"device": device, "machine": machine_card()}
+    how = {"budget_s": budget_s / 2, "threads": threads, **where}
+    products = [product_gflops(size, **how) for size in _PRODUCT_ROWS[device]]
+    fastest = max(products, key=lambda product: product.median)
+    return Ceilings(fastest, copy_gb_per_s(budget_s=budget_s, **where))
 
 
 def product_gflops(
@@ -181,27 +167,21 @@ def product_gflops(
 
     ``dtype`` is "float64", "float32", "float16", or on a GPU "tf32": float32 numbers that its
     tensor cores round to 10 bits. ``options`` are what :func:`benchmark` takes.
-
-    Raises:
-        TypeError, ValueError: another dtype; a size that is no whole number from 1.
     """
     if dtype not in ("float64", "float32", "float16", *(["tf32"] if device == "gpu" else [])):
         raise ValueError(f"the {device} multiplies no matrices of {dtype!r}.")
     _check_device(device)
     size = check_whole_number("size", size, 1)
     rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, size, size), dtype=np.float32)
-    if dtype != "tf32":
-        a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
-    if device == "gpu":
-        a, b = to_gpu(a), to_gpu(b)
+    pair = rng.standard_normal((2, size, size), dtype=np.float32)
+    pair = pair.astype("float32" if dtype == "tf32" else dtype, copy=False)
+    a, b = to_gpu(pair) if device == "gpu" else pair
     xp = array_module(a)
     out = xp.empty_like(a)
     with tf32(dtype == "tf32"):
         product = benchmark(lambda: xp.matmul(a, b, out=out), device=device, **options)
-    return product.convert(
-        lambda ms: 2 * size**3 / ms * 1e-6, "GFLOP/s", f"{dtype} product, {size} x {size}"
-    )
+    name = f"{dtype} product, {size} x {size}"
+    return product.convert(lambda ms: 2 * size**3 / ms * 1e-6, "GFLOP/s", name)
 
 
 def copy_gb_per_s(*, device: str = "cpu", **options: Any) -> Measurement:
@@ -217,13 +197,15 @@ def copy_gb_per_s(*, device: str = "cpu", **options: Any) -> Measurement:
     xp = array_module(source)
     target = xp.empty_like(source)
     copy = benchmark(lambda: xp.copyto(target, source), device=device, **options)
-    if device == "cpu":  # NumPy's own work takes one thread
-        copy = dataclasses.replace(copy, conditions={**copy.conditions, "threads": 1})
-    return copy.convert(
-        lambda ms: 2 * source.nbytes / ms * 1e-6,
-        "GB/s",
-        f"copy of {megabytes} MB, read and written",
-    )
+    if device == "cpu":
+        copy = _on_one_thread(copy)
+    name = f"copy of {megabytes} MB, read and written"
+    return copy.convert(lambda ms: 2 * source.nbytes / ms * 1e-6, "GB/s", name)
+
+
+def _on_one_thread(m: Measurement) -> Measurement:
+    """What is no product of the BLAS, however many threads that has."""
+    return dataclasses.replace(m, conditions={**m.conditions, "threads": 1})
 
 
 def clock_ghz(**options: Any) -> Measurement:
@@ -233,8 +215,7 @@ def clock_ghz(**options: Any) -> Measurement:
     ``options`` are what :func:`benchmark` takes, such as ``budget_s``. The first call compiles.
     """
     steps, chain = 1_000_000, _chain()  # two cycles each
-    one = benchmark(chain, steps, np.uint64(3), **options)
-    one = dataclasses.replace(one, conditions={**one.conditions, "threads": 1})
+    one = _on_one_thread(benchmark(chain, steps, np.uint64(3), **options))
     return one.convert(lambda ms: 2 * steps / ms * 1e-6, "GHz", "clock of a core")
 
 
@@ -301,7 +282,7 @@ class LayerProfile:
     def total(self) -> Measurement:
         """All layers together, ms, pass by pass: its median and :attr:`total_ms`, the sum of
         medians, differ by some tenths."""
-        samples = tuple(self._passes_ms(*self.kinds.values()))
+        samples = self._passes_ms(*self.kinds.values())
         return dataclasses.replace(self.first, name=self.network, samples=samples)
 
     @property
@@ -372,29 +353,20 @@ def profile_layers(
     card = machine_card()
 
     def measured(direction: str) -> dict[str, Measurement]:
-        return {
-            name: Measurement.measured(
-                f"{name} {direction}",
-                "ms",
-                *(times_ms[direction].get(name, 0.0) for times_ms in passes),
-                machine=card,
-                **conditions,
-            )
-            for name in network.layers
-        }
+        where, runs = {"machine": card, **conditions}, {}
+        for name in network.layers:
+            times = [times_ms[direction, name] for times_ms in passes]
+            runs[name] = Measurement.measured(f"{name} {direction}", "ms", *times, **where)
+        return runs
 
-    return LayerProfile(
-        network=network.name,
-        batch=len(x),
-        kinds={name: layer.kind for name, layer in network.layers.items()},
-        forward=measured("forward"),
-        backward={} if labels is None else measured("backward"),
-    )
+    kinds = {name: layer.kind for name, layer in network.layers.items()}
+    backward = {} if labels is None else measured("backward")
+    return LayerProfile(network.name, len(x), kinds, measured("forward"), backward)
 
 
-def _one_pass(network: Network, x: Any, labels: Any) -> dict[str, dict[str, float]]:
-    """Run the network once and return each layer's milliseconds, forward and backward."""
-    times_ms: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
+def _one_pass(network: Network, x: Any, labels: Any) -> dict[tuple[str, str], float]:
+    """Run the network once: milliseconds by direction and layer, 0 where a layer did not run."""
+    times_ms: dict[tuple[str, str], float] = defaultdict(float)
     synchronize()
     clock = time.perf_counter()
 
@@ -402,8 +374,7 @@ def _one_pass(network: Network, x: Any, labels: Any) -> dict[str, dict[str, floa
         nonlocal clock
         synchronize()
         before, clock = clock, time.perf_counter()
-        layers = times_ms[direction]
-        layers[name] = layers.get(name, 0.0) + 1e3 * (clock - before)
+        times_ms[direction, name] += 1e3 * (clock - before)
 
     forward, backward = partial(lap, "forward"), partial(lap, "backward")
     if labels is None:

@@ -69,32 +69,24 @@ def test_measured_comes_back_recorded(path):
 
 
 @pytest.mark.parametrize(
-    ("conditions", "names"),
+    ("conditions", "names", "message"),
     [
-        ({"part": "pass"}, "012"),
-        ({"part": "pass", "batch": 16}, "12"),
-        ({"batch": 16, "device": "gpu"}, "2"),
-        ({"threads": 2}, "1"),
+        ({"part": "pass"}, "012", ""),
+        ({"part": "pass", "batch": 16}, "12", ""),
+        ({"threads": 2}, "1", ""),
+        ({"part": "race"}, "", r"has part='race'; there is part 'pass', 'copy'\."),
+        ({"part": "pass", "batch": 2}, "", r"batch=2 where .*'pass'\}; there is batch 1, 16\."),
+        ({"part": "pass", "layer": "conv1"}, "", "layer='conv1' where .*; none says its layer"),
+        ({"part": "pass", "device": "gpu", "threads": None}, "", "none says its threads"),
     ],
 )
-def test_measurements_are_selected_by_their_conditions(conditions, names):
-    assert "".join(m.name for m in RUN.select(**conditions)) == names
-    assert RUN.has(**conditions)
-
-
-@pytest.mark.parametrize(
-    ("conditions", "message"),
-    [
-        ({"part": "race"}, r"has part='race'; there is part 'pass', 'copy'\."),
-        ({"part": "pass", "batch": 2}, r"batch=2 where \{'part': 'pass'\}; there is batch 1, 16\."),
-        ({"part": "pass", "layer": "conv1"}, "has layer='conv1' where .*; none says its layer"),
-        ({"part": "pass", "device": "gpu", "threads": None}, "none says its threads"),
-    ],
-)
-def test_what_was_not_recorded_is_answered_by_what_was(conditions, message):
-    with pytest.raises(ValueError, match=message):
-        RUN.select(**conditions)
-    assert not RUN.has(**conditions)
+def test_measurements_are_selected_or_it_is_said_which_there_are(conditions, names, message):
+    assert RUN.has(**conditions) == bool(names)
+    if names:
+        assert "".join(m.name for m in RUN.select(**conditions)) == names
+    else:
+        with pytest.raises(ValueError, match=message):
+            RUN.select(**conditions)
 
 
 def test_the_machines_recordings_are_found_by_name(tmp_path, monkeypatch):
@@ -113,28 +105,6 @@ def test_the_machines_recordings_are_found_by_name(tmp_path, monkeypatch):
 # --- a file that is not whole -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"", r"run\.json is damaged .*git checkout"),
-        (b'{"schema": "fastdl-rec', r"run\.json is damaged .*git checkout"),
-        (b"\xff\xfe\x00", r"run\.json is damaged"),
-        (b"[" * 100_000, r"run\.json is damaged .*its brackets are nested too deeply"),
-        *((text, f"it holds {text.decode()}, which is no") for text in (b"NaN", b"-Infinity")),
-        (b'{"schema": "x", "machine": 1e999}', "it holds 1e999, which is no finite number"),
-        (b'{"schema": "x", "schema": "x"}', "an object has a key twice"),
-        (b"[1, 2]", r"run\.json has the schema None, .*reads 'fastdl-recording/1'"),
-        (b'{"schema": "fastdl-recording/2"}', "has the schema 'fastdl-recording/2'"),
-    ],
-)
-def test_what_is_no_recording_is_refused(path, text, message):
-    path.write_bytes(text)
-    with pytest.raises(ValueError, match=message):
-        read_recording(path)
-    with pytest.raises(FileNotFoundError, match=r"no file gone\.json .*it holds \['run\.json'\]"):
-        read_recording(path.with_name("gone.json"))
-
-
 def changed(**changes):
     return lambda fields: fields["measurements"][0].update(changes)
 
@@ -142,37 +112,51 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        *(
-            (lambda f, key=key: f.pop(key), rf"missing fields \['{key}'\]")
-            for key in ("machine", "command", "measurements")
-        ),
+        *((lambda f, key=key: f.pop(key), rf"missing fields \['{key}'\]")
+          for key in ("machine", "command", "measurements")),
         (lambda f: f["machine"].pop("cpu"), r"machine card: missing fields \['cpu'\]"),
         (lambda f: f["measurements"].append(3), "a measurement is a JSON object, got int"),
-        *(
-            (lambda f, key=key: f["measurements"][1].pop(key), rf"missing fields \['{key}'\]")
-            for key in ("name", "unit", "samples", "provenance", "source", "conditions")
-        ),
+        *((lambda f, key=key: f["measurements"][1].pop(key), rf"missing fields \['{key}'\]")
+          for key in ("name", "unit", "samples", "provenance", "source", "conditions")),
         (changed(provenance="guessed"), "provenance 'guessed' is none of"),
-        (changed(provenance="measured here"), "is none of"),
+        (changed(provenance="Measured"), "is none of"),
         (changed(samples=[]), "has no samples"),
-        (changed(samples=["1.0"]), "has the sample '1.0'; every one must be a number"),
-        (changed(samples=[True]), "has the sample True"),
-        (changed(samples=[[1.0]]), r"has the sample \[1.0\]"),
+        (changed(samples=[[1.0]]), r"has the sample \[1.0\]; every one must be a number"),
         (changed(name=""), "a measurement has no name"),
         (lambda f: f.update(command=""), "does not say the command"),
         (lambda f: f["machine"].update(memory_gib=0), "memory_gib is 0"),
-        (changed(samples=1.0), "'samples' has the wrong type, float"),
         (changed(samples=[10**400]), "too large"),
-        (changed(name=3), "'name' has the wrong type, int"),
         (changed(extra=1), r"unknown fields \['extra'\]"),
     ],
-)
-def test_a_damaged_recording_is_refused(path, rule, message):
+)  # fmt: skip
+def test_a_recording_that_breaks_the_format_is_refused(path, rule, message):
     fields = json.loads(path.read_text())
     rule(fields)
     path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=rf"run\.json is not a valid recording: .*{message}"):
         read_recording(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", r"run\.json is damaged .*git checkout"),
+        (b'{"schema": "fastdl-rec', r"run\.json is damaged .*git checkout"),
+        (b"\xff\xfe\x00", r"run\.json is damaged"),
+        (b"[" * 100_000, r"run\.json is damaged .*its brackets are nested too deeply"),
+        (b"NaN", "it holds NaN, which is no"),
+        (b'{"schema": "x", "schema": "x"}', "an object has a key twice"),
+        (b"[1, 2]", "has the schema None"),
+        (b'{"schema": "x", "machine": 1e999}', "it holds 1e999, which is no finite number"),
+        (b'{"schema": "fastdl-recording/2"}', "has the schema '.*/2', .*reads 'fastdl-recording/1"),
+    ],
+)
+def test_a_damaged_recording_is_refused(path, text, message):
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        read_recording(path)
+    with pytest.raises(FileNotFoundError, match=r"no file gone\.json .*it holds \['run\.json'\]"):
+        read_recording(path.with_name("gone.json"))
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -224,23 +208,13 @@ def test_numbers_of_numpy_become_pythons(given, kept):
     assert type(Measurement.measured("m", "ms", np.float32(0.5)).samples[0]) is float
 
 
-class Word(str):
-    pass
-
-
-@pytest.mark.parametrize(
-    "kept",
-    [(3, 3), {1: "one"}, object(), {3}, b"x", 1j, [(1,)], Word("x"), np.zeros(2), Path("x"), ...],
-)
-def test_what_a_recording_cannot_keep_is_refused_when_it_is_measured(kept):
+@pytest.mark.parametrize("odd", [(3, 3), {1: "one"}, {3}, b"x", 1j, [(1,)], np.zeros(2), Path("x")])
+def test_what_a_recording_cannot_keep_is_refused_when_it_is_measured(odd):
     with pytest.raises(TypeError, match="'conv1': no recording keeps"):
-        measured(kept=kept)
-
-
-@pytest.mark.parametrize("sample", ["1.0", True, None, 1j, [1.0], np.bool_(True)])
-def test_a_sample_is_a_number(sample):
-    with pytest.raises(TypeError, match="every one must be a number"):
-        Measurement.measured("conv1", "ms", sample, machine=CARD)
+        measured(kept=odd)
+    for sample in ("1.0", True, None, 1j, [1.0]):
+        with pytest.raises(TypeError, match="every one must be a number"):
+            Measurement.measured("conv1", "ms", sample, machine=CARD)
 
 
 def test_what_another_machine_measured_is_no_part_of_a_recording(tmp_path):

@@ -50,7 +50,6 @@ def test_a_network_goes_to_the_gpu_and_comes_back(fake_gpu, monkeypatch):
     where = {"device": "gpu", "warmup": 1, "batch": 2, "algorithm": "im2col"}
     assert run.conditions == where
     assert {module.__name__ for module in seen} == {"cupy"} and places(network) == {"numpy"}
-    assert {layer.algorithm for layer in network.layers.values()} == {None, "auto"}
     with pytest.raises(ValueError, match="takes a batch of shape"):
         forward_ms(network, np.zeros((2, 3, 28, 28), np.float32), device="gpu", **QUICK)
     assert places(network) == {"numpy"}
@@ -111,7 +110,7 @@ def test_published_speeds_are_the_tables():
     speeds = published_training_speeds()
     assert speeds.keys() == {row["run"] for row in published("alexnet_training_speeds").rows}
     assert {speed.provenance for speed in speeds.values()} == {Provenance.PUBLISHED}
-    assert speeds["tf_p100_8"].median == 17822
+    assert (speeds["tf_p100_8"].median, round(speeds["caffe_titan"].median)) == (17822, 195)
     assert speeds["tf_p100_8"].name == "8 x P100, TensorFlow, May 2017"
     r4 = speeds["titanx_cudnn_r4_fp32"]
     assert (round(r4.median), r4.conditions) == (1580, {"device": "gpu", "batch": 128})

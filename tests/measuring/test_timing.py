@@ -65,21 +65,15 @@ def test_samples_are_exactly_what_the_clock_says(clock, card):
     assert m.machine is card and m.conditions["warmup"] == 2
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("1", 8), ("0.5", 4), ("0.001", 3), ("2", 16)])
-def test_it_repeats_until_the_budget_is_used_up(clock, monkeypatch, scale, expected):
-    monkeypatch.setenv("FASTDL_TIME_SCALE", scale)
-    m = benchmark(lambda: clock.work(0.125), name="a name", budget_s=1.0)
-    assert m.samples == (125.0,) * expected
-    assert m.name == "a name" and m.machine.cores >= 1
-
-
-def test_it_stops_after_the_most_repeats_and_needs_no_warmup(clock, card):
-    calls = []
-    limits = {"budget_s": 1.0, "warmup": 0, "max_repeats": 7, "machine": card}
-    m = benchmark(lambda: [calls.append(1), clock.work(0.01)], **limits)
-    assert len(m.samples) == len(calls) == 7
-    network = small_alexnet()
-    assert len(profile_layers(network, batch(network)[0], max_repeats=5).first.samples) == 5
+def test_it_repeats_until_the_budget_is_used_up(clock, monkeypatch):
+    work = partial(benchmark, lambda: clock.work(0.125), name="a name", budget_s=1.0, warmup=0)
+    for scale, expected in (("1", 8), ("0.5", 4), ("0.001", 3), ("2", 16)):
+        monkeypatch.setenv("FASTDL_TIME_SCALE", scale)
+        m = work()
+        assert (m.samples, m.name) == ((125.0,) * expected, "a name")
+    assert len(work(max_repeats=7).samples) == 7
+    # What is too short for the clock is no zero.
+    assert min(benchmark(lambda: None, max_repeats=3).samples) > 0
 
 
 def fail():
@@ -98,9 +92,17 @@ def test_an_error_in_what_is_timed_passes_through(way):
     assert blas_threads_now() == before
 
 
+NETWORK = deep_convnet()
+
+
 @pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+    "timer", [partial(benchmark, sum, []), partial(profile_layers, NETWORK, X)]
+)
+def test_numpys_whole_numbers_count_and_bad_budgets_are_refused(timer):
+    runs = timer(max_repeats=np.uint8(5), min_repeats=np.int64(2), budget_s=np.float32(9))
+    samples = (runs if isinstance(runs, Measurement) else runs.first).samples
+    assert len(samples) == 5 and min(samples) > 0
+    for wrong, error, message in (
         ({"budget_s": 0}, ValueError, "budget_s must be above 0 and finite, got 0"),
         ({"budget_s": math.nan}, ValueError, "budget_s must be above 0 and finite, got nan"),
         ({"budget_s": None}, TypeError, "budget_s must be a number, got None"),
@@ -108,40 +110,40 @@ def test_an_error_in_what_is_timed_passes_through(way):
         ({"max_repeats": 2}, ValueError, "max_repeats must be at least 3, got 2"),
         ({"max_repeats": 3.0}, TypeError, "max_repeats must be a whole number, got 3.0"),
         ({"threads": 0}, ValueError, "number of BLAS threads must be at least 1"),
-    ],
-)
-@pytest.mark.parametrize("timer", [partial(benchmark, sum, []), partial(profile_layers, ..., X)])
-def test_bad_budgets_and_counts_are_refused_alike(timer, wrong, error, message):
-    if timer.func is profile_layers:
-        timer = partial(profile_layers, deep_convnet(), X)
-    with pytest.raises(error, match=message):
-        timer(**wrong)
+    ):
+        with pytest.raises(error, match=message):
+            timer(**wrong)
+
+
+ON_THE_GPU = [partial(benchmark, sum, []), partial(product_gflops, 8), measure_ceilings]
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: benchmark(3.0), TypeError, r"got float; write benchmark\(f, x\), not benchmark"),
-        (lambda: benchmark(sum, [], warmup=-1), ValueError, "warmup must be at least 0"),
-        (lambda: benchmark(sum, [], warmup=1.0), TypeError, "warmup must be a whole number"),
-        (lambda: benchmark(sum, [], device="cuda"), ValueError, "device must be one of 'cpu', 'g"),
-        (lambda: product_gflops(0), ValueError, "size must be at least 1"),
-        (lambda: product_gflops(2.5), TypeError, "size must be a whole number"),
-        (lambda: product_gflops(16, "tf32"), ValueError, "cpu multiplies no matrices of 'tf32'"),
-        (lambda: profile_layers(deep_convnet(), X[:0]), ValueError, r"got \(0, 1, 28, 28\)"),
-        (lambda: profile_layers(deep_convnet(), X, np.array([0, 10])), ValueError, r"in 0\.\.9"),
+        (partial(benchmark, 3.0), TypeError, r"got float; write benchmark\(f, x\), not benchmark"),
+        (partial(benchmark, sum, [], warmup=-1), ValueError, "warmup must be at least 0"),
+        (partial(benchmark, sum, [], device="cuda"), ValueError, "device must be one of 'cpu', 'g"),
+        (partial(product_gflops, 0), ValueError, "size must be at least 1"),
+        (partial(product_gflops, 2.5), TypeError, "size must be a whole number"),
+        (partial(product_gflops, 9, "tf32"), ValueError, "cpu multiplies no matrices of 'tf32'"),
+        (partial(profile_layers, NETWORK, X[:0]), ValueError, r"got \(0, 1, 28, 28\)"),
+        (partial(profile_layers, NETWORK, X, np.array([0, 10])), ValueError, r"in 0\.\.9"),
+        *((partial(call, device="gpu"), RuntimeError, "device='gpu' needs a GPU")
+          for call in ON_THE_GPU),
     ],
-)
-def test_what_cannot_be_timed_is_refused(call, error, message):
+)  # fmt: skip
+def test_what_cannot_be_timed_is_refused(call, error, message, monkeypatch):
+    monkeypatch.setattr(timing, "gpu_available", lambda: False)
     with pytest.raises(error, match=message):
         call()
 
 
-@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "fast", ""])
-def test_a_bad_time_scale_is_named(monkeypatch, scale):
-    monkeypatch.setenv("FASTDL_TIME_SCALE", scale)
-    with pytest.raises(ValueError, match="FASTDL_TIME_SCALE must be a positive number"):
-        benchmark(sum, [])
+def test_a_bad_time_scale_is_named(monkeypatch):
+    for scale in ("0", "-1", "nan", "inf", "fast", ""):
+        monkeypatch.setenv("FASTDL_TIME_SCALE", scale)
+        with pytest.raises(ValueError, match="FASTDL_TIME_SCALE must be a positive number"):
+            benchmark(sum, [])
 
 
 @needs_a_known_blas
@@ -159,29 +161,6 @@ def test_the_thread_count_is_stated_set_and_restored(clock, card):
     assert seen == [2] * 4 + [1] * 4
 
 
-def test_numpys_whole_numbers_count_as_pythons(clock, card):
-    """Small ones would overflow, and a recording keeps none of them."""
-    limits = {"warmup": np.int8(1), "min_repeats": np.int64(2), "max_repeats": np.uint8(5)}
-    m = benchmark(lambda: clock.work(0.1), **limits, budget_s=np.float32(1), machine=card)
-    assert len(m.samples) == 5 and type(m.conditions["warmup"]) is int
-    network = deep_convnet()
-    assert len(profile_layers(network, X, max_repeats=np.int8(3)).first.samples) == 3
-
-
-def test_a_product_of_numpys_size_is_as_fast_as_pythons(monkeypatch, card):
-    def a_second(function, *, device):
-        return Measurement.measured("x", "ms", 1e3, machine=card, device=device)
-
-    monkeypatch.setattr(timing, "benchmark", a_second)
-    for size in (400, np.int16(400)):  # 2 * 400 ** 3 is more than 16 bits hold
-        assert product_gflops(size).median == pytest.approx(0.128)
-
-
-def test_what_is_too_short_for_the_clock_is_no_zero(clock, card):
-    m = benchmark(lambda: None, max_repeats=3, budget_s=1.0, machine=card)
-    assert min(m.samples) > 0 and m.convert(lambda ms: 1 / ms, "1/ms").median > 0
-
-
 def test_the_clock_of_a_core_is_two_cycles_a_step(monkeypatch, card):
     def measured(function, steps, start, **options):
         assert function(3, np.uint64(8)) == 8 + 1 + 1 + 1  # x += x >> 3
@@ -196,13 +175,6 @@ def test_the_clock_of_a_core_is_two_cycles_a_step(monkeypatch, card):
 # --- on a GPU -----------------------------------------------------------------------------------
 
 ON_GPU = {"device": "gpu", "warmup": 1}
-
-
-def test_without_a_gpu_none_is_timed(monkeypatch):
-    monkeypatch.setattr(timing, "gpu_available", lambda: False)
-    for attempt in (partial(benchmark, sum, []), partial(product_gflops, 8), measure_ceilings):
-        with pytest.raises(RuntimeError, match="device='gpu' needs a GPU"):
-            attempt(device="gpu")
 
 
 def test_the_gpu_is_waited_for_around_each_sample(fake_gpu, clock, card, monkeypatch):
@@ -249,14 +221,6 @@ def test_a_product_is_of_the_dtype_it_says_and_tf32_allowed_during_its_own_alone
     assert (m.name, m.conditions["device"]) == (f"{dtype} product, 16 x 16", device)
 
 
-def test_ceilings_of_a_gpu(fake_gpu, monkeypatch):
-    monkeypatch.setattr(timing, "_PRODUCT_ROWS", {"gpu": (8, 16)})
-    monkeypatch.setattr(timing, "_COPY_MEGABYTES", {"gpu": 1})
-    ceilings = measure_ceilings(**QUICK, device="gpu")
-    assert ceilings.gemm_gflops.conditions == ceilings.copy_gb_per_s.conditions == ON_GPU
-    assert ceilings.copy_gb_per_s.name == "copy of 1 MB, read and written"
-
-
 def test_a_profile_on_the_gpu_waits_after_every_layer(fake_gpu):
     network = small_alexnet().to_gpu()
     profile = profile_layers(network, to_gpu(batch(network)[0]), **QUICK)
@@ -276,11 +240,13 @@ def test_ceilings_divide_the_work_by_the_time(monkeypatch, card):
         return Measurement.measured("x", "ms", 500.0, machine=card, **conditions)
 
     monkeypatch.setattr(timing, "benchmark", half_a_second)
-    monkeypatch.setattr(timing, "_PRODUCT_ROWS", {"cpu": (64, 128)})
+    # Of NumPy's small whole numbers 2 * 128 ** 3 would overflow.
+    monkeypatch.setattr(timing, "_PRODUCT_ROWS", {"cpu": (64, np.int16(128))})
     monkeypatch.setattr(timing, "_COPY_MEGABYTES", {"cpu": 2})
     ceilings = measure_ceilings(threads=2)
     product, copy = ceilings.gemm_gflops, ceilings.copy_gb_per_s
     assert (product.unit, copy.unit) == ("GFLOP/s", "GB/s")
+    assert copy.name == "copy of 2 MB, read and written"
     assert product.median == pytest.approx(2 * 128**3 / 0.5 / 1e9)
     assert copy.median == pytest.approx(2 * 2 * 2**20 / 0.5 / 1e9)
     # NumPy copies with one thread, however many the products take.
