@@ -11,19 +11,13 @@ from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Bar
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
 from fastdl_lib.precision.formats import FloatFormat, NumberFormat
 
-# Smaller powers of two are counted with this one, in a histogram's first step.
+# A histogram begins here; how many values are smaller is said beside it.
 _LEAST = -60
-# By whether the processor lacks the format.
-_SPEEDS = {
-    False: (Colour.VERMILION, "arithmetic of the format itself"),
-    True: (Colour.SILVER, "rounded in software (emulated)"),
-}
 _BITS = {"sign": Colour.PURPLE, "exponent": Colour.ORANGE, "fraction": Colour.SKY}
 
 
@@ -200,8 +194,8 @@ def magnitude_histogram(
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
-    ``groups`` are label to an array of any shape, NumPy or CuPy, whose zeros are counted apart.
-    Each format has a bar below, with lines up to it.
+    ``groups`` are label to an array of any shape, NumPy or CuPy; shares are of its values that are
+    not 0. Each format has a bar below, with lines up to it; what the first one loses is shaded.
     """
     heights = {"rows": 2, "height_ratios": [8, 0.8 + 0.85 * len(formats)]}
     figure, (upper, lower) = canvas(9.5, 4.1 + 0.3 * len(formats), sharex=True, **heights)
@@ -210,25 +204,25 @@ def magnitude_histogram(
         values = np.abs(to_cpu(array).astype(np.float64)).ravel()
         sizes = values[values > 0]
         zeros = 100 * float(np.mean(values == 0))
-        powers = np.maximum(np.frexp(sizes)[1] - 1, _LEAST)
-        first, last = (int(powers.min()), int(powers.max())) if sizes.size else (0, 0)
-        share = 100 * np.bincount(powers - first, minlength=1) / max(1, values.size)
+        every_power = np.frexp(sizes)[1] - 1
+        powers = every_power[every_power >= _LEAST]
+        first, last = (int(powers.min()), int(powers.max())) if powers.size else (0, 0)
+        share = 100 * np.bincount(powers - first, minlength=1) / max(1, sizes.size)
         edges = np.arange(first, last + 2)  # stairs that start and end on the axis
         text = f"{label} ({zeros:.0f} % are 0)"
+        if powers.size < sizes.size:
+            text += f", {format_number(100 - float(share.sum()))} % left of it"
         upper.stairs(share, edges, color=colour, linestyle=dashes, linewidth=2, label=text)
-        upper.stairs(share, edges, color=colour, fill=True, alpha=0.12)
         ends += [first, last + 1]
-        start = f"2^{first}" if first > _LEAST else "less"
+        start = f"2^{first}" if powers.size == sizes.size else "less"
         said = f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"
         words.append(", ".join([said, *_lost(sizes, formats)]))
     _draw_limits(upper, lower, formats, ends)
-    upper.set(ylim=(0, None), ylabel="share of all values, %")
+    upper.set(ylim=(0, None), ylabel="share of those not 0, %")
     # A legend between the two: the histogram keeps all of its room.
     upper.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
     step = "a step holds the values between two powers of two"
-    if min(ends) == _LEAST:
-        step += f", the first one all below 2^{_LEAST + 1} too"
-    upper.set_xlabel(step, fontsize=8.5)
+    upper.set_xlabel(f"{step}; shaded: 0 or infinity in {formats[0].name}", fontsize=8.5)
     alt, legend = f"Sizes of values. {'. '.join(words)}", _range_patches(formats)
     return Picture(figure, title, [Origin.on(origin)], alt, notes, legend)
 
@@ -254,7 +248,11 @@ def _draw_limits(upper: Any, lower: Any, formats: Sequence[NumberFormat], ends: 
             powers.append(math.log2(number))
             upper.axvline(powers[-1], **dotted)
             lower.plot([powers[-1]] * 2, [-0.7, place], **dotted)
-    upper.set_xlim(min(ends + powers) - 2, max(ends + powers) + 2)
+    limits = min(ends + powers) - 2, max(ends + powers) + 2
+    # Half of the smallest number still becomes 0.
+    for lost in ((limits[0], powers[0] - 1), (powers[1], limits[1])):
+        upper.axvspan(*lost, color=Colour.VERMILION, alpha=0.12, linewidth=0)
+    upper.set_xlim(limits)
     forms.name_rows(lower, [number_format.name for number_format in formats])
     _powers_of_two(lower.xaxis)
     lower.set_xlabel("size |x| of a value, in powers of two")
@@ -293,36 +291,3 @@ def accuracy_lines(
         for label, (colour, dashes, marker) in looks.items()
     ]
     return Picture(figure, title, [Origin.on(origin)], ". ".join(words), notes, legend)
-
-
-@drawn()
-def bits_summary(rows: Sequence[tuple], origin: MachineCard, *notes: str, title: str) -> Picture:
-    """Draw accuracy, size and speed of one network against the bits of a number.
-
-    ``rows``, most bits first: (format, bits, accuracy in %, bytes, images/s as measured, whether
-    the arithmetic was rounded in software, since the processor lacks the format).
-    """
-    figure, (accuracy, size, speed) = canvas(10, 2.1 + 0.45 * len(rows), 3, sharey=True)
-    names, sizes, speeds, words = [], [], [], []
-    for place, (name, bits, right, size_bytes, fast, in_software) in enumerate(rows):
-        names.append(f"{name}\n{bits} bits")
-        accuracy.plot(right, place, "o", color=Colour.BLUE, markersize=9)
-        kilobytes = size_bytes / 1e3
-        texts = f"{right:.2f}", format_number(kilobytes), format_number(fast.median)
-        forms.write_above(accuracy, texts[0], (right, place))
-        hatch = HATCH[Provenance.COMPUTED]
-        sizes.append(Bar(name, kilobytes, texts[1], Colour.ORANGE, hatch))
-        speeds.append(Bar.of(fast, texts[2], _SPEEDS[in_software][0]))
-        said = "{} % right, {} kB, {} images/s".format(*texts) + " (emulated)" * in_software
-        words.append(f"{name}, {bits} bits: {said}")
-    accuracy.margins(x=0.25)
-    accuracy.locator_params(axis="x", nbins=4)
-    forms.horizontal_bars(size, sizes)
-    forms.horizontal_bars(speed, speeds, log=True)
-    forms.name_rows(accuracy, names)
-    accuracy.grid(axis="x", color=Colour.GREY, alpha=0.2, linewidth=0.8)
-    accuracy.set_xlabel(f"accuracy, %, not from 0\n({Provenance.MEASURED})")
-    size.set_xlabel(f"weights, kB\n({Provenance.COMPUTED})")
-    speed.set_xlabel(f"speed, images/s, line: quartiles\n({rows[0][4].provenance})")
-    legend = forms.patches({said: colour for colour, said in _SPEEDS.values()})
-    return Picture(figure, title, [Origin.on(origin)], "; ".join(words), notes, legend)

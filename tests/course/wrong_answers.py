@@ -690,6 +690,15 @@ def ring_all_reduce(gradients, send):
             ),
         ],
     },
+    "explain_by_bytes": {
+        "one disturbed run moves the mean": ("np.median", "np.mean"),
+        "takes the fastest run": ("np.median", "np.min"),
+        "time is bytes and nothing else": ("few_bytes * ms_per_byte\n", "faster\n"),
+        "believes in less than nothing": (" or fixed_ms < 0", ""),
+        "believes in a rate below 0": ("ms_per_byte <= 0", "ms_per_byte == 0"),
+        "gigabytes in a millisecond": ("1e-6 / ms_per_byte", "1e-9 / ms_per_byte"),
+        "forgets the fixed part of the third": ("fixed_ms + wanted_bytes", "wanted_bytes"),
+    },
     "dots_of_bits": {
         "counts the rubbish": (" & counts", ""),
         "leaves out the last byte": (" & counts", "[:, : length // 8]"),

@@ -148,11 +148,6 @@ ACCURACIES = {
     ("noise", "log"): {"pixels": ([0.01, 0.1, 1.0], [99.0, 98.0, 40.0])},
     ("scale", "log"): {"all": ([2.0**-24, 1.0, 2.0**18], [9, 99, 9])},
 }
-BITS_ROWS = [
-    ("float32", 32, 99.41, 1_658_000, measured("f", 1900, 2000, unit="images/s"), False),
-    ("bfloat16", 16, 99.4, 829_000, measured("b", 700, unit="images/s"), True),
-    ("float16", 16, 99.39, 829_000, measured("h", 11.5, unit="images/s"), False),
-]
 PICTURES = {
     "pixels": np.arange(8.0).reshape(2, 2, 2) % 4,
     "latent weights": np.array([[[0.5, -0.25]], [[0.0, 0.125]]]),
@@ -270,9 +265,6 @@ FIGURES = [
     (chapter_05.accuracy_lines, (ACCURACIES, CARD, "2,000 images"),
      "pixels, %, by noise: 0.01: 99.0, 0.1: 98.0, 1: 40.0",
      "all, %, by scale: 2^-24: 9.00, 1: 99.0, 2^18: 9.00", MACHINE, "2,000 images"),
-    (chapter_05.bits_summary, (BITS_ROWS, CARD, "10,000 images"),
-     "float32, 32 bits: 99.41 % right, 1,660 kB, 1,950 images/s; ",
-     "bfloat16, 16 bits: 99.40 % right, 829 kB, 700 images/s (emulated)", MACHINE),
     (chapter_06.sign_gradient, (), "1 where |x| <= 1, 0 beyond", "Computed: sign(0) is +1"),
     (chapter_06.sign_pictures, (PICTURES, ["unit 3", "unit 5"], CARD, "MNIST"),
      "Pictures of unit 3, unit 5. pixels: from 0 (black) to 3 (white)",
