@@ -39,7 +39,7 @@ from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
-from fastdl_lib.nn.training import fit
+from fastdl_lib.nn.training import History, fit
 from fastdl_lib.nn.zoo import DROPOUT, alexnet, deep_convnet
 from fastdl_lib.scaling.mpi import mpi_status, run_program
 from fastdl_lib.scaling.workers import PATIENCE_S, MpiWorkers
@@ -53,14 +53,14 @@ MNIST_IMAGES = 60_000
 
 # --- from a notebook ----------------------------------------------------------------------------
 
-_TRAINING = "train --images 2000 --test 1000 --batch 100 --optimizer sgd --learning-rate 0.02"
+_SHORT = "train --images 2000 --test 1000 --batch 100 --optimizer sgd --learning-rate 0.02"
 
 RANK_RUNS = {
     "all-reduce": (2, "all-reduce --bytes 4 494208 --rounds 4"),  # DeepConvNet's gradients
     "steps, batch 100": (2, "steps --batch 100 --steps 3 --rounds 4"),
     "steps, one layer": (2, "steps --network one_layer --batch 100 --steps 100 --rounds 4"),
-    "training, 1 rank": (1, _TRAINING),
-    "training, 2 ranks": (2, _TRAINING),
+    "training, 1 rank": (1, _SHORT),
+    "training, 2 ranks": (2, _SHORT),
 }
 """Name of a run: the number of ranks, and the words of this command."""
 
@@ -143,24 +143,10 @@ def _train(options: argparse.Namespace, ranks: MpiWorkers) -> dict[str, Any]:
         _on_device(options, *(array[:count] for array in mnist(part)))
         for part, count in (("train", options.images), ("test", options.test))
     )
-    network = deep_convnet(options.seed)
-    network = network.variant(network.name, **dict.fromkeys(DROPOUT[options.dropout]))
+    network = without_dropout(deep_convnet(options.seed), options)
     if options.device == "gpu":
         network.to_gpu()
-    rate = options.learning_rate
-    history = fit(
-        network,
-        images,
-        labels,
-        epochs=options.epochs,
-        batch=options.batch,
-        optimizer=SGD(rate, options.momentum) if options.optimizer == "sgd" else Adam(rate),
-        schedule=warmup_cosine(options.warmup),
-        seed=options.seed,
-        shift=options.shift,
-        checkpoint=options.checkpoint,
-        workers=ranks,
-    )
+    history = fit_as_told(network, images, labels, options, workers=ranks)
     waited_s = ranks.of_all(ranks.waited_s)
     weights = digest(network.parameters.values())
     if len(names := set(ranks.of_all(int(weights[:12], 16)))) > 1:
@@ -398,6 +384,52 @@ def weights_file(text: str) -> Path:
     return Path(text)
 
 
+# Options of every command that trains, and their defaults.
+_TRAINING = (
+    ("--epochs", 1, COUNT, "passes over the training images"),
+    ("--batch", 100, COUNT, "images a step, of all ranks together"),
+    ("--optimizer", "adam", ["adam", "sgd"], "how gradients become steps"),
+    ("--learning-rate", 3e-3, ABOVE_0, "the highest one of the schedule"),
+    ("--momentum", 0.9, SHARE, "of sgd"),
+    ("--weight-decay", 0.0, number_within(float, low=0), "of sgd"),
+    ("--warmup", 0.1, SHARE, "share of the run in which the rate rises"),
+    ("--shift", 0, FROM_0, "move the images by up to so many pixels"),
+    ("--dropout", "none", [*DROPOUT], "at work in training; the book has both"),
+    ("--seed", 0, FROM_0, "decides first weights and all chance"),
+)
+
+
+def training_options(parser: argparse.ArgumentParser, **recipe: Any) -> None:
+    """Add what :func:`fit_as_told` needs, and ``--out``; ``recipe``: defaults that differ."""
+    for flag, default, kind, what in _TRAINING:
+        limits = {"choices": kind} if isinstance(kind, list) else {"type": kind}
+        what += " (default: %(default)s)"
+        parser.add_argument(flag, default=default, help=what, **limits)
+    what = "store the run here after every epoch, and go on from it"
+    parser.add_argument("--checkpoint", type=weights_file, help=what)
+    what = "write the weights here (course.train: and beside them how they were made)"
+    parser.add_argument("--out", type=weights_file, help=what)
+    parser.set_defaults(**recipe)
+
+
+def without_dropout(network: Network, options: argparse.Namespace) -> Network:
+    """The network with the Dropout layers alone that ``--dropout`` names."""
+    return network.variant(network.name, **dict.fromkeys(DROPOUT[options.dropout]))
+
+
+def fit_as_told(
+    network: Network, images: Array, labels: Array, options: argparse.Namespace, **more: Any
+) -> History:
+    """Train as the options say; ``more`` is what :func:`fastdl_lib.nn.training.fit` takes."""
+    rate, sgd = options.learning_rate, options.optimizer == "sgd"
+    given = {name: getattr(options, name) for name in ("epochs", "batch", "seed", "shift")}
+    return fit(
+        network, images, labels, **given, **more, checkpoint=options.checkpoint,
+        optimizer=SGD(rate, options.momentum, options.weight_decay) if sgd else Adam(rate),
+        schedule=warmup_cosine(options.warmup),
+    )  # fmt: skip
+
+
 def _parsed(arguments: Sequence[str] | None, ranks: int) -> argparse.Namespace:
     """The command line of a job of so many ranks; what does not go together is refused."""
     parser = _parser()
@@ -444,24 +476,13 @@ def _parser() -> argparse.ArgumentParser:
         plain("--fault", type=_a_fault, metavar="FAULT", help=wrong)
         plain("--result", type=Path, help="write the result here, as JSON")
         if name == "train":
-            what = "store the run after every epoch; go on from it"
-            plain("--checkpoint", type=weights_file, help=what)
-            plain("--out", type=weights_file, help="write the weights here")
+            training_options(job_parser)
         return add
 
     add = job("train", "train DeepConvNet on MNIST")
     at_most = number_within(int, low=1, high=MNIST_IMAGES + 1)
     add("--images", MNIST_IMAGES, "train on the first so many", at_most)
     add("--test", 10_000, "test on the first so many", number_within(int, low=1, high=10_001))
-    add("--epochs", 1, "passes over the training images")
-    add("--batch", 100, "images a step, all ranks together")
-    add("--optimizer", "adam", "kind", choices=["adam", "sgd"])
-    add("--learning-rate", 3e-3, "the highest", ABOVE_0)
-    add("--momentum", 0.9, "of sgd", SHARE)
-    add("--dropout", "none", "at work in training; the book has both", choices=DROPOUT)
-    add("--warmup", 0.1, "share in which the rate rises", SHARE)
-    add("--seed", 0, "first weights and all chance", FROM_0)
-    add("--shift", 0, "move images by so many pixels", FROM_0)
 
     add = job("all-reduce", "measure how fast arrays are added up over all ranks")
     text = "of the arrays, rounded down to whole float32 values"

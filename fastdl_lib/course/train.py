@@ -17,18 +17,16 @@ from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary
 from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.files import check_destination, read_json, whole_file
 from fastdl_lib.course.ranks import (
-    ABOVE_0,
     COUNT,
-    FROM_0,
     MNIST_IMAGES,
-    SHARE,
+    fit_as_told,
     number_within,
-    weights_file,
+    training_options,
+    without_dropout,
 )
 from fastdl_lib.measuring.machine import machine_card
-from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
-from fastdl_lib.nn.training import Evaluation, History, evaluate, fit, hold_out
-from fastdl_lib.nn.zoo import DROPOUT, deep_convnet
+from fastdl_lib.nn.training import Evaluation, History, evaluate, hold_out
+from fastdl_lib.nn.zoo import deep_convnet
 
 WEIGHTS_SCHEMA = "fastdl-weights/1"
 
@@ -40,10 +38,7 @@ NETWORKS = {
 }
 
 # The weights in data/weights.
-RECIPE = {
-    "epochs": 12, "batch": 100, "optimizer": "adam", "learning_rate": 3e-3, "momentum": 0.9,
-    "weight_decay": 0.0, "warmup": 0.1, "shift": 2, "dropout": "none",
-}  # fmt: skip
+RECIPE = {"epochs": 12, "shift": 2}
 # The binary networks, and their float twins beside them.
 BINARY_RECIPE = {"epochs": 60, "batch": 256, "learning_rate": 5e-3, "warmup": 0.05, "shift": 1}
 # About 99 % in the shortest time.
@@ -91,18 +86,9 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> None:
     if options.validate:
         held = len(images) // HELD_OUT_SHARE
         (images, labels), validation = hold_out(images, labels, held)
-    left_out = DROPOUT[options.dropout]
-    if left_out and options.network == "deep-convnet":
-        trained = network.variant(network.name, **dict.fromkeys(left_out))
-    if options.optimizer == "sgd":
-        optimizer = SGD(options.learning_rate, options.momentum, options.weight_decay)
-    else:
-        optimizer = Adam(options.learning_rate)
-    given = {name: getattr(options, name) for name in ("epochs", "batch", "seed", "shift")}
-    history = fit(
-        trained, images, labels, **given, optimizer=optimizer, validation=validation,
-        schedule=warmup_cosine(options.warmup), checkpoint=options.checkpoint,
-    )  # fmt: skip
+    if options.network == "deep-convnet":
+        trained = without_dropout(network, options)
+    history = fit_as_told(trained, images, labels, options, validation=validation)
     # Who compares recipes must not see the test set.
     test = None if options.validate else evaluate(network, *mnist("test"))
     print(f"Trained on {len(images):,} images in {history.seconds:,.1f} s (measured here)")
@@ -169,24 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--width", type=COUNT, default=1, help="multiplies binary-deep-convnet's filters" + default)
     add("--packed", action="store_true", help="write binary weights as one bit each")
     add("--fast", action="store_true", help=f"the short recipe: other defaults, {FAST_RECIPE}")
-    add("--epochs", type=COUNT, help="passes over the training images" + default)
-    add("--batch", type=COUNT, help="images a step" + default)
-    add("--optimizer", choices=["adam", "sgd"], help="how gradients become steps" + default)
-    add("--learning-rate", type=ABOVE_0, help="the highest one of the schedule" + default)
-    add("--momentum", type=SHARE, help="of sgd" + default)
-    add("--weight-decay", type=number_within(float, low=0), help="of sgd" + default)
-    add("--warmup", type=SHARE, help="share of the run in which the rate rises" + default)
-    add("--shift", type=FROM_0, help="move the images by up to so many pixels" + default)
-    add("--dropout", choices=DROPOUT, help="at work in training; the book has both" + default)
-    add("--seed", type=FROM_0, default=0, help="decides first weights and all chance" + default)
+    training_options(parser, **RECIPE)
     images = number_within(int, low=HELD_OUT_SHARE, high=MNIST_IMAGES + 1)
     add("--images", type=images, help="train on the first so many images only (default: all)")
     validate = "hold out a twelfth of the training images and count on it; no test set is touched"
     add("--validate", action="store_true", help=validate)
-    file = {"type": weights_file}
-    add("--out", **file, help="write the weights here, and beside them how they were made")
-    add("--checkpoint", **file, help="store the run here after every epoch, and go on from it")
-    parser.set_defaults(**RECIPE)
     return parser
 
 

@@ -311,16 +311,6 @@ def test_execute_writes_outputs_and_is_repeatable(chapter):
     assert chapter.read_bytes() == first
 
 
-def test_execute_uses_this_python_in_the_notebooks_folder(tmp_path):
-    where = "import sys, os\nprint(sys.prefix)\nprint(os.getcwd())"
-    path = toys.write(tmp_path / "where.ipynb", [toys.code(where)])
-    course.execute(path)
-    (told,) = course.read_notebook(path).cells[0].outputs
-    prefix, folder = told.text.splitlines()
-    assert os.path.samefile(prefix, course.sys.prefix)
-    assert os.path.samefile(folder, tmp_path)
-
-
 FAILING = {
     "1 / 0": "ZeroDivisionError: division by zero",
     "import os\nos._exit(1)": "the kernel died",
@@ -330,7 +320,10 @@ FAILING = {
 
 @pytest.mark.parametrize(("failing", "reason"), FAILING.items())
 def test_execute_leaves_the_file_when_a_cell_fails(tmp_path, capsys, failing, reason):
-    cells = [toys.code("print(1)"), toys.code(f"# try it\n{failing}")]
+    # Its first cell finds this Python, and itself in the notebook's folder.
+    places = {sys.prefix: "sys.prefix", str(tmp_path): "'.'"}
+    where = [f"assert os.path.samefile({there!r}, {here})" for there, here in places.items()]
+    cells = [toys.code("\n".join(["import os, sys", *where])), toys.code(f"# try it\n{failing}")]
     path = toys.write(tmp_path / "toy.ipynb", cells)
     before = path.read_bytes()
     assert course.main(["execute", "--cell-timeout", "2", str(path)]) == 1
