@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from fair import Pass, clocked, clocked_parts
 from peer_book import BookAdam, BookDropout, BookSGD, book_layer, book_network
+from peer_engines import OPENVINO_AS_IT_LIKES, engines, openvino
 from peer_pytorch import LAYOUTS, compiled, compiler_works, torch, torch_layer, torch_network
 
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.core.datasets import mnist, photos
+from fastdl_lib.core.threads import blas_threads_now
 from fastdl_lib.measuring.costs import layer_costs
 from fastdl_lib.nn.layers import Conv2d, Dropout
 from fastdl_lib.nn.network import Network
@@ -22,6 +24,7 @@ from fastdl_lib.nn.zoo import alexnet, deep_convnet
 BOOK64, BOOK32 = "book, float64", "book, float32"
 IM2COL, OURS = "fastdl, im2col", "fastdl"
 EAGER, CHANNELS_LAST, EXPERT = "PyTorch eager", "PyTorch channels_last", "torch.compile, expert"
+TUNED = "torch.compile, expert, max-autotune"
 CEILING = "square product"
 
 # Of an output's largest value; TF32 and float16 keep 11 bits of each factor, bfloat16 ("16 bits")
@@ -147,8 +150,30 @@ def forward(batch: int) -> Contest:
     if compiler_works():
         layout = LAYOUTS[CHANNELS_LAST]
         model = compiled(torch_network(network, layout, expert=True), freezing=True)
-        runs[EXPERT] = no_gradients(model, torch.from_numpy(images).to(memory_format=layout))
+        x = torch.from_numpy(images).to(memory_format=layout)
+        runs[EXPERT] = no_gradients(model, x)
+        tuned = compiled(torch_network(network, layout, expert=True), freezing=True, tuned=True)
+        runs[TUNED] = no_gradients(tuned, x)
+    runs |= engines(network, images, blas_threads_now())
     check_outputs(runs, runs[BOOK64](), "logits")
+    return Contest({name: clocked(run) for name, run in runs.items()}, {"all": batch})
+
+
+def forward_in_bfloat16(batch: int) -> Contest:
+    """The same pass in half the bits beside ours in float32: other work, so a table of its own."""
+    network, images = alexnet(), photos(batch)
+    wanted, runs = network.forward(images), {}
+    if torch:
+        layout = LAYOUTS[CHANNELS_LAST]
+        half = torch_network(network, layout, expert=True, trainable=True).eval().bfloat16()
+        x = torch.from_numpy(images).to(memory_format=layout).bfloat16()
+        runs[f"{CHANNELS_LAST}, bfloat16"] = no_gradients(half, x)
+        if compiler_works():
+            runs[f"{EXPERT}, bfloat16"] = no_gradients(compiled(half, freezing=True), x)
+    with contextlib.suppress(ImportError):
+        runs[OPENVINO_AS_IT_LIKES] = openvino(network, images, blas_threads_now(), "")
+    check_outputs(runs, wanted, "logits", "16 bits")
+    runs[OURS] = partial(network.forward, images)
     return Contest({name: clocked(run) for name, run in runs.items()}, {"all": batch})
 
 

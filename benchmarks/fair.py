@@ -29,17 +29,6 @@ Times = dict[str, float]  # the milliseconds of each part of one pass, such as o
 Pass = Callable[[], Times]
 
 
-def in_own_memory(name: str, one_pass: Pass) -> Pass:
-    """The pass with freed memory kept for ``fastdl``, as its training and profiles do it, and for
-    the others handled by the C library's own rules."""
-
-    def prepared() -> Times:
-        with keep_freed_memory() if name.startswith("fastdl") else contextlib.nullcontext():
-            return one_pass()
-
-    return prepared
-
-
 def clocked(function: Callable[[], Any], part: str = "all") -> Pass:
     """A pass that has the function as its only part."""
     return clocked_parts({part: function})
@@ -175,6 +164,7 @@ class Rounds:
         return np.array([sum(one[part] for part in parts) for one in passes])
 
 
+@keep_freed_memory()  # for all alike: a change between two passes would fetch their pages anew
 def in_turn(passes: dict[str, Pass], budget_s: float, always: Iterable[str] = ()) -> Rounds:
     """Time all in turn, round by round until the budget is used up, in a new order each round.
 
@@ -183,7 +173,6 @@ def in_turn(passes: dict[str, Pass], budget_s: float, always: Iterable[str] = ()
     gets ``MIN_ROUNDS`` turns, past the budget if need be.
     """
     always = set(always or passes)
-    passes = {name: in_own_memory(name, one_pass) for name, one_pass in passes.items()}
     rounds: list[dict[str, Times | None]] = []
     refused = {name: Counter() for name in passes}
     turns, used_s = Counter(), Counter()

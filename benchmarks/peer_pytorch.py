@@ -125,16 +125,17 @@ def torch_network(
     return model.to(memory_format=layout)
 
 
-def compiled(function: Callable, *, freezing: bool = False) -> Callable:
+def compiled(function: Callable, *, freezing: bool = False, tuned: bool = False) -> Callable:
     """torch.compile for one shape; ``freezing`` folds the weights into the code, without gradients.
 
-    Frozen weights are re-packed once for the kernels that use them: for inference alone.
+    Frozen weights are re-packed once for the kernels that use them: for inference alone. ``tuned``:
+    it times several kernels for each product and takes the fastest ("max-autotune").
     """
     # Some code of torch.nn.Sequential is shared by all networks, and PyTorch compiles a piece of
     # code eight times at most, then silently runs it eagerly. So forget the networks before; and
     # fullgraph=True makes whatever falls back an error.
     torch._dynamo.reset()
-    options = {"freezing": freezing, "compile_threads": 1}
+    options = {"freezing": freezing, "compile_threads": 1, "max_autotune": tuned}
     return torch.compile(function, dynamic=False, fullgraph=True, options=options)
 
 

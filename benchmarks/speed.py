@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from binary_contests import BITS, LENGTH, ONE_BIT, PACKED, TWO_ROWS, network, rows, square
 from contests import (
-    BOOK32,
     BOOK64,
     CEILING,
     CHANNELS_LAST,
@@ -30,10 +29,12 @@ from contests import (
     alone,
     deep,
     forward,
+    forward_in_bfloat16,
     train,
 )
 from fair import MIN_ROUNDS, Rounds, in_turn
 from gpu_contests import OURS_HALF, gpu_forward, gpu_train
+from peer_engines import ONNX_RUNTIME, OPENVINO
 from peer_pytorch import torch
 from precision_contests import FLOAT16, add, cast, product, stored, stored_as
 
@@ -60,6 +61,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "forward": Kind("AlexNet, forward pass", forward, "images/s"),
+    "bfloat16": Kind("AlexNet, forward pass in bfloat16", forward_in_bfloat16, "images/s"),
     "train": Kind("AlexNet, training step with SGD", train, "images/s"),
     "deep": Kind("DeepConvNet, training step with Adam", deep, "steps/s"),
     "conv": Kind("AlexNet's convolutions alone", partial(alone, "conv"), "GFLOP/s", threads=1),
@@ -80,7 +82,7 @@ KINDS = {
     "gpu-train": Kind("AlexNet, training step on the GPU", gpu_train, "images/s", on_gpu=True),
 }
 DEFAULT = [
-    *("forward-1", "forward-16", "forward-64", "train-32", "deep-100"),
+    *("forward-1", "forward-16", "forward-64", "train-32", "deep-100", "bfloat16-64"),
     *("conv-64", "norm-16", "pool-16"),
     *("stored-1", "stored-8", "product-512", "cast-16", "add-16"),
     *("binary-rows-100", "binary-1024", "binary-4096", "binary-network-100"),
@@ -88,21 +90,24 @@ DEFAULT = [
 DEFAULT_ON_GPU = ["gpu-forward-128", "gpu-train-128"]
 
 TARGETS = {
-    ("forward-64", BOOK64): 18,
-    ("forward-64", BOOK32): 8,
-    ("forward-64", EAGER): 2.2,
-    ("forward-64", CHANNELS_LAST): 2.0,
-    ("forward-64", EXPERT): 1.0,
-    ("forward-16", CHANNELS_LAST): 1.5,
-    ("forward-1", CHANNELS_LAST): 1.1,
-    ("train-32", BOOK64): 12,
-    ("train-32", EAGER): 1.5,
-    ("train-32", EXPERT): 1.0,
-    ("deep-100", BOOK64): 15,
-    ("deep-100", EAGER): 0.75,
-    ("conv-64", CHANNELS_LAST): 1.1,
-    ("norm-16", EAGER): 6,
-    ("pool-16", EAGER): 10,
+    ("forward-64", EXPERT): 1.3,
+    ("forward-64", CHANNELS_LAST): 3,
+    ("forward-64", BOOK64): 25,
+    ("forward-64", ONNX_RUNTIME): 1,
+    ("forward-64", OPENVINO): 1,
+    ("forward-16", EXPERT): 1.1,
+    ("forward-16", CHANNELS_LAST): 1.8,
+    ("forward-1", EXPERT): 0.85,
+    ("forward-1", CHANNELS_LAST): 1.25,
+    ("train-32", EXPERT): 1.35,
+    ("train-32", EAGER): 2,
+    ("train-32", BOOK64): 18,
+    ("deep-100", EAGER): 1.3,
+    ("deep-100", CHANNELS_LAST): 1.1,
+    ("deep-100", BOOK64): 25,
+    ("conv-64", CHANNELS_LAST): 1.4,
+    ("norm-16", EAGER): 15,
+    ("pool-16", EAGER): 15,
     ("stored-1", stored_as("bfloat16")): "0.62 or less",
     ("stored-1", stored_as("int8")): "0.4 or less",
     ("cast-16", FLOAT16): 3,
