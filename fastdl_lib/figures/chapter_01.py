@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Shares, kind_colour
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn
+from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn, origins_of
 from fastdl_lib.measuring.costs import KINDS, Ceilings, LayerCost
 from fastdl_lib.measuring.evidence import Provenance, format_number
 from fastdl_lib.measuring.timing import LayerProfile
@@ -41,8 +41,7 @@ def cost_shares(costs: Sequence[LayerCost], *notes: str, title: str) -> Picture:
     }
     words, hatch = [], HATCH[Provenance.COMPUTED]
     for axis, (label, values) in zip(axes, counts.items(), strict=True):
-        percents = [100 * value / sum(values) for value in values]
-        shares = list(zip(costs, percents, strict=True))
+        shares = [(c, 100 * value / sum(values)) for c, value in zip(costs, values, strict=True)]
         conv, fc = (sum(p for c, p in shares if c.kind == kind) for kind in ("conv", "fc"))
         bars = [Bar(c.name, p, f"{p:.1f}", kind_colour(c.kind), hatch) for c, p in shares]
         forms.horizontal_bars(axis, bars, height=0.8)
@@ -79,7 +78,7 @@ def _ran(
     """A picture of a profile: its caption says what ran how often."""
     passes = f"{len(profile.first.samples)} passes"
     run = f"batch {profile.batch}, {forms.ran_on(profile.first, 'BLAS')}, {passes}"
-    return Picture(figure, title, [Origin.of_profile(profile)], alt, (run, *notes), legend)
+    return Picture(figure, title, origins_of([profile.first]), alt, (run, *notes), legend)
 
 
 @drawn()
@@ -141,4 +140,4 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
     alt, profile = f"Time an image takes: {'; '.join(words)}", profiles[batches[0]]
     notes = (f"{forms.ran_on(profile.first, 'BLAS')}, medians", *notes)
     legend = forms.kind_patches(shown)
-    return Picture(figure, title, [Origin.of_profile(profile)], alt, notes, legend)
+    return Picture(figure, title, origins_of([profile.first]), alt, notes, legend)

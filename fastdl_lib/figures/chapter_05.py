@@ -50,9 +50,9 @@ def bit_layout(
     flips = [place for place, bit in enumerate(bits) if bit != meant[place]]
     figure, axes = canvas(9.5, 3.7)
     _draw_bits(axes, bits, number_format.exponent_bits, flips)
-    formula, plain = _decoding(number_format, bits, stored)
+    formula = _decoding(number_format, bits, stored)
     fate = _stored_in_words(number_format, asked, stored)
-    axes.text(0, -0.92, formula, fontsize=13, color=Colour.INK, va="center")
+    axes.text(0, -0.92, forms.raised(formula), fontsize=13, color=Colour.INK, va="center")
     axes.text(0, -1.6, fate, fontsize=10.5, color=Colour.INK, va="center")
     for text in axes.texts:  # long ones would squeeze the boxes, and measuring takes time
         text.set_in_layout(False)
@@ -66,7 +66,7 @@ def bit_layout(
         f"{number_format.bias}), {number_format.fraction_bits} of fraction"
     )
     title = f"{is_what} is {stored:.13g}"
-    alt = f"{title}. Bits: {spaced}. {plain}. {fate}"
+    alt = f"{title}. Bits: {spaced}. {formula}. {fate}"
     notes, legend = ["dark: 1, pale: 0, framed: flipped"], forms.patches(_BITS)
     return Picture(figure, title, [Origin(Provenance.COMPUTED, layout)], alt, notes, legend)
 
@@ -90,42 +90,39 @@ def _draw_bits(axes: Any, bits: str, exponent_bits: int, flips: Sequence[int]) -
     axes.set_title(said, fontsize=8.5, color=Colour.GREY)
 
 
-def _decoding(number_format: FloatFormat, bits: str, stored: float) -> tuple[str, str]:
-    """How the bits become the number: for the figure, and in plain text."""
+def _decoding(number_format: FloatFormat, bits: str, stored: float) -> str:
+    """How the bits become the number."""
     end = 1 + number_format.exponent_bits
     sign, exponent, fraction = bits[0], int(bits[1:end], 2), int(bits[end:], 2)
     if math.isnan(stored):
         not_zero = "not 0: NaN" if number_format.has_infinity else "all ones: NaN, not a number"
-        return (f"exponent all ones, fraction {not_zero}",) * 2
+        return f"exponent all ones, fraction {not_zero}"
     if math.isinf(stored):
-        return (f"exponent all ones, fraction 0: {'-' * int(sign)}infinity",) * 2
+        return f"exponent all ones, fraction 0: {'-' * int(sign)}infinity"
     if stored == 0:
-        return (f"exponent and fraction all zeros: {'-' * int(sign)}0",) * 2
+        return f"exponent and fraction all zeros: {'-' * int(sign)}0"
     factor, note = 1 + fraction / 2**number_format.fraction_bits, ""
     if exponent == 0:
         exponent, factor, note = 1, factor - 1, "   (subnormal: no 1 is hidden)"
-    shown = f"{exponent} - {number_format.bias}"
-    end = f"x {factor:.9g} = {stored:.9g}{note}"
-    formula = f"(-1){forms.raised(str(sign))} x 2{forms.raised(shown)} {end}"
-    return formula, f"(-1)^{sign} x 2^({shown}) {end}"
+    power = f"2^({exponent} - {number_format.bias})"
+    return f"(-1)^{sign} x {power} x {factor:.9g} = {stored:.9g}{note}"
 
 
 def _stored_in_words(number_format: FloatFormat, asked: float | None, stored: float) -> str:
     """What was asked for, what is stored, and the error."""
     if asked is None:
         return f"stored: {stored:.13g}"
-    said = f"asked: {asked:.13g}    stored: {stored:.13g}    "
+    error, verdict = stored - asked, f"error: {stored - asked:.3g}"
     if asked == stored or (math.isnan(asked) and math.isnan(stored)):
-        return said + "exact"
-    if not (math.isfinite(stored) and math.isfinite(asked)):
+        verdict = "exact"
+    elif not math.isfinite(error):
         beyond = abs(asked) > number_format.largest
-        return said + f"largest: {number_format.largest:.6g}" * beyond
-    error = f"error: {stored - asked:.3g}"
-    if asked == 0:
-        return said + error
-    if abs(stored) > 2 * abs(asked):
-        return said + f"{format_number(stored / asked)} times what was asked"
-    return said + f"{error}, {format_number(100 * abs((stored - asked) / asked))} % of it"
+        verdict = f"largest: {number_format.largest:.6g}" * beyond
+    elif abs(stored) > 2 * abs(asked) > 0:
+        verdict = f"{format_number(stored / asked)} times what was asked"
+    elif asked:
+        verdict += f", {format_number(100 * abs(error / asked))} % of it"
+    return f"asked: {asked:.13g}    stored: {stored:.13g}    {verdict}"
 
 
 def _in_digits(number_format: NumberFormat) -> str:

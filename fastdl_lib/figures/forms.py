@@ -6,6 +6,7 @@ the machine that measured or counted; then notes that end the caption, and the t
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -194,12 +195,13 @@ def draw_line(axis: Any, label: str, dots: Mapping[float, Any], colour: str, loo
 
 def power_of_two(exponent: float) -> str:
     """2 to this power, for an axis: 2\N{SUPERSCRIPT ONE}\N{SUPERSCRIPT ZERO}."""
-    return f"2{raised(f'{exponent:.0f}')}"
+    return raised(f"2^{exponent:.0f}")
 
 
-def raised(number: str) -> str:
-    """A text of whole numbers, without blanks, in small figures above the line."""
-    return number.replace(" ", "").translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+def raised(formula: str) -> str:
+    """A formula whose powers, 2^-3 or 2^(5 - 15), are in small figures above the line."""
+    small = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "^() ")
+    return re.sub(r"\^(-?\d+|\([^)]*\))", lambda power: power[0].translate(small), formula)
 
 
 def draw_lines(axis: Any, lines: Mapping[str, Mapping[float, Any]], dashes: str) -> list[str]:
@@ -402,7 +404,8 @@ class Shares(NamedTuple):
     @classmethod
     def of_profile(cls, label: str, profile: LayerProfile) -> "Shares":
         """The shares of a profile measured here (or recorded)."""
-        return cls(label, profile.layer_shares(), profile.kinds, Origin.of_profile(profile))
+        (origin,) = origins_of([profile.first])
+        return cls(label, profile.layer_shares(), profile.kinds, origin)
 
     @classmethod
     def of_published(cls, label: str, table: PublishedTable, value: str, **where: Any) -> "Shares":
@@ -504,9 +507,9 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
         axes.plot([m.median] * 2, [place - 0.32, place + 0.32], color=Colour.INK, linewidth=2)
         ratio = m.median / medians[0]
         times = f"{ratio:.2f}" if 0.01 <= ratio < 100 else format_number(ratio)
-        text = f"{format_number(m.median)} {m.unit}" + f"\n= {times}x" * (len(measurements) > 1)
-        write_beside(axes, text, (1.01, place), xycoords=axes.get_yaxis_transform())
         low, high, median = map(format_number, (min(m.samples), max(m.samples), m.median))
+        text = f"{median} {m.unit}" + f"\n= {times}x" * (len(measurements) > 1)
+        write_beside(axes, text, (1.01, place), xycoords=axes.get_yaxis_transform())
         said = f"{m.name}: median {median} {m.unit}, from {low} to {high}"
         words.append(f"{said}, {times} times the first")
     name_rows(axes, [m.name for m in measurements])
@@ -534,8 +537,10 @@ def measured_bars(
     if len(units) != 1 or min(m.low for m in everything) <= 0:
         raise ValueError(f"bars need numbers above 0 of one unit, got {sorted(units)}.")
     figure, axes = canvas(10, 1.8 + 0.32 * (len(everything) + 1.2 * len(groups)))
-    drawn = ([Bar.of(m, _said(m), device_colour(m)) for m in group] for group in groups.values())
-    bars = dict(zip(groups, drawn, strict=True))
+    bars = {
+        heading: [Bar.of(m, _said(m), device_colour(m)) for m in group]
+        for heading, group in groups.items()
+    }
     ends = [start or everything[0].low, *(end for m in everything for end in (m.low, m.high))]
     log = max(ends) > 15 * min(ends)
     grouped_bars(axes, bars, start=start, log=log, fontsize=8.5)
@@ -622,10 +627,7 @@ def _moving_means(values: np.ndarray, width: int) -> np.ndarray:
     """The mean of each value and up to ``width`` - 1 before it, up to the first not finite."""
     finite = np.isfinite(values)
     count = len(values) if finite.all() else int(np.argmin(finite))
-    sums = np.cumsum(np.insert(values[:count], 0, 0.0))
-    steps = np.arange(1, count + 1)
-    start = np.maximum(0, steps - width)
-    return (sums[steps] - sums[start]) / (steps - start)
+    return np.array([values[max(0, n - width) : n].mean() for n in range(1, count + 1)])
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[str, str, str, int, float]]) -> None:

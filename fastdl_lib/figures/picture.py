@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from fastdl_lib.core.arrays import to_cpu
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
-from fastdl_lib.measuring.timing import LayerProfile
 
 
 class Colour(enum.StrEnum):
@@ -74,11 +73,6 @@ class Origin(NamedTuple):
     def on(cls, card: MachineCard, provenance: Provenance = Provenance.MEASURED) -> "Origin":
         """What a machine's clock, or its network's answers, say."""
         return cls(provenance, card.summary)
-
-    @classmethod
-    def of_profile(cls, profile: LayerProfile) -> "Origin":
-        """The machine that ran a profile."""
-        return cls.on(profile.first.machine, profile.first.provenance)
 
     def __str__(self) -> str:
         return ": ".join(filter(None, [self.provenance.capitalize(), self.where]))
@@ -184,21 +178,18 @@ class Picture:
         notes: Sequence[str] = (), legend: Sequence[Artist] = (),
     ) -> None:  # fmt: skip
         """Set title, legend and caption around the axes, which get the room between them."""
-        origins = [origins] if isinstance(origins, Origin) else origins
-        if not origins or not all(isinstance(origin, tuple) for origin in origins):
+        if not origins or not all(isinstance(origin, Origin) for origin in origins):
             raise ValueError(
                 f"the figure {title!r} does not say where its numbers come from; pass a list of "
                 "origins, such as origins_of(measurements)."
             )
-        origins = [Origin(Provenance(kind), *where) for kind, *where in origins]
+        needed = {Provenance.PUBLISHED: "its source: Origin(kind, source)"}
+        needed |= dict.fromkeys(CLOCKED, "a machine: Origin.on(card)")
         for provenance, where in origins:
-            if provenance in CLOCKED and not where:
-                raise ValueError(f"{title!r}: {provenance} needs a machine: Origin.on(card).")
-            if provenance is Provenance.PUBLISHED and not where.strip():
-                raise ValueError(f"{title!r}: {provenance} needs its source: Origin(kind, source).")
+            if Provenance(provenance) in needed and not where.strip():
+                raise ValueError(f"{title!r}: {provenance} needs {needed[provenance]}.")
         if not alt.strip():
             raise ValueError(f"{title!r}: alt is empty; it says the figure's numbers in words.")
-        notes = [notes] if isinstance(notes, str) else notes
         self.figure, self.title, self.alt = figure, title, alt
         self.caption = " | ".join([*map(str, origins), *filter(None, notes)])
         with style(plain=True):
