@@ -236,7 +236,7 @@ def odd_binary_network(seed):
         around = 0.0 if number == 0 else float(rng.choice([-1, 1]))
         outputs = int(rng.choice([1, 2, 7, 31, 33, 60, 63, 64, 65, 96, 127, 130]))
         kernel = min(int(rng.integers(1, 4)), *(size + 2 * window["padding"] for size in now[1:]))
-        options = {"padding_value": around, "scaled": bool(rng.integers(2)), "rng": rng}
+        options = {"padding_value": around, "rng": rng}
         stage = [("conv", BinaryConv2d(now[0], outputs, kernel, **window, **options))]
         now = stage[0][1].output_shape(now)
         if rng.random() < 0.3 and min(now[1:]) > 1:
@@ -336,7 +336,7 @@ LAYERS = {
     "Dropout": (lambda: Dropout(0.5), (2, 5)),
     "Sign": (Sign, (2, 4, 7, 7)),
     "PixelBytes": (PixelBytes, (2, 1, 7, 7)),
-    "BinaryLinear": (lambda: BinaryLinear(5, 3, scaled=True, rng=_rng()), (2, 5)),
+    "BinaryLinear": (lambda: BinaryLinear(5, 3, rng=_rng()), (2, 5)),
     "BinaryConv2d": (lambda: BinaryConv2d(4, 6, 3, padding=1, rng=_rng()), (2, 4, 7, 6)),
 }
 

@@ -178,13 +178,13 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     _check_rows_of_signs(a, b)
     rows, length = a.shape
     a_ones = np.count_nonzero(a > 0, axis=1)
-    turned = a_ones > length // 2
-    a_ones = np.where(turned, length - a_ones, a_ones)
-    sides = np.where(turned, np.float32(-1), np.float32(1))
+    sides = np.where(a_ones > length // 2, np.float32(-1), np.float32(1))
+    a_ones = np.where(sides < 0, length - a_ones, a_ones)
     half = -(-rows // 2)
     # Bits of the first half of the rows, plus 4096 times those of the second.
-    pairs = (a[:half] * sides[:half, None] > 0).astype(np.float32)
-    pairs[: rows - half] += np.float32(2**_SHIFT) * (a[half:] * sides[half:, None] > 0)
+    a_bits = (a * sides[:, None] > 0).astype(np.float32)
+    pairs = a_bits[:half]
+    pairs[: rows - half] += 2**_SHIFT * a_bits[half:]
     b_bits = (b > 0).astype(np.float32)
     counts = pairs @ b_bits.T
     b_ones = np.count_nonzero(b > 0, axis=1)
@@ -206,8 +206,8 @@ def two_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _check_rows_of_signs(a: np.ndarray, b: np.ndarray) -> None:
-    array_module(a, b)
     check_on_cpu("two_rows_product", a)
+    array_module(a, b)
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise TypeError(f"two_rows_product takes float32, got {a.dtype} and {b.dtype}.")
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in a.shape or 0 in b.shape:

@@ -27,140 +27,27 @@ C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O3")
 """With which :func:`compile_c` compiles first: warnings are errors."""
 
 _PARTS = {
-    "popcount": """
-/* How many bits are 1. */
-#ifdef __POPCNT__
-#define popcount(word) __builtin_popcountll(word)
-#else
-static int popcount(uint64_t word)
-{
-    word -= word >> 1 & UINT64_C(0x5555555555555555);
-    word = (word & UINT64_C(0x3333333333333333)) + (word >> 2 & UINT64_C(0x3333333333333333));
-    word = (word + (word >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
-    return (int) (word * UINT64_C(0x0101010101010101) >> 56);
+    re.search(r"^static \w+ (\w+)", part, re.M)[1]: part
+    for part in Path(__file__).with_name("network.c").read_text("ascii").strip().split("\n\n")[1:]
 }
-#endif
-""",
-    "pixel_sums": """
-/* Sums of pixels times weights of +1 and -1, by the eight bit planes of the pixels: twice what the
-   bits of the weights select, less the sum of all pixels. Volatile, here and below: gcc 11 and 12
-   get the loop over the outputs wrong where they compute several at once by AVX-512. */
-static void pixel_sums(const uint8_t *pixels, int height, int width, int channels, int kernel_h,
-                       int kernel_w, int stride, int padding, int outputs, int words,
-                       const uint64_t *weights, volatile int32_t *sums)
-{
-    static uint64_t planes[8][@PATCH_WORDS@];
-    int out_h = (height + 2 * padding - kernel_h) / stride + 1;
-    int out_w = (width + 2 * padding - kernel_w) / stride + 1;
-    for (int i = 0; i < out_h; ++i)
-        for (int j = 0; j < out_w; ++j) {
-            int32_t total = 0;
-            int place = 0;
-            for (int plane = 0; plane < 8; ++plane)
-                for (int k = 0; k < words; ++k) planes[plane][k] = 0;
-            for (int p = 0; p < kernel_h; ++p)
-                for (int q = 0; q < kernel_w; ++q)
-                    for (int c = 0; c < channels; ++c, ++place) {
-                        int y = i * stride + p - padding, x = j * stride + q - padding;
-                        unsigned pixel = 0;
-                        if (y >= 0 && y < height && x >= 0 && x < width)
-                            pixel = pixels[(c * height + y) * width + x];
-                        total += (int32_t) pixel;
-                        for (int plane = 0; plane < 8; ++plane)
-                            planes[plane][place / 64] |= (uint64_t) (pixel >> plane & 1)
-                                                         << place % 64;
-                    }
-            for (int o = 0; o < outputs; ++o) {
-                const uint64_t *weight = weights + (long) o * words;
-                int32_t selected = 0;
-                for (int plane = 0; plane < 8; ++plane) {
-                    int32_t ones = 0;
-                    for (int k = 0; k < words; ++k) ones += popcount(planes[plane][k] & weight[k]);
-                    selected += ones * (1 << plane);
-                }
-                *sums++ = 2 * selected - total;
-            }
-        }
-}
-""",
-    "bit_sums": """
-/* Sums of +1 and -1 times weights of +1 and -1: places that differ count -1, the others +1. A pixel
-   is some words, around the image stands the pixel "around". */
-static void bit_sums(const uint64_t *bits, int height, int width, int words, int kernel_h,
-                     int kernel_w, int stride, int padding, const uint64_t *around, int outputs,
-                     int length, const uint64_t *weights, volatile int32_t *sums)
-{
-    int out_h = (height + 2 * padding - kernel_h) / stride + 1;
-    int out_w = (width + 2 * padding - kernel_w) / stride + 1;
-    for (int i = 0; i < out_h; ++i)
-        for (int j = 0; j < out_w; ++j) {
-            const uint64_t *weight = weights;
-            for (int o = 0; o < outputs; ++o) {
-                int32_t differing = 0;
-                for (int p = 0; p < kernel_h; ++p)
-                    for (int q = 0; q < kernel_w; ++q, weight += words) {
-                        int y = i * stride + p - padding, x = j * stride + q - padding;
-                        const uint64_t *seen = around;
-                        if (y >= 0 && y < height && x >= 0 && x < width)
-                            seen = bits + (long) (y * width + x) * words;
-                        for (int k = 0; k < words; ++k) differing += popcount(seen[k] ^ weight[k]);
-                    }
-                *sums++ = length - 2 * differing;
-            }
-        }
-}
-""",
-    "pool": """
-/* The largest sum of each window, in place: what is written lies before what is read later. */
-static void pool(int32_t *sums, int height, int width, int outputs, int kernel, int stride)
-{
-    int32_t *out = sums;
-    for (int i = 0; i + kernel <= height; i += stride)
-        for (int j = 0; j + kernel <= width; j += stride)
-            for (int o = 0; o < outputs; ++o) {
-                int32_t largest = sums[(i * width + j) * outputs + o];
-                for (int p = 0; p < kernel; ++p)
-                    for (int q = 0; q < kernel; ++q) {
-                        int32_t sum = sums[((i + p) * width + j + q) * outputs + o];
-                        if (sum > largest) largest = sum;
-                    }
-                *out++ = largest;
-            }
-}
-""",
-    "compare": """
-/* Batch normalisation and sign: a bit is 1 where a sum reaches its threshold, or, where "falling"
-   says so, where it does not. */
-static void compare(const int32_t *sums, int places, int outputs, const int32_t *thresholds,
-                    const uint64_t *falling, uint64_t *bits)
-{
-    for (int place = 0; place < places; ++place)
-        for (int first = 0; first < outputs; first += 64) {
-            uint64_t word = falling[first / 64];
-            for (int o = first; o < outputs && o < first + 64; ++o)
-                word ^= (uint64_t) (sums[o - first] >= thresholds[o]) << (o - first);
-            sums += outputs - first < 64 ? outputs - first : 64;
-            *bits++ = word;
-        }
-}
-""",
-}
+"""Functions of every exported network, by their names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CFile:
-    """A network in C, as :func:`export_c` wrote it; all sizes in bytes, counted."""
+    """A network in C, as :func:`export_c` wrote it; all sizes in bytes, counted.
+
+    ``name`` is what its functions' names begin with; pictures are of ``input_shape``, (C, H, W).
+    ``constants_bytes`` lie in read-only memory (flash) beside the code, ``buffers_bytes`` in memory
+    that is written to, beside a small stack.
+    """
 
     path: Path
     name: str
-    """What its functions' names begin with."""
     input_shape: tuple[int, int, int]
-    """(C, H, W) of a picture."""
     classes: int
     constants_bytes: int
-    """What lies in read-only memory (flash) beside the code."""
     buffers_bytes: int
-    """What lies in memory that is written to, beside a small stack."""
     text: str = dataclasses.field(repr=False)
     """What was written."""
     checked: tuple[np.ndarray, np.ndarray] = dataclasses.field(repr=False, compare=False)
@@ -210,7 +97,7 @@ def export_c(network: Network, path: str | os.PathLike, *, name: str = "network"
     with whole_file(path) as part:
         part.write_text(text, encoding="ascii")
     constants = folded.bytes + 8 * sum(stage.around_words for stage in stages)
-    buffers = 4 * sums + 8 * sum(words) + 8 * 8 * stages[0].patch_words
+    buffers = 4 * sums + 8 * sum(words) + 8 * 8 * stages[0].layer.row_words
     classes = stages[-1].layer.outputs
     return CFile(path, name, folded.input_shape, classes, constants, buffers, text, checked)
 
@@ -225,7 +112,7 @@ def _answers(folded: BinaryNetwork) -> tuple[np.ndarray, np.ndarray]:
     parts = (folded.forward(beside(x[start : start + 4], words)) for start in range(0, count, 4))
     logits = np.concatenate([to_cpu(part) for part in parts])
     if not np.isfinite(logits).all():
-        raise ValueError(f"{folded.name} has no finite logits: its scale, factor or shift is none.")
+        raise ValueError(f"{folded.name} has no finite logits: its factor or shift is none.")
     return pixels, logits
 
 
@@ -238,14 +125,15 @@ def _c_text(
         needed |= {"bit_sums", "compare"}
     if any(stage.layer.pool for stage in stages):
         needed.add("pool")
-    patch_words = str(stages[0].patch_words)
+    parts = [part for name, part in _PARTS.items() if name in needed]
+    patch_words, classes = str(stages[0].layer.row_words), stages[-1].layer.outputs
     channels, height, width = folded.input_shape
-    classes = stages[-1].layer.outputs
+    title = re.sub(r"[^ -~]|[*/\\]", "_", folded.name)
     lines = [
-        f"/* {_in_comment(folded.name)}: pictures of {channels}x{height}x{width} bytes,",
+        f"/* {title}: pictures of {channels}x{height}x{width} bytes,",
         f"   {classes} classes. Written by fastdl_lib.binary.export_c; C99, no heap. */",
         "#include <stdint.h>",
-        *(_PARTS[part].replace("@PATCH_WORDS@", patch_words) for part in _PARTS if part in needed),
+        *(f"\n{text.replace('PATCH_WORDS', patch_words)}\n" for text in parts),
         *(line for stage in stages for line in stage.constants()),
         f"static int32_t sums[{sums}];",
         *(f"static uint64_t bits{turn}[{count}];" for turn, count in enumerate(words)),
@@ -278,10 +166,6 @@ int @NAME@_classify(const uint8_t *pixels)
 """
 
 
-def _in_comment(text: str) -> str:
-    return re.sub(r"[^ -~]|[*/\\]", "_", text)
-
-
 class _Stage:
     """One layer of a folded network, and what stands in C for it."""
 
@@ -295,7 +179,6 @@ class _Stage:
         self.sums_shape = layer.sums_shape(shape)
         self.sums = math.prod(self.sums_shape)
         self.pooled = math.prod(layer.output_shape(shape)[1:])
-        self.patch_words = layer.row_words
         self.pixel_words = -(-layer.channels // WORD)
         self.words_out = self.pooled * -(-layer.outputs // WORD)
         self.around_words = self.pixel_words if layer.padding and not layer.takes_pixels else 0
@@ -317,7 +200,7 @@ class _Stage:
         if layer.takes_pixels:
             yield (
                 f"    pixel_sums(pixels, {height}, {width}, {channels}, {kernel}, "
-                f"{layer.outputs}, {self.patch_words}, {name}_words, sums);"
+                f"{layer.outputs}, {layer.row_words}, {name}_words, sums);"
             )
         else:
             around = f"{name}_around" if self.around_words else "0"
@@ -339,7 +222,7 @@ class _Stage:
         yield f"    for (int o = 0; o < {layer.outputs}; ++o) {{"
         # Volatile: each step is rounded to float, as NumPy's, and never joined with the next one.
         yield "        volatile float value = (float) sums[o];"
-        for kind, sign in (("scale", "*"), ("factor", "*"), ("shift", "+")):
+        for kind, sign in (("factor", "*"), ("shift", "+")):
             if kind in layer.buffers:
                 yield f"        value = value {sign} {name}_{kind}[o];"
         yield "        logits[o] = value;"
@@ -347,15 +230,13 @@ class _Stage:
 
 
 def _constant(name: str, array: np.ndarray) -> Iterator[str]:
-    kinds = {"uint64": "uint64_t", "int32": "int32_t", "float32": "float"}
-    yield f"static const {kinds[array.dtype.name]} {name}[{array.size}] = {{"
-    values = array.reshape(-1).tolist()
-    if array.dtype == np.uint64:
-        words = [f"UINT64_C(0x{value:x})" for value in values]
-    elif array.dtype == np.float32:
-        words = [f"{value.hex()}f" for value in values]
-    else:
-        words = [str(value) for value in values]
+    kind, write = {
+        "uint64": ("uint64_t", lambda value: f"UINT64_C(0x{value:x})"),
+        "int32": ("int32_t", str),
+        "float32": ("float", lambda value: f"{value.hex()}f"),
+    }[array.dtype.name]
+    yield f"static const {kind} {name}[{array.size}] = {{"
+    words = [write(value) for value in array.reshape(-1).tolist()]
     for start in range(0, len(words), 8):
         yield f"    {', '.join(words[start : start + 8])},"
     yield "};"

@@ -7,13 +7,14 @@ makes a difference: the answers are the float network's, bit for bit, or :func:`
 """
 
 import copy
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from fastdl_lib.binary.bits import WORD, pack, pack_bits, panels_of, rows_of, unpack, xnor_product
-from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, pixel_bytes, sign
+from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
 from fastdl_lib.convolution.geometry import output_size, tap_views
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.threads import in_flat_blocks
@@ -37,8 +38,7 @@ _PLANES = 8
 
 
 class BitLayer(Layer):
-    """A product with binary weights and all that follows up to the next sign, as :func:`fold`
-    makes it.
+    """A product with binary weights and all that follows up to the next sign; made by :func:`fold`.
 
     It takes images (N, C, H, W) as float32 from 0 to 1, or what another one gives: words of
     bits, (N, H, W, words), the channels of a pixel packed together. It gives such words, or, as
@@ -49,64 +49,54 @@ class BitLayer(Layer):
     * ``threshold``: (outputs,) int32; a sum of at least that gives +1,
     * ``falling``: words with a bit for every output where it gives -1 instead (normalisation
       with a negative weight);
-    * in the last one, ``scale``, ``factor`` and ``shift`` for its logits, where there are such.
+    * in the last one, ``factor`` and ``shift`` for its logits, where it has a normalisation.
     """
 
     gives_words = True
 
     def __init__(
         self,
-        layer: BinaryLinear | BinaryConv2d,
+        product: BinaryLinear | BinaryConv2d,
+        after: dict[type, Layer],
         input_shape: tuple[int, ...],
-        *,
         takes_pixels: bool,
-        pool: MaxPool2d | None,
-        norm: BatchNorm | None,
-        ends_in_sign: bool,
     ) -> None:
         super().__init__()
-        self.kind = layer.kind
-        signs = sign(layer.parameters["weight"])
-        if isinstance(layer, BinaryConv2d):
-            self.stride, self.padding = layer.stride, layer.padding
-            self.padding_value = layer.padding_value
-        else:  # a filter as large as the image
+        self.kind, self.takes_pixels = product.kind, takes_pixels
+        self.pool, self.ends_in_sign = copy.copy(after.get(MaxPool2d)), Sign in after
+        self.way = "planes"  # of FIRST_LAYERS, where it takes pixels
+        signs = sign(product.parameters["weight"])
+        self._flat = signs.ndim == 2
+        if self._flat:  # a filter as large as the image
             shape = input_shape if len(input_shape) == 3 else (*input_shape, 1, 1)
             signs = signs.reshape(len(signs), *shape)
             self.stride, self.padding, self.padding_value = 1, 0, 0.0
+        else:
+            self.stride, self.padding = product.stride, product.padding
+            self.padding_value = product.padding_value
+        allowed = (0.0,) if takes_pixels else (-1.0, 1.0)
+        if self.padding and self.padding_value not in allowed:
+            raise ValueError(
+                f"padding_value must be {' or '.join(map(str, allowed))} in front of a layer that "
+                f"takes {'pixels' if takes_pixels else 'signs'}, got {self.padding_value}."
+            )
         self.outputs, self.channels = signs.shape[:2]
-        self.kernel = signs.shape[2:]
-        self.length = math.prod(signs.shape[1:])
-        """Terms of a sum."""
-        self.takes_pixels, self.pool, self.ends_in_sign = takes_pixels, pool, ends_in_sign
-        self.way = "planes"
-        """Of :data:`FIRST_LAYERS`, where it takes pixels."""
-        self._flat = not isinstance(layer, BinaryConv2d)
-        if self.padding:
-            allowed = (0.0,) if takes_pixels else (-1.0, 1.0)
-            if self.padding_value not in allowed:
-                raise ValueError(
-                    f"padding_value must be {' or '.join(map(str, allowed))} in front of a layer "
-                    f"that takes {'pixels' if takes_pixels else 'signs'}, "
-                    f"got {self.padding_value}."
-                )
+        self.kernel, self.length = signs.shape[2:], math.prod(signs.shape[1:])
+        if self.largest >= _EXACT:
+            raise ValueError(f"sums reach {self.largest:,}, and float32 is exact below {_EXACT:,}.")
         rows = signs.transpose(0, 2, 3, 1)
         # Pixels are packed a patch at a time, signs a pixel at a time: these come packed so.
-        rows = pack(rows.reshape(len(rows), -1)) if takes_pixels else pack(rows)
+        rows = pack(rows.reshape(len(rows), -1) if takes_pixels else rows)
         rows = rows.reshape(self.outputs, -1)
-        self.row_words = rows.shape[1]
-        """Of a patch, or of a weight row."""
-        self.buffers = {"words": panels_of(rows)}
-        if layer.scaled:
-            self.buffers["scale"] = layer.scale().reshape(-1)
-        xp, most = array_module(rows), self.largest
+        self.row_words, self.buffers = rows.shape[1], {"words": panels_of(rows)}
         with np.errstate(all="ignore"):
-            if norm is not None:
+            if norm := after.get(BatchNorm):
                 self.buffers |= dict(zip(("factor", "shift"), norm.scale_and_shift(), strict=True))
+            xp, most = array_module(rows), self.largest
             ends = self._line(xp.asarray([[-most], [most]]))
         if not xp.isfinite(ends).all():
             raise ValueError(f"normalisation makes NaN or infinity of sums from {-most} to {most}.")
-        if ends_in_sign:
+        if self.ends_in_sign:
             self._find_thresholds()
 
     @property
@@ -160,8 +150,6 @@ class BitLayer(Layer):
         """What the float layers make of sums (..., outputs) in front of the sign, in their order
         of operations."""
         values = sums.astype(np.float32)
-        if "scale" in self.buffers:
-            values = values * self.buffers["scale"]
         if "factor" in self.buffers:
             values = values * self.buffers["factor"]
             values += self.buffers["shift"]
@@ -186,7 +174,7 @@ class BitLayer(Layer):
         falling = xp.where(constant, ~at_high, at_low)
         self.buffers["threshold"] = threshold
         self.buffers["falling"] = pack(xp.where(falling, 1, -1))
-        for name in ("scale", "factor", "shift"):
+        for name in ("factor", "shift"):
             self.buffers.pop(name, None)
 
     # --- running ----------------------------------------------------------------------------
@@ -226,7 +214,7 @@ class BitLayer(Layer):
         xp = array_module(x)
         if x.dtype != np.float32:
             raise TypeError(f"a folded network takes float32, got {x.dtype}.")
-        pixels, words = pixel_bytes(x).transpose(0, 2, 3, 1), self.buffers["words"]
+        pixels, words = PixelBytes().forward(x).transpose(0, 2, 3, 1), self.buffers["words"]
         if self.way == "float":
             patches, places = self._patches(pixels, 0)
             signs = unpack(rows_of(words, self.row_words), self.length)
@@ -259,10 +247,9 @@ class BitLayer(Layer):
 
     def _pooled(self, sums: Array) -> Array:
         """The largest sum of each window, (N, OH, OW, outputs)."""
-        xp, largest = array_module(sums), None
         kernel = (self.pool.kernel, self.pool.kernel)
-        for _, _, view in tap_views(sums.transpose(0, 3, 1, 2), kernel, self.pool.stride):
-            largest = view if largest is None else xp.maximum(largest, view)
+        taps = tap_views(sums.transpose(0, 3, 1, 2), kernel, self.pool.stride)
+        largest = functools.reduce(array_module(sums).maximum, (view for _, _, view in taps))
         return largest.transpose(0, 2, 3, 1)
 
 
@@ -330,26 +317,18 @@ def fold(network: Network) -> BinaryNetwork:
         )
     shape, stages = network.input_shape, []
     while waiting:
-        name, layer = waiting.pop(0)
-        where = f"{network.name}, layer {name}"
-        found = _take_followers(where, layer, waiting)
+        name, product = waiting.pop(0)
+        after: dict[type, Layer] = {}
+        for kind in (MaxPool2d, BatchNorm, Sign):
+            if waiting and type(waiting[0][1]) is kind:
+                after[kind] = waiting.pop(0)[1]
         try:
-            stage = BitLayer(
-                layer,
-                shape,
-                takes_pixels=not stages,
-                pool=copy.copy(found.get(MaxPool2d)),
-                norm=found.get(BatchNorm),
-                ends_in_sign=Sign in found,
-            )
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if stage.largest >= _EXACT:
-            raise ValueError(
-                f"{where}: sums reach {stage.largest:,}, and float32 is exact below {_EXACT:,}."
-            )
-        if Sign not in found and waiting:
-            raise ValueError(f"{where}: a Sign must follow, all but the last product.")
+            _check_parts(product, after)
+            if Sign not in after and waiting:
+                raise ValueError("a Sign must follow, all but the last product.")
+            stage = BitLayer(product, after, shape, takes_pixels=not stages)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{network.name}, layer {name}: {error}") from None
         shape = stage.output_shape(shape)
         stages.append((name, stage))
     if not stages or stages[-1][1].ends_in_sign:
@@ -359,32 +338,21 @@ def fold(network: Network) -> BinaryNetwork:
     return BinaryNetwork(f"{network.name}, folded", stages, network.input_shape)
 
 
-def _take_followers(
-    where: str, layer: Layer, waiting: list[tuple[str, Layer]]
-) -> dict[type, Layer]:
-    """Take what belongs to a product off the front of those that wait: of each kind one at most."""
-    if type(layer) not in (BinaryLinear, BinaryConv2d):
+def _check_parts(product: Layer, after: dict[type, Layer]) -> None:
+    """Refuse a product, and what belongs to it, that are not of the kind, or not exact."""
+    if type(product) not in (BinaryLinear, BinaryConv2d):
         raise ValueError(
-            f"{where}: fold() takes products with binary weights, each followed by MaxPool2d, "
-            f"BatchNorm and Sign in this order; here stands {type(layer).__name__}."
+            "fold() takes products with binary weights, each followed by MaxPool2d, BatchNorm and "
+            f"Sign in this order; here stands {type(product).__name__}."
         )
-    found: dict[type, Layer] = {}
-    for kind in (MaxPool2d, BatchNorm, Sign):
-        if waiting and type(waiting[0][1]) is kind:
-            found[kind] = waiting.pop(0)[1]
-    norm = found.get(BatchNorm)
-    if norm and norm.features != layer.parameters["weight"].shape[0]:
-        raise ValueError(f"{where}: a Flatten stands between it and its BatchNorm.")
-    if layer.algorithm in _ROUNDING:
-        raise ValueError(f"{where}: {layer.algorithm} rounds; set its algorithm to 'auto'.")
-    for part in (layer, *found.values()):
-        _check_numbers(where, part)
-    return found
-
-
-def _check_numbers(where: str, layer: Layer) -> None:
-    for name, array in (layer.parameters | layer.buffers).items():
-        if array.dtype != np.float32:
-            raise TypeError(f"{where}: fold() takes float32 alone, its {name} is {array.dtype}.")
-        if not array_module(array).isfinite(array).all():
-            raise ValueError(f"{where}: its {name} holds NaN or infinity.")
+    norm = after.get(BatchNorm)
+    if norm and norm.features != len(product.parameters["weight"]):
+        raise ValueError("a Flatten stands between it and its BatchNorm.")
+    if product.algorithm in _ROUNDING:
+        raise ValueError(f"{product.algorithm} rounds; set its algorithm to 'auto'.")
+    for part in (product, *after.values()):
+        for name, array in (part.parameters | part.buffers).items():
+            if array.dtype != np.float32:
+                raise TypeError(f"fold() takes float32 alone, its {name} is {array.dtype}.")
+            if not array_module(array).isfinite(array).all():
+                raise ValueError(f"its {name} holds NaN or infinity.")

@@ -18,7 +18,7 @@ import numpy as np
 from fastdl_lib.binary.bits import pack, unpack
 from fastdl_lib.convolution.algorithms import choose
 from fastdl_lib.convolution.geometry import Geometry
-from fastdl_lib.core.arrays import array_module, to_cpu
+from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.threads import in_flat_blocks
 from fastdl_lib.nn.layers import Conv2d, Layer, Linear, check_batch
 
@@ -93,15 +93,6 @@ class Sign(Layer):
         return grad_x
 
 
-def pixel_bytes(x: Array) -> Array:
-    """Images as the whole numbers 0 to 255; ValueError where they do not lie in 0..1."""
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must lie in 0..1, got {low:.8g}..{high:.8g}.")
-    out = x * 255
-    return array_module(x).rint(out, out=out)
-
-
 class PixelBytes(Layer):
     """From images of 0 to 1 to the whole numbers 0 to 255 that they were stored as; others are
     refused (ValueError), NaN and infinity among them.
@@ -116,7 +107,11 @@ class PixelBytes(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x)
-        out = pixel_bytes(x)
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"images must lie in 0..1, got {low:.8g}..{high:.8g}.")
+        out = x * 255
+        array_module(x).rint(out, out=out)
         self._keep(training, out)
         return out
 
@@ -128,22 +123,7 @@ class PixelBytes(Layer):
 class _BinaryWeights(Layer):
     """What the two layers with binary weights share."""
 
-    scaled = False
     sums_by = Layer.sums_by  # not those of the latent weights
-
-    def binary_weight(self) -> Array:
-        """The weights at work: the sign of the latent ones, times the scale where there is one."""
-        signs = sign(self.parameters["weight"])
-        if self.scaled:
-            signs *= self.scale()
-        return signs
-
-    def scale(self) -> Array:
-        """Mean size of the latent weights, one an output, shaped to multiply the weights."""
-        weight = self.parameters["weight"]
-        axes = tuple(range(1, weight.ndim))
-        # In float64, so that the mean of weights of one size is exactly that size.
-        return abs(weight).mean(axis=axes, keepdims=True, dtype=np.float64).astype(weight.dtype)
 
     def after_step(self) -> None:
         """Clip the latent weights to [-1, 1]: beyond, they could only delay a change of sign. An
@@ -159,38 +139,20 @@ class _BinaryWeights(Layer):
         in_flat_blocks(work, [weight])
 
     def to_store(self, packed: bool = False) -> dict[str, np.ndarray]:
-        """Packed, a bit a weight: of the latent ones only the signs are kept (and their mean size,
-        where it is the layer's scale)."""
+        """Packed, a bit a weight: of the latent ones only the signs are kept."""
         stored = super().to_store(packed)
         if packed:
             weight = stored.pop("weight")
             stored["weight.bits"] = pack(weight.reshape(len(weight), -1))
-            if self.scaled:
-                stored["weight.scale"] = to_cpu(self.scale())
         return stored
 
     def from_store(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Bits back to weights of +1 and -1, times the scale where there is one."""
+        """Bits back to weights of +1 and -1."""
         if "weight" in stored or "weight.bits" not in stored:
             return stored
         shape = self.parameters["weight"].shape
-        signs = unpack(stored.pop("weight.bits"), math.prod(shape[1:])).reshape(-1, *shape[1:])
-        if self.scaled:
-            scale, wanted = stored.pop("weight.scale"), self.scale().shape
-            if scale.shape != wanted:
-                raise ValueError(f"weight.scale has the shape {scale.shape}, expected {wanted}")
-            signs *= scale
-        return stored | {"weight": signs}
-
-    def _by_latent(self, grad_binary: Array) -> Array:
-        """From the gradient by the binary weights to the one by the latent weights."""
-        if not self.scaled:
-            return grad_binary
-        # Of alpha * sign(w): alpha straight through the sign, and what alpha itself changes.
-        signs = sign(self.parameters["weight"])
-        axes = tuple(range(1, signs.ndim))
-        through_alpha = signs * (grad_binary * signs).mean(axis=axes, keepdims=True)
-        return self.scale() * grad_binary + through_alpha
+        signs = unpack(stored.pop("weight.bits"), math.prod(shape[1:]))
+        return stored | {"weight": signs.reshape(-1, *shape[1:])}
 
 
 class BinaryLinear(_BinaryWeights, Linear):
@@ -201,38 +163,26 @@ class BinaryLinear(_BinaryWeights, Linear):
     straight through the sign to the latent weight, which an optimiser's step leaves in [-1, 1].
     Input (N, in), output (N, out).
 
-    Args:
-        in_features, out_features: the numbers of values.
-        scaled: multiply each output by the mean size of its latent weights, as in Rastegari et al.,
-            "XNOR-Net", ECCV 2016, section 3.1; alpha there.
-        rng: where the seeded random weights come from, such as ``np.random.default_rng(0)``.
-
     >>> layer = BinaryLinear(9, 2, rng=np.random.default_rng(0))
     >>> layer.forward(np.ones((1, 9), np.float32)).tolist()
     [[-3.0, -1.0]]
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, *, scaled: bool = False, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, *, rng: np.random.Generator) -> None:
         super().__init__(in_features, out_features, rng=rng)
         del self.parameters["bias"]
-        self.scaled = scaled
 
     def forward(self, x: Array, training: bool = False) -> Array:
         self._check_input(x)
         signs = sign(self.parameters["weight"])
         out = self._product(x, signs)
-        if self.scaled:
-            out *= self.scale().reshape(-1)
         self._keep(training, out, x, signs)
         return out
 
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         x, signs = self._recall(grad_out)
-        weight = self.binary_weight() if self.scaled else signs
-        grad_x, grad_binary = self._product_backward(grad_out, x, weight, need_grad_x)
-        self.gradients = {"weight": self._by_latent(grad_binary)}
+        grad_x, grad_weight = self._product_backward(grad_out, x, signs, need_grad_x)
+        self.gradients = {"weight": grad_weight}
         return grad_x
 
 
@@ -240,18 +190,13 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
     """Convolution with square filters of binary weights, without a bias.
 
     As :class:`~fastdl_lib.nn.layers.Conv2d`, with the signs of its latent weights; see
-    :class:`BinaryLinear`. Padding of 0 would be a third value beside +1 and -1: ``padding_value``
-    is -1 by default, which is what a picture's background is.
+    :class:`BinaryLinear`. Input (N, C, H, W), output (N, K, OH, OW).
 
     Args:
-        in_channels, out_channels, kernel: as of Conv2d.
-        padding_value: what stands around the image; 0.0 in front of a layer of whole numbers.
-        scaled: as of :class:`BinaryLinear`.
-        rng: where the seeded random weights come from.
+        padding_value: what stands around the image. 0 would be a third value beside +1 and -1, but
+            belongs in front of a layer of whole numbers; -1 is what a picture's background is.
         options: stride, padding and algorithm, as of Conv2d; "auto" takes an algorithm with exact
             sums, not Winograd's. There are no groups.
-
-    Input (N, C, H, W), output (N, K, OH, OW).
 
     >>> layer = BinaryConv2d(1, 2, 3, padding=1, rng=np.random.default_rng(0))
     >>> layer.forward(np.ones((1, 1, 28, 28), np.float32)).shape
@@ -265,43 +210,35 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
         kernel: int,
         *,
         padding_value: float = -1.0,
-        scaled: bool = False,
         rng: np.random.Generator,
         **options: Any,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel, rng=rng, groups=1, **options)
         del self.parameters["bias"]
-        self.padding_value, self.scaled = float(padding_value), scaled
+        self.padding_value = float(padding_value)
 
     def algorithm_for(self, x: Array, training: bool = False) -> str:
         if self.algorithm != "auto":
             return self.algorithm
         return "blocked" if array_module(x) is np else "gpu"
 
-    def padded(self, x: Array) -> Array:
-        """``x`` with ``padding_value`` around every image; itself where there is no padding."""
-        if not self.padding:
-            return x
-        edges = ((0, 0), (0, 0), *[(self.padding, self.padding)] * 2)
-        return array_module(x).pad(x, edges, constant_values=self.padding_value)
-
     def forward(self, x: Array, training: bool = False) -> Array:
         check_batch(self, x, 4)
         self.output_shape(x.shape[1:])
-        x, signs = self.padded(x), sign(self.parameters["weight"])
+        if self.padding:
+            edges = ((0, 0), (0, 0), *[(self.padding, self.padding)] * 2)
+            x = array_module(x).pad(x, edges, constant_values=self.padding_value)
+        signs = sign(self.parameters["weight"])
         geometry = Geometry.of(x, signs, stride=self.stride)
         row = choose(self.algorithm_for(x), x, geometry)
         out = row.forward(x, signs, None, geometry)
-        if self.scaled:
-            out *= self.scale().reshape(1, -1, 1, 1)
         self._keep(training, out, x, signs, row, geometry)
         return out
 
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         x, signs, row, geometry = self._recall(grad_out)
-        weight = self.binary_weight() if self.scaled else signs
-        grad_x, grad_binary, _ = row.backward(grad_out, x, weight, geometry, need_grad_x)
-        self.gradients = {"weight": self._by_latent(grad_binary)}
+        grad_x, grad_weight, _ = row.backward(grad_out, x, signs, geometry, need_grad_x)
+        self.gradients = {"weight": grad_weight}
         if grad_x is None or not self.padding:
             return grad_x
         inside = slice(self.padding, -self.padding)

@@ -15,7 +15,7 @@ BINARY_PARTS = {"all": "weights and values", "weights": "weights only", "none": 
 
 
 def binary_mlp(
-    seed: int = 0, hidden: int = 2048, depth: int = 3, *, binary: str = "all", scaled: bool = False
+    seed: int = 0, hidden: int = 2048, depth: int = 3, *, binary: str = "all"
 ) -> Network:
     """Make the binarized network 784-2048-2048-2048-10 for 28x28 digits, or its float twin.
 
@@ -29,7 +29,6 @@ def binary_mlp(
         hidden, depth: values in a hidden layer, and how many there are.
         binary: "all" (weights and values), "weights" (as BinaryConnect, with ReLU), or "none", the
             float twin: the same layers with float weights and ReLU.
-        scaled: multiply by the mean size of the weights, as XNOR-Net; see ``BinaryLinear``.
 
     >>> network = binary_mlp(hidden=64)
     >>> list(network.layers)[:5], network.shapes["norm4"]
@@ -42,24 +41,20 @@ def binary_mlp(
     layers: list[tuple[str, Layer]] = [("pixels", PixelBytes()), ("flatten", Flatten())]
     sizes = [28 * 28, *[hidden] * depth, 10]
     for number, (features, outputs) in enumerate(itertools.pairwise(sizes), start=1):
-        product = _linear(features, outputs, binary, scaled, rng)
+        product = _linear(features, outputs, binary, rng)
         layers += _stage(f"fc{number}", product, outputs, binary if number <= depth else None)
     return Network(f"{_NAMES[binary]} {'-'.join(map(str, sizes))}", layers, (1, 28, 28))
 
 
-def binary_deep_convnet(
-    seed: int = 0, width: int = 1, *, binary: str = "all", scaled: bool = False
-) -> Network:
+def binary_deep_convnet(seed: int = 0, width: int = 1, *, binary: str = "all") -> Network:
     """Make a binarized DeepConvNet for 28x28 digits: :func:`~fastdl_lib.nn.zoo.deep_convnet` with
     its weights and values one bit, and batch normalisation before each sign.
 
     Where a pool follows, it comes before normalisation and sign, as in Courbariaux et al. 2016: of
     signs alone most windows would have the same largest value.
 
-    Args:
-        seed: decides the first weights.
-        width: multiplies the numbers of filters and of hidden values, for one bit says less.
-        binary, scaled: as of :func:`binary_mlp`.
+    ``width`` multiplies the numbers of filters and of hidden values, for one bit says less; the
+    others are as of :func:`binary_mlp`.
 
     >>> binary_deep_convnet().shapes["norm8"]
     (10,)
@@ -80,26 +75,22 @@ def binary_deep_convnet(
             around = {"padding": padding, "padding_value": 0.0}
             if binary == "all" and number > 1:
                 around["padding_value"] = -1.0
-            product = BinaryConv2d(channels, filters, 3, **around, scaled=scaled, rng=rng)
+            product = BinaryConv2d(channels, filters, 3, **around, rng=rng)
         layers += _stage(f"conv{number}", product, filters, binary, pooled=number % 2 == 0)
         channels = filters
     layers.append(("flatten", Flatten()))
     hidden = 50 * width
-    fc7 = _linear(channels * 4 * 4, hidden, binary, scaled, rng)
+    fc7 = _linear(channels * 4 * 4, hidden, binary, rng)
     layers += _stage("fc7", fc7, hidden, binary)
-    layers += _stage("fc8", _linear(hidden, 10, binary, scaled, rng), 10, None)
+    layers += _stage("fc8", _linear(hidden, 10, binary, rng), 10, None)
     return Network(f"{_NAMES[binary]} DeepConvNet", layers, (1, 28, 28))
 
 
 _NAMES = {"all": "Binary", "weights": "Binary-weight", "none": "Float"}
 
 
-def _linear(
-    features: int, outputs: int, binary: str, scaled: bool, rng: np.random.Generator
-) -> Layer:
-    if binary == "none":
-        return Linear(features, outputs, rng=rng)
-    return BinaryLinear(features, outputs, scaled=scaled, rng=rng)
+def _linear(features: int, outputs: int, binary: str, rng: np.random.Generator) -> Layer:
+    return (Linear if binary == "none" else BinaryLinear)(features, outputs, rng=rng)
 
 
 def _stage(
@@ -108,12 +99,8 @@ def _stage(
     """A product, a pool where it is pooled, normalisation, and the sign or ReLU; without these
     where ``binary`` is None."""
     number = name.lstrip("convf")
-    layers: list[tuple[str, Layer]] = [(name, product)]
-    if pooled:
-        layers.append((f"pool{number}", MaxPool2d(2)))
-    layers.append((f"norm{number}", BatchNorm(outputs)))
-    if binary == "all":
-        layers.append((f"sign{number}", Sign()))
-    elif binary is not None:
-        layers.append((f"relu{number}", ReLU()))
-    return layers
+    layers = [("pool", MaxPool2d(2))] if pooled else []
+    layers.append(("norm", BatchNorm(outputs)))
+    if binary is not None:
+        layers.append(("sign", Sign()) if binary == "all" else ("relu", ReLU()))
+    return [(name, product), *((f"{kind}{number}", layer) for kind, layer in layers)]
