@@ -180,7 +180,7 @@ def _normal_text(notebook: NotebookNode) -> str:
 # --- execute -------------------------------------------------------------------------------------
 
 
-def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> float:
+def execute(path: Path, cell_timeout_s: int = 120) -> float:
     """Run a notebook from top to bottom, clean it and write it back; return the seconds it took.
 
     It runs in this Python, whatever kernels are installed elsewhere, in the notebook's folder.
@@ -206,8 +206,7 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
     def on_cell_start(cell: NotebookNode, cell_index: int) -> None:
         if cell.cell_type == "code":
             reached.append(cell)
-            if progress:
-                _show_progress(f"{path.name}: cell {len(reached)} of {len(code_cells)}")
+            _show_progress(f"{path.name}: cell {len(reached)} of {len(code_cells)}")
 
     started = time.monotonic()
     try:
@@ -220,8 +219,7 @@ def execute(path: Path, cell_timeout_s: int = 120, progress: bool = False) -> fl
         message = f"{path.name}: stopped {place}: {reason}. The file is unchanged."
         raise CourseError(message) from error
     finally:
-        if progress:
-            _show_progress("")
+        _show_progress("")
     if not path.exists() or path.read_bytes() != before:
         raise CourseError(f"{path.name}: edited while it ran; nothing is written, run it again")
     write_notebook(path, notebook)
@@ -569,7 +567,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _on_one(options: argparse.Namespace, path: Path) -> int:
     try:
         if options.verb == "execute":
-            seconds = execute(path, options.cell_timeout, progress=True)
+            seconds = execute(path, options.cell_timeout)
             print(f"{shown(path)}: {seconds:.1f} s")
         elif options.verb == "clean":
             if clean(path):

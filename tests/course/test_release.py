@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 import sqlite3
 
@@ -188,8 +189,10 @@ def as_a_grader(monkeypatch):
 @pytest.mark.parametrize("released_course", ["real"], indirect=True)
 def test_grading_of_the_chapters(released_course):
     """Each second exercise is solved, the others are left as they were handed out."""
-    wanted, solve = {}, False
-    for name, instructors, students in pairs(released_course):
+    wanted, solve, chapters = {}, False, [*pairs(released_course)]
+    # nbval runs every chapter in a kernel, test_wrong_answers.py every exercise.
+    whole = os.environ.get("FASTDL_WHOLE_COURSE") == "1"
+    for name, instructors, students in chapters if whole else [chapters[0], chapters[-1]]:
         cells, points = list(students.cells), 0
         for place, cell in enumerate(instructors.cells):
             mark = course.grading(cell)
@@ -201,7 +204,7 @@ def test_grading_of_the_chapters(released_course):
         hand_in(released_course, "mia", name.removesuffix(".ipynb"), cells)
         wanted["mia", name.removesuffix(".ipynb")] = points
     scores, exported = grade(released_course)
-    assert {chapter: points for chapter, (points, _) in scores.items()} == wanted
+    assert {chapter: scores[chapter][0] for chapter in wanted} == wanted
     assert all(0 <= points <= maximum > 0 for points, maximum in scores.values())
     assert float(exported["mia"]["score"]) == sum(wanted.values())
     assert exported["mia"]["not_graded"] == ""
