@@ -6,7 +6,8 @@ an algorithm adds, such as im2col's patches, are not in them; that is one reason
 time is longer than the roofline's.
 
 How many bytes a value takes, weights and activations alike, is for the caller to say: 4 in
-float32, 2 in float16, 0.125 for one bit. The scales of a format such as int8 are not counted.
+float32, 2 in float16, 0.125 for one bit. The scales of a format such as int8 are not counted. A
+layer whose weights are stored in few bits (StoredLinear, a folded one) says what these really take.
 """
 
 import dataclasses

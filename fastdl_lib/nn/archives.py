@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,30 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{path.name} is an archive, but no .npz file: it holds {name}.")
     return arrays
+
+
+class Wanted(NamedTuple):
+    """What an array in a file must be, as the layer or optimiser says that it belongs to."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    not_negative: bool = False
+    """Whether a number below 0 cannot stand in it, such as in a variance."""
+
+
+def check_arrays(arrays: dict[str, np.ndarray], wanted: dict[str, Wanted]) -> None:
+    """Refuse arrays that are not those wanted, by name, or hold numbers that cannot be (ValueError;
+    says which)."""
+    for name in sorted(arrays.keys() | wanted.keys()):
+        array, rule = arrays.get(name), wanted.get(name)
+        found = "missing" if array is None else f"{array.dtype} {array.shape}"
+        expected = "no such array" if rule is None else f"{rule.dtype} {rule.shape}"
+        if found != expected:
+            raise ValueError(f"{name} is {found}, expected {expected}.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite.")
+        if rule.not_negative and (array < 0).any():
+            raise ValueError(f"{name} holds {array.min():g}, expected no number below 0.")
 
 
 def is_checkpoint(arrays: dict[str, np.ndarray]) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastdl_lib.core.arrays import array_module, beside, to_cpu, wide
+from fastdl_lib.core.checks import check_number, check_whole_number
 from fastdl_lib.core.files import check_destination, whole_file
-from fastdl_lib.nn.archives import holding, is_checkpoint, read_arrays
+from fastdl_lib.nn.archives import Wanted, check_arrays, holding, is_checkpoint, read_arrays
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import Optimizer
 
@@ -38,6 +39,16 @@ class Epoch:
     """At the epoch's last step."""
     seconds: float = dataclasses.field(compare=False)
     """Of training, validation and checkpoint not counted. Two equal epochs may take others."""
+
+    def __post_init__(self) -> None:
+        check_whole_number("epoch", self.epoch, 1)
+        for field in dataclasses.fields(self)[1:]:
+            value, most = getattr(self, field.name), 1 if "accuracy" in field.name else math.inf
+            if value is None and field.name == "validation_accuracy":
+                continue
+            check_number(field.name, value, low=0)
+            if float(value) > most:
+                raise ValueError(f"{field.name} must be at most {most}, got {value}.")
 
 
 class Checkpoint:
@@ -144,31 +155,42 @@ class Checkpoint:
 
     def _check_whole(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Refuse what is not a whole run of this network, before anything is changed."""
-        broken = f"{self.path.name} holds no whole checkpoint of {self.network.name}: "
-        wanted = {f"weight.{name}": (a.shape, a.dtype) for name, a in self._weights().items()}
-        for kind in {key.split(".")[1] for key in arrays if key.startswith("state.")}:
-            for name, weight in self.network.parameters.items():
-                wanted[f"state.{kind}.{name}"] = weight.shape, wide(weight.dtype)
-        for key in sorted(wanted.keys() | arrays.keys()):
-            array, (shape, dtype) = arrays.get(key), wanted.get(key, ("", "nothing"))
-            found = "missing" if array is None else f"{array.dtype} {array.shape}"
-            if found != f"{dtype} {shape}":
-                raise ValueError(f"{broken}{key} is {found}, expected {dtype} {shape}.")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(f"{broken}{key} holds numbers that are not finite.")
-        numbers = record.get("numbers", {})
+        network, optimizer = self.network, self.optimizer
+        wanted = {f"weight.{name}": rule for name, rule in network.wanted_arrays.items()}
+        for kind in optimizer.memory if record["steps"] else ():
+            for name, weight in network.parameters.items():
+                rule = Wanted(wide(weight.dtype), weight.shape, kind in optimizer.not_negative)
+                wanted[f"state.{kind}.{name}"] = rule
         try:
-            whole = all(map(math.isfinite, [record["steps"], *numbers.values()]))
-            whole &= not numbers or numbers.keys() == self.optimizer.numbers.keys()
-            epochs = [Epoch(**fields).epoch for fields in record["epochs"]]
-            whole &= record["steps"] >= 0 and epochs == [*range(1, len(epochs) + 1)]
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{broken}its record is none ({error}).") from None
-        if not whole:
-            after = f"{record['steps']} steps, in the epochs {epochs}"
-            raise ValueError(f"{broken}its numbers are {numbers} after {after}.")
+            check_arrays(arrays, wanted)
+            self._check_numbers(record)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"{self.path.name} holds no whole checkpoint of {network.name}: {error}"
+            ) from None
+
+    def _check_numbers(self, record: dict[str, Any]) -> None:
+        """Refuse epochs and numbers that this run cannot have come to."""
+        epochs, settings = [Epoch(**fields) for fields in record["epochs"]], self.settings
+        count = len(epochs)
+        if [epoch.epoch for epoch in epochs] != [*range(1, min(count, settings["epochs"]) + 1)]:
+            numbers = [epoch.epoch for epoch in epochs]
+            raise ValueError(f"its epochs are {numbers}, of {settings['epochs']}.")
+        validated = settings["validation data"] is not None
+        if any((epoch.validation_accuracy is not None) != validated for epoch in epochs):
+            raise ValueError("its epochs have a validation accuracy, or none, unlike the run.")
+        numbers, own = record.get("numbers", self.optimizer.numbers), self.optimizer.numbers
+        for name in numbers.keys() | own.keys():
+            if type(numbers.get(name)) is not type(own.get(name)):
+                raise ValueError(f"its numbers are {numbers}, the optimiser's {own}.")
+            check_number(name, float(numbers[name]), low=0)
+        # Not a limit from above: the optimiser may have worked before.
+        steps = count * math.ceil(settings["images"] / settings["batch"])
+        float(check_whole_number("steps", record["steps"], steps - numbers.get("skipped", 0)))
 
     def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[dict]:
+        # First, since an optimiser may refuse them; older files have none.
+        self.optimizer.numbers = record.get("numbers", self.optimizer.numbers)
         weights = self._weights()
         state = {}
         for key, array in arrays.items():
@@ -181,7 +203,6 @@ class Checkpoint:
                 state[name] = array_module(weight).zeros_like(weight, dtype=array.dtype)
                 state[name][...] = beside(array, weight)
         self.optimizer.state, self.optimizer.steps = state, record["steps"]
-        self.optimizer.numbers = record.get("numbers", {})  # older files have none
         return record["epochs"]
 
 

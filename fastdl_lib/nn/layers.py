@@ -43,6 +43,8 @@ class Layer:
     """Whether the output for an image depends on the others of its batch, in training."""
     makes_values = True
     """False: what it puts out are values that came in, or zero; there is nothing to round."""
+    not_negative: tuple[str, ...] = ()
+    """Names of the weights and buffers in which no number can be below 0, such as a variance."""
     gives_words = False
     """Whether it gives words of bits, of another shape and dtype than its values'."""
 

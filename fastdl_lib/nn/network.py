@@ -12,7 +12,7 @@ from fastdl_lib.core.arrays import array_module, beside, to_cpu, to_gpu, wide
 from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.files import whole_file
 from fastdl_lib.measuring.costs import KINDS
-from fastdl_lib.nn.archives import holding, is_checkpoint, read_arrays
+from fastdl_lib.nn.archives import Wanted, check_arrays, holding, is_checkpoint, read_arrays
 from fastdl_lib.nn.layers import Layer
 from fastdl_lib.nn.loss import check_labels, loss_and_gradient, loss_and_right
 
@@ -105,6 +105,15 @@ class Network:
     def buffers(self) -> dict[str, Array]:
         """What layers remember but do not learn by gradients, such as ``"norm1.mean"``."""
         return self._arrays("buffers")
+
+    @property
+    def wanted_arrays(self) -> dict[str, Wanted]:
+        """What a file of its weights must hold, buffers included, as the layers say."""
+        return {
+            f"{name}.{key}": Wanted(array.dtype, array.shape, key in layer.not_negative)
+            for name, layer in self.layers.items()
+            for key, array in (layer.parameters | layer.buffers).items()
+        }
 
     def _arrays(self, which: str) -> dict[str, Array]:
         return {
@@ -318,24 +327,17 @@ class Network:
         if is_checkpoint(arrays):  # whose other arrays are the optimiser's
             start = "weight."
             arrays = {n[len(start) :]: a for n, a in arrays.items() if n.startswith(start)}
-        weights = self.parameters | self.buffers
+        wanted = self.wanted_arrays
         try:
             loaded = self._from_store(arrays)
+            loaded = {name: _narrowed(array, wanted.get(name)) for name, array in loaded.items()}
+            check_arrays(loaded, wanted)
         except (ValueError, LookupError, TypeError) as error:  # packed for other shapes
-            raise ValueError(f"{what}, but not {self.name}'s ({error}).") from None
-        fitting = {name: _as_weight(array, weights.get(name)) for name, array in loaded.items()}
-        for name in sorted(weights.keys() | loaded.keys()):
-            if fitting.get(name) is None:
-                raise ValueError(
-                    f"{what}, but not {self.name}'s: {name} is {_in_words(loaded.get(name))}, "
-                    f"expected {_in_words(weights.get(name))}; nothing was loaded."
-                )
-            if not _is_kept(loaded[name], fitting[name]):
-                raise ValueError(
-                    f"{path.name}: {name} holds numbers that are not finite in "
-                    f"{fitting[name].dtype}, or that it does not hold; nothing was loaded."
-                )
-        ready = {name: beside(fitting[name], old) for name, old in weights.items()}
+            raise ValueError(
+                f"{what}, but not {self.name}'s, and nothing was loaded: {error}"
+            ) from None
+        weights = self.parameters | self.buffers
+        ready = {name: beside(loaded[name], old) for name, old in weights.items()}
         for name, old in weights.items():
             # In place: weights stay where they were, on the CPU or the GPU, and in their order.
             old[...] = ready[name]
@@ -350,21 +352,14 @@ class Network:
         return arrays
 
 
-def _as_weight(array: np.ndarray, weight: Array | None) -> np.ndarray | None:
-    """A stored array in the dtype of the weight that it is for; None where it cannot be its."""
-    if weight is None or array.shape != weight.shape or array.dtype.kind != weight.dtype.kind:
-        return None
+def _narrowed(array: np.ndarray, rule: Wanted | None) -> np.ndarray:
+    """A stored array in the dtype that is wanted, where that rounds its numbers at most; itself
+    where it is another kind of array."""
+    if rule is None or (array.dtype.kind, array.shape) != (rule.dtype.kind, rule.shape):
+        return array
     with np.errstate(over="ignore"):
-        return array.astype(weight.dtype, copy=False)
-
-
-def _is_kept(array: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether another dtype rounds an array's numbers at most: floats stay finite, others equal."""
-    return bool(np.isfinite(weight).all() if weight.dtype.kind == "f" else (weight == array).all())
-
-
-def _in_words(array: Array | None) -> str:
-    return "missing" if array is None else f"{array.dtype} {array.shape}"
+        narrowed = array.astype(rule.dtype, copy=False)
+    return narrowed if array.dtype.kind == "f" or (narrowed == array).all() else array
 
 
 def _checked_pair(network: str, pair: Any) -> tuple[str, Layer]:

@@ -159,7 +159,7 @@ class BatchNorm(Layer):
     [[-1.0], [1.0]]
     """
 
-    kind, mixes_images = "norm", True
+    kind, mixes_images, not_negative = "norm", True, ("variance",)
 
     def __init__(self, features: int, *, eps: float = 1e-4, momentum: float = 0.1) -> None:
         super().__init__()

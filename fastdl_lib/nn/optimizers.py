@@ -23,6 +23,10 @@ class Optimizer:
     are computed in float32: squares of small gradients would vanish in float16.
     """
 
+    memory: tuple[str, ...] = ()
+    """What it keeps for each weight from the first step on; the names of ``state`` begin so."""
+    not_negative: tuple[str, ...] = ()
+    """Of these, what holds no number below 0."""
     loss_scale = 1.0
     """What the loss's gradient is to be multiplied by before it goes back through the network."""
 
@@ -35,7 +39,7 @@ class Optimizer:
         self.state: dict[str, Array] = {}
         """What is remembered from step to step, such as ``"velocity.conv1.weight"``."""
         self.numbers: dict[str, float] = {}
-        """What else is remembered, plain numbers; a checkpoint keeps them too."""
+        """What else is remembered, plain numbers from 0 up; a checkpoint keeps them too."""
         self._settings = settings
 
     @property
@@ -88,7 +92,9 @@ class Optimizer:
         raise NotImplementedError
 
     def _remembered(self, what: str, name: str, weight: Array) -> Array:
-        """The array of ``state`` for a weight, zeros at first."""
+        """The array of ``state`` for a weight, zeros at first; ``memory`` has its name."""
+        if what not in self.memory:
+            raise KeyError(f"{type(self).__name__}.memory must name {what!r}, for checkpoints.")
         key = f"{what}.{name}"
         if key not in self.state:
             self.state[key] = array_module(weight).zeros_like(weight, dtype=wide(weight.dtype))
@@ -122,6 +128,7 @@ class SGD(Optimizer):
         check_number("weight_decay", weight_decay, low=0)
         # Plain floats: NumPy's own would widen float32 weights.
         self.momentum, self.weight_decay = float(momentum), float(weight_decay)
+        self.memory = ("velocity",) if momentum else ()
         super().__init__(learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def _update(self, name: str, weight: Array, gradient: Array) -> None:
@@ -160,6 +167,8 @@ class Adam(Optimizer):
     >>> weights["w"].round(6).tolist()
     [0.9, 1.1]
     """
+
+    memory, not_negative = ("mean", "square"), ("square",)
 
     def __init__(
         self,

@@ -385,6 +385,8 @@ class MixedPrecision(Optimizer):
         self.steps, self.state = optimizer.steps, optimizer.state
         self.optimizer, self.storage = optimizer, storage
         self.master_weights, self.stochastic = bool(master_weights), bool(stochastic)
+        self.memory = (*optimizer.memory, *(["master"] if master_weights else []))
+        self.not_negative = optimizer.not_negative
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -396,9 +398,11 @@ class MixedPrecision(Optimizer):
 
     @numbers.setter
     def numbers(self, numbers: dict[str, float]) -> None:
-        self.skipped = numbers.get("skipped", 0)
         if self.dynamic is not None and "scale" in numbers:
+            check_number("scale", numbers["scale"], low=LEAST_LOSS_SCALE)
+            check_number("good_steps", numbers["good_steps"], low=0, high=self.dynamic.interval)
             self.dynamic.scale, self.dynamic.good_steps = numbers["scale"], numbers["good_steps"]
+        self.skipped = numbers.get("skipped", 0)
 
     @property
     def loss_scale(self) -> float:

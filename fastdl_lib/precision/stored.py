@@ -198,6 +198,9 @@ class StoredLinear(Layer):
     def parameter_count(self) -> int:
         return math.prod(self.weight.shape) + self.bias.size
 
+    def stored_bytes(self, bytes_per_value: float = 4) -> int:
+        return self.nbytes
+
     def macs(self, input_shape: Shape) -> int:
         return self.in_features * self.out_features
 

@@ -77,7 +77,9 @@ def test_comparing_draws_all_values_and_locks_the_guess():
         95.0, provenance=Provenance.PUBLISHED, machine=None, source="a thesis, figure 3"
     )
     for other in ((share(unit="ms"),), (share(), share(unit="x"))):
-        with pytest.raises(ValueError, match=r"the guess is in %, but 'convolution' is in .*; conv"):
+        with pytest.raises(
+            ValueError, match=r"the guess is in %, but 'convolution' is in .*; conv"
+        ):
             prediction.compare(*other)
     assert not prediction._slider.disabled
     picture = prediction.compare(share(), published)

@@ -289,76 +289,12 @@ def test_a_changed_byte_is_never_loaded(saved):
             assert_same_weights(network, loaded)
 
 
-CHANGES = [
-    (lambda a: np.array(["text"]), r" is <U4 \(1,\), expected float32 \("),
-    (lambda a: a.astype(np.int64), r" is int64 \("),
-    (lambda a: a.astype(bool), r" is bool \("),
-    (lambda a: a + 0j, r" is complex64 \("),
-    (lambda a: a[..., :-1], r" is float32 \(.*, expected float32 \("),
-    (lambda a: a[None], r" is float32 \(1, "),
-    (lambda a: a * np.nan, " holds numbers that are not finite in float32"),
-    (lambda a: np.full(a.shape, 1e300), " holds numbers that are not finite in float32"),
-    (lambda a: a - np.longdouble("1e4000"), " holds numbers that are not finite in float32"),
-    (None, " is missing"),
-]
-
-
-@pytest.mark.parametrize("name", ["conv1.weight", "fc2.bias"])
-@pytest.mark.parametrize(("change", "message"), CHANGES)
-def test_one_array_that_does_not_fit_and_nothing_is_changed(saved, name, change, message):
-    with np.load(saved) as archive:
-        arrays = dict(archive)
-    array = arrays.pop(name)
-    np.savez(saved, **arrays, **({name: change(array)} if change else {}))
-    refuses(saved, name.replace(".", r"\.") + message)
-    np.savez(saved, **arrays, **{name: array, "fc3.bias": array})
-    refuses(saved, r"not DeepConvNet's: fc3\.bias is float32 .* expected missing")
-
-
-def test_whole_numbers_that_another_dtype_does_not_hold_are_refused(tmp_path):
-    """Such as the thresholds of a network in bits."""
-    network = net(Flatten(), counting := own(macs=lambda self, shape: 0))
-    counting.buffers = {"threshold": np.array([1, 2], np.int32)}
-    for stored, kept in (([3, 4], True), ([3, 2**33], False)):
-        np.savez(tmp_path / "w.npz", **{"l1.threshold": np.array(stored, np.int64)})
-        if kept:
-            network.load_weights(tmp_path / "w.npz")
-        else:
-            with pytest.raises(ValueError, match=r"l1\.threshold holds numbers .* int32"):
-                network.load_weights(tmp_path / "w.npz")
-        assert counting.buffers["threshold"].tolist() == [3, 4]
-
-
 def test_weights_of_another_network_and_of_other_packed_shapes_are_refused(saved, tmp_path):
     net(Flatten(), Linear(784, 10, rng=np.random.default_rng(0))).save_weights(saved)
-    refuses(saved, r"holds the weights of a network, but not DeepConvNet's: .* expected ")
+    refuses(saved, r"holds the weights of a network, but not DeepConvNet's, .* expected ")
     binary_mlp(hidden=64).save_weights(saved, packed=True)
     with pytest.raises(ValueError, match="holds the weights of a network, but not Bin"):
         binary_mlp(hidden=96).load_weights(saved)
-
-
-PACKED = [
-    ("bits", lambda a: a[:, :-1], r"length=784 takes 13 words a row, got the shape \(16, 12\)"),
-    ("bits", lambda a: a[:-1], r"float32 \(15, 784\), expected float32 \(16, 784\)"),
-    ("bits", lambda a: a.astype(np.int64), "words must be uint64"),
-    ("bits", lambda a: a.astype(str), "words must be uint64"),
-    ("bits", None, r"fc1\.weight"),
-    ("", lambda a: np.ones((16, 784), np.float32), r"fc1\.weight\.bits is uint64 \(16, 13\)"),
-]
-
-
-@pytest.mark.parametrize(("which", "change", "message"), PACKED)
-def test_packed_weights_that_do_not_fit_change_nothing(which, change, message, tmp_path):
-    path, name = tmp_path / "packed.npz", f"fc1.weight.{which}".rstrip(".")
-    network, before = (binary_mlp(hidden=16) for _ in range(2))
-    binary_mlp(seed=1, hidden=16).save_weights(path, packed=True)
-    with np.load(path) as archive:
-        arrays = dict(archive)
-    array = arrays.pop(name, None)
-    np.savez(path, **arrays, **({name: change(array)} if change else {}))
-    with pytest.raises(ValueError, match=message):
-        network.load_weights(path)
-    assert_same_weights(network, before)
 
 
 def test_weights_are_taken_out_of_a_checkpoint(tmp_path):

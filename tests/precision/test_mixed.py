@@ -747,6 +747,38 @@ def test_a_checkpoint_from_before_there_were_numbers_still_serves(tmp_path):
     assert_same_weights(train(epochs=2, checkpoint=path)[0], expected)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"scale": 0.0}, "scale must be at least 0.000976"),
+        ({"scale": "8"}, "its numbers are"),
+        ({"good_steps": 4}, "good_steps must be at least 0 and below 4"),
+        ({"skipped": -1}, "skipped must be at least 0"),
+        ({"skipped": 1.0}, "its numbers are"),
+        ({"more": 1}, "its numbers are"),
+    ],
+)
+def test_numbers_of_a_loss_scale_that_cannot_be_are_refused(numbers, message, tmp_path):
+    def make():
+        scale = DynamicLossScale(start=8.0, interval=4)
+        return MixedPrecision(SGD(0.1), FLOAT16, loss_scale=scale), toy().astype(np.float16)
+
+    path, (optimizer, network) = tmp_path / "run.npz", make()
+    images = images_for(network)
+    train(network, optimizer, images=images, epochs=1, checkpoint=path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    record = json.loads(str(arrays["record"]))
+    record["numbers"] |= numbers
+    np.savez(path, **arrays | {"record": np.array(json.dumps(record))})
+    optimizer, network = make()
+    before = optimizer.numbers
+    with pytest.raises(ValueError, match=message):
+        train(network, optimizer, images=images, epochs=1, checkpoint=path)
+    assert_same_weights(network, toy().astype(np.float16))
+    assert optimizer.numbers == before and not optimizer.state
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_loss_that_is_no_number_still_ends_the_run():
     network = toy().astype(np.float16)
