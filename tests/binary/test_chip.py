@@ -244,7 +244,7 @@ def test_chapter_06_replays_its_recording_where_no_compiler_serves(
     first = next(n for n, cell in enumerate(cells) if "import compile_c" in cell)
     files = {n: export_c(odd_binary_network(1), tmp_path / f"{n}.c") for n in ("2048", "512")}
     names = {"np": np, "files": files, "test_images": np.zeros(3), "data_folder": data_folder}
-    for cell in cells[first : first + 4]:
+    for cell in cells[first : first + 2]:
         exec(cell, names)
     printed = capsys.readouterr().out
     assert "A recording is shown below: no C network from 2048.c: " in printed

@@ -838,6 +838,17 @@ def ring_all_reduce(gradients, send):
             "np.full(gamma.shape, -1 if gamma[0] < 0 else 1)",
         ),
     },
+    "read_race": {
+        "compares whatever it is given": ("if any(", "if False and any("),
+        "threads do not matter": (', "threads", ', ", "),
+        "packing does not matter": ('"threads", "packing")', '"threads")'),
+        "one work is like another": ('("work", ', "("),
+        "time for speed": ("their_middle / middle", "middle / their_middle"),
+        "the median alone decides": [("high < their_low", "middle < their_middle")],
+        "all samples must lie apart": ("[0.25, 0.5, 0.75]", "[0, 0.5, 1]"),
+        "the mean": ("float(their_middle / middle)", 'np.mean(theirs["ms"]) / np.mean(ours["ms"])'),
+        "touching is apart": ("high < their_low", "high <= their_low"),
+    },
     "binary_linear": {
         "NumPy's sign of x": (X_SIGNS, "np.sign(x)"),
         "NumPy's sign of the weights": (WEIGHT_SIGNS, "np.sign(weight)"),

@@ -58,6 +58,7 @@ def test_every_table_has_a_check_of_its_own():
         ("scaling_cscs_2017", "images_per_s", 24, 34_698.707),
         ("scaling_tensorflow_2017_single", "images_per_s", 68, 30_054.7),
         ("half_precision_rates", "fp32_per_clock", 7, 832),
+        ("energy_per_operation", "pj", 13, 4039.53),
         ("mixed_precision_training", "baseline_pct", 6, 410.30),
         ("mixed_precision_training", "mixed_pct", 6, 410.98),
     ],
