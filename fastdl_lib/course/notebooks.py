@@ -390,11 +390,12 @@ def _machine_traces(cell: NotebookNode, path: Path) -> set[str]:
     checkout = path.parent.parent
     if len(checkout.parts) > 1 and re.search(rf"{re.escape(str(checkout))}(?![\w-])", everything):
         traces.add(str(checkout))
-    words = (rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in _machine_names())
+    words = (rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in machine_names())
     return traces.union(*(re.findall(word, output_text) for word in words))
 
 
-def _machine_names() -> set[str]:
+def machine_names() -> set[str]:
+    """This computer's and its user's names, where they tell something."""
     names = {socket.gethostname(), socket.gethostname().partition(".")[0]}
     # getpass needs an account, and a container's user may have none.
     with contextlib.suppress(OSError, KeyError, ImportError):

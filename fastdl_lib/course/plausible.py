@@ -12,7 +12,6 @@ import datetime
 import functools
 import json
 import math
-import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from fastdl_lib.convolution.algorithms import ALGORITHMS
 from fastdl_lib.course.machine_parts import BUDGETS_S, DIGITS, MINUTES, PARTS, REPEATS, ROWS, Plan
+from fastdl_lib.course.notebooks import machine_names, texts
 from fastdl_lib.measuring.costs import layer_costs
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.machine import MachineCard
@@ -143,15 +143,14 @@ def _card_faults(recording: Recording) -> Iterator[str]:
         yield f"of {card.cores} cores its products used {card.blas_threads}: record all of them."
     if card.lanes and ("SkylakeX" in card.blas) > (card.lanes == 16):
         yield f"{card.blas} needs vectors of 16 float32 numbers; the card says {card.lanes}."
-    host = platform.node()
-    # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
     took_s = sum(sum(m.samples) for m in recording.measurements if m.unit == "ms") / 1e3
     minutes, scale = _given(recording)
     if took_s > 60 * (1 + 2 * minutes * max(1, scale)):  # what has begun is ended
         yield f"its samples took {took_s / 60:,.0f} minutes, its command gives it {minutes:g}."
-    names = r"\w@\w" + (rf"|\b{re.escape(host)}\b" if len(host) > 3 else "")
+    # A word before the @ and one behind it; a CPU's name may hold "CPU @ 3.50GHz".
+    names = "|".join([r"\w@\w", *(rf"\b{re.escape(name)}\b" for name in machine_names())])
     measured = [m.to_dict() for m in recording.measurements]
-    for text in dict.fromkeys(_texts([recording.command, card.to_dict(), measured])):
+    for text in dict.fromkeys(texts([recording.command, card.to_dict(), measured])):
         if len(text) > LONGEST:
             yield f"{text[:40]!r}... has {len(text):,} letters; {LONGEST} are the most."
         elif _PATH.search(text):
@@ -164,15 +163,6 @@ def _given(recording: Recording) -> tuple[float, float]:
     """The minutes that the command names, and the scale of times."""
     found = (re.search(rf"{name}({_NUMBER})", recording.command) for name in _GIVEN)
     return tuple(float(match[1]) if match else 1.0 for match in found)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in what JSON can hold."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, Mapping)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
 
 
 def _missing(recording: Recording) -> Iterator[str]:

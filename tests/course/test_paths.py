@@ -8,7 +8,6 @@ import sys
 import types
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from fastdl_lib.course import chip, notebooks, ranks, record
@@ -146,18 +145,6 @@ def test_what_could_not_be_written_is_refused_before_the_work(
         status, message = error.code, capsys.readouterr().err
     assert status and (path.name in message or path.parent.name in message), message
     assert "Traceback" not in message and "delete" not in message
-
-
-def test_a_notebook_in_a_read_only_folder_is_refused_before_it_runs(no_work, tmp_path, monkeypatch):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
-    nbformat.write(notebook, tmp_path / "01_words.ipynb")
-
-    def refuse(*_, **__):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
-    monkeypatch.setattr(notebooks, "_run", lambda *_: pytest.fail("the work began"))
-    assert notebooks.main(["execute", str(tmp_path / "01_words.ipynb")]) == 1
 
 
 def test_weights_and_checkpoint_are_two_files(no_work, tmp_path, capsys):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import datetime
-import platform
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -184,7 +184,10 @@ FORGERIES = [
         for path in (r"C:\Users", "home/joe/x", "in ~joe/x", "a/b/c", "..\\joe", "../joe", "tmp/x")
     ),
     ("new", card(system="a " * 5000), "has 10,000 letters"),
-    ("new", card(system="Linux of planted-host"), "names a user or a computer"),
+    *(
+        ("new", card(system=f"Linux of {name}"), "names a user or a computer")
+        for name in ("planted-host", "planted_user")
+    ),
     ("new", lambda r: dataclasses.replace(r, command="by hand"), "was not made by this command"),
     # --- samples that no clock gave ---
     ("new", on(lambda m: {"samples": m.samples[:1]}), "has 1 samples, 3 are the least"),
@@ -245,7 +248,8 @@ FORGERIES = [
 
 @pytest.mark.parametrize(("kind", "forge", "message"), FORGERIES)
 def test_a_forgery_is_refused_with_its_reason(kind, forge, message, monkeypatch):
-    monkeypatch.setattr(platform, "node", lambda: "planted-host")
+    monkeypatch.setattr(socket, "gethostname", lambda: "planted-host")
+    monkeypatch.setattr("getpass.getuser", lambda: "planted_user")
     faults = check_recording(forge(honest(kind)))
     assert any(re.search(message, fault) for fault in faults), faults
 
