@@ -182,7 +182,7 @@ class BinaryLinear(_BinaryWeights, Linear):
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         x, signs = self._recall(grad_out)
         grad_x, grad_weight = self._product_backward(grad_out, x, signs, need_grad_x)
-        self.gradients = {"weight": grad_weight}
+        self._set_gradients(weight=grad_weight)
         return grad_x
 
 
@@ -238,7 +238,7 @@ class BinaryConv2d(_BinaryWeights, Conv2d):
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         x, signs, row, geometry = self._recall(grad_out)
         grad_x, grad_weight, _ = row.backward(grad_out, x, signs, geometry, need_grad_x)
-        self.gradients = {"weight": grad_weight}
+        self._set_gradients(weight=grad_weight)
         if grad_x is None or not self.padding:
             return grad_x
         inside = slice(self.padding, -self.padding)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastdl_lib.convolution import blocked, gpu, im2col, loops, winograd
 from fastdl_lib.convolution.geometry import Geometry
-from fastdl_lib.core.arrays import array_module, gpu_status
+from fastdl_lib.core.arrays import array_module, gpu_status, rounded
 from fastdl_lib.core.checks import Status, check_choice
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -26,7 +26,8 @@ class Algorithm:
     forward: Callable[[Array, Array, Array | None, Geometry], Array]
     """(x, weight, bias, geometry) -> the output."""
     backward: Callable[[Array, Array, Array, Geometry, bool], tuple[Array | None, Array, Array]]
-    """(grad_out, x, weight, geometry, need_grad_x) -> gradients by x (or None), weight, bias."""
+    """(grad_out, x, weight, geometry, need_grad_x) -> gradients by x (or None), weight, bias; the
+    last two may be sums in float64, which are to be rounded."""
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
     loops: bool = False
@@ -144,4 +145,5 @@ def conv2d_backward(
     geometry = Geometry.of(x, weight, **window)
     geometry.check_grad_out(grad_out, x)
     row = choose(algorithm, x, geometry)
-    return row.backward(grad_out, x, weight, geometry, need_grad_x)
+    grad_x, *sums = row.backward(grad_out, x, weight, geometry, need_grad_x)
+    return grad_x, *(rounded(total, x.dtype) for total in sums)

@@ -15,7 +15,8 @@ from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_chan
 from fastdl_lib.core import threads
 from fastdl_lib.core.arrays import wide
 from fastdl_lib.core.threads import blas_threads_now, blocks, in_parallel, sum_in_order
-from fastdl_lib.kernels.compiled import can_compile
+from fastdl_lib.kernels import pixels
+from fastdl_lib.kernels.compiled import can_compile, suits
 
 
 def _windows(x: np.ndarray, rows: slice, geometry: Geometry) -> np.ndarray:
@@ -87,7 +88,7 @@ def backward(
     grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, geometry: Geometry, need_grad_x: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """The gradients by x (None unless needed), weight and bias, with one block's patches at a
-    time."""
+    time; those of weight and bias are sums over images in float64."""
     turned = geometry.turned()
     if _is_compiled(x, geometry.group_filters) and not (
         need_grad_x and (turned is None or not _is_compiled(x, turned.group_filters))
@@ -102,7 +103,7 @@ def backward(
     totals: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(part: slice) -> None:
-        total = np.zeros(matrices.shape, sums)
+        total = np.zeros(matrices.shape)
         for these in blocks(part, images):
             size = (these.stop - these.start, height + 2 * padding, width + 2 * padding)
             padded = np.zeros((*size, x.shape[1]), sums)
@@ -112,7 +113,10 @@ def backward(
                 grads = grad_out[these, :, here].transpose(0, 2, 3, 1).astype(sums, copy=False)
                 grads = grads.reshape(-1, geometry.groups, geometry.group_filters)
                 for group, matrix in enumerate(matrices):
-                    total[group] += grads[:, group].T @ _patches(windows, group, channels)
+                    by_image = (len(images_here), -1)
+                    patches = _patches(windows, group, channels).reshape(*by_image, matrix.shape[1])
+                    columns = grads[:, group].reshape(*by_image, len(matrix)).swapaxes(1, 2)
+                    total[group] += (columns @ patches).sum(axis=0, dtype=np.float64)
                     if need_grad_x:
                         grad_patches = grads[:, group] @ matrix
                         seen = padded[:, here.start * stride :, :, group * channels :]
@@ -120,10 +124,10 @@ def backward(
             if need_grad_x:
                 inside = padded[:, padding : padding + height, padding : padding + width]
                 grad_x[these] = inside.transpose(0, 3, 1, 2)
-        totals[part.start] = total, grad_out[part].sum(axis=(0, 2, 3), dtype=sums)
+        totals[part.start] = total, grad_out[part].sum(axis=(0, 2, 3), dtype=np.float64)
 
     in_parallel(work, len(x))
-    grad_matrices, grad_bias = (total.astype(x.dtype, copy=False) for total in sum_in_order(totals))
+    grad_matrices, grad_bias = sum_in_order(totals)
     grad_weight = grad_matrices.reshape(len(weight), *geometry.kernel, -1).transpose(0, 3, 1, 2)
     return grad_x, grad_weight, grad_bias
 
@@ -197,11 +201,15 @@ def _backward_compiled(
 
 
 def channel_sums(grads: np.ndarray) -> np.ndarray:
-    """Add up (N, H, W, C) by channels, (C,); the same bits every time."""
+    """Add up (N, H, W, C) by channels, (C,), in float64; the same bits every time."""
     sums: dict[int, tuple[np.ndarray]] = {}
 
     def work(part: slice) -> None:
-        sums[part.start] = (grads[part].sum(axis=(0, 1, 2)),)
+        sums[part.start] = (np.zeros(grads.shape[-1]),)
+        if suits(grads):
+            pixels.channel_sums()(grads[part].reshape(-1, grads.shape[-1]), *sums[part.start])
+        else:
+            grads[part].sum(axis=(0, 1, 2), dtype=np.float64, out=sums[part.start][0])
 
     in_parallel(work, len(grads), row_bytes=grads[0].nbytes)
     return sum_in_order(sums)[0]

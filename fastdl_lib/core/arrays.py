@@ -224,6 +224,12 @@ def wide(dtype: np.dtype) -> np.dtype:
     return np.promote_types(dtype, np.float32)
 
 
+def rounded(array: Array, dtype: np.dtype) -> Array:
+    """The array in a narrower dtype; what is too large becomes infinite, without a warning."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
+
+
 def beside(array: np.ndarray, other: Array) -> Array:
     """Bring a NumPy array to where ``other`` is: to the GPU, or nowhere."""
     return array if array_module(other) is np else to_gpu(array)

@@ -52,7 +52,11 @@ def convolve(
 def gradient_by_weight(
     grad_out: np.ndarray, x: np.ndarray, kernel: tuple[int, int], groups: int, stride: int
 ) -> np.ndarray:
-    """Return the gradient by the weight of :func:`convolve`, in its shape."""
+    """Return the gradient by the weight of :func:`convolve`, in its shape, as sums in float64.
+
+    The sum over an image's pixels is float32; over the images it is float64, so that it comes out
+    alike however a batch is shared out.
+    """
     channels, filters = x.shape[-1] // groups, grad_out.shape[-1] // groups
     shape = groups, *kernel, channels, filters
     if groups == 1:  # the channels below one row of a filter lie side by side
@@ -61,11 +65,13 @@ def gradient_by_weight(
     tile = vectors.product_tile(rows, width)
     offsets = _offsets(x, *grad_out.shape[1:3], 1, stride)
     sums: dict[int, tuple[np.ndarray]] = {}
+    nothing = np.zeros(width * vectors.lanes(), np.float32)
 
     def work(images: slice) -> None:
-        total = np.zeros((groups, *kernel, channels, filters), np.float32)
-        panel = width * vectors.lanes()
-        _weights_back(tile, rows, panel, x[images], grad_out[images], total, offsets)
+        total = np.zeros((groups, *kernel, channels, filters))
+        of_one = np.empty(total.shape, np.float32)
+        shared = grad_out[images], total, of_one, nothing, offsets
+        _weights_back(tile, rows, x[images], *shared)
         sums[images.start] = (total,)
 
     in_parallel(work, len(x))
@@ -105,10 +111,11 @@ def _panels_out(begin, end, tiles, rows, longer, x, panels, bias, out, offsets, 
 
 
 @compiled
-def _weights_back(tile, rows, panel, x, grad_out, grad, offsets):
-    groups, filter_h, filter_w, channels, filters = grad.shape
-    where, terms = np.intp(offsets.ctypes.data), len(offsets)
-    b_row, c_row = grad_out.strides[2], grad.strides[3]
+def _weights_back(tile, rows, x, grad_out, total, of_one, nothing, offsets):
+    groups, filter_h, filter_w, channels, filters = total.shape
+    where, terms, panel = np.intp(offsets.ctypes.data), len(offsets), len(nothing)
+    b_row, c_row, zeros = grad_out.strides[2], of_one.strides[3], np.intp(nothing.ctypes.data)
+    sums, added = total.reshape(-1), of_one.reshape(-1)
     for n in range(len(x)):
         for g in range(groups):
             for k in range(0, filters, panel):
@@ -117,5 +124,7 @@ def _weights_back(tile, rows, panel, x, grad_out, grad, offsets):
                     for j in range(filter_w):
                         for c in range(0, channels, rows):
                             a = np.intp(x[n, i, j].ctypes.data) + 4 * (g * channels + c)
-                            to = np.intp(grad[g, i, j, c].ctypes.data) + 4 * k
-                            call(tile, (a, 4, where, terms, b, b_row, to, c_row, to, c_row))
+                            to = np.intp(of_one[g, i, j, c].ctypes.data) + 4 * k
+                            call(tile, (a, 4, where, terms, b, b_row, zeros, 0, to, c_row))
+        for w in range(len(sums)):
+            sums[w] += added[w]

@@ -125,6 +125,19 @@ def largest_back() -> Callable[..., None]:
 
 
 @functools.cache
+def channel_sums() -> Callable[..., None]:
+    """Return ``loop(x, out)``: add x (pixels, channels) up by channels into float64 (channels,)."""
+
+    @compiled
+    def loop(x, out):
+        for p in range(x.shape[0]):
+            for c in range(x.shape[1]):
+                out[c] += x[p, c]
+
+    return loop
+
+
+@functools.cache
 def pixels_unseen() -> Callable[..., None]:
     """Return ``loop(x, out, values, height, width, stride, padding)``: where the windows of an
     output (N, OH, OW, K) on x (N, H, W, C) hold nothing but zeros, it becomes values (groups, K /

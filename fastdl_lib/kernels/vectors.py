@@ -124,6 +124,19 @@ class Writer:
     def add_product(self, total: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.known("fmuladd", x, y, total)  # rounded once where the CPU can
 
+    def added_up(self, vector: ir.Value) -> ir.Value:
+        """The sum of a vector's numbers: halves are added until one is left."""
+        count = vector.type.count
+        while count > 1:
+            count //= 2
+            places = ir.VectorType(ir.IntType(32), count)
+            halves = [
+                self.build.shuffle_vector(vector, vector, ir.Constant(places, list(half)))
+                for half in (range(count), range(count, 2 * count))
+            ]
+            vector = self.build.fadd(*halves)
+        return self.build.extract_element(vector, ir.IntType(32)(0))
+
     def compiled(self) -> int:
         """The address of the machine code."""
         self.build.ret_void()
@@ -213,4 +226,58 @@ def matrix_on_vectors(matrix: Sequence[Sequence[float]], watched: bool = False) 
             finite = writer.add_product(finite, total, ir.Constant(writer.vector, [0.0] * lanes()))
     if watched:
         writer.store(finite, seen[0])
+    return writer.compiled()
+
+
+@functools.cache
+def dot_tile_shape(images: int) -> tuple[int, int]:
+    """Rows of x and of w of the :func:`dot_tile` with the most products for each vector loaded,
+    where ``images`` rows of x are cut into equal parts, or nearly; at most 8 of w, so many streams
+    as a core fetches ahead."""
+    registers = {16: 32, 8: 16}[lanes()]
+    heights = {-(-images // parts) for parts in range(1, images + 1)}
+    shapes = [
+        (rows, min(8, (registers - 1 - rows) // rows))  # sums, rows of x and one of w
+        for rows in heights
+        if 3 * rows <= registers
+    ]
+    return max(shapes, key=lambda shape: shape[0] * shape[1] / sum(shape))
+
+
+@functools.cache
+def dot_tile(x_rows: int, w_rows: int) -> int:
+    """Return the address of ``tile(x, x_row, w, w_row, terms, out, out_row)``: out[i, j] = sum of
+    x[i] * w[j] over so many whole vectors, at least one.
+
+    Each register sums every 16th (8th) term, in order; its numbers are then added in pairs. So the
+    result is the same, whatever else is in the tile.
+    """
+    writer = Writer(7)
+    build = writer.build
+    x, x_row, w, w_row, terms, out, out_row = writer.function.args
+    before, loop, done = build.block, *map(build.append_basic_block, ("loop", "done"))
+    build.branch(loop)
+    build.position_at_end(loop)
+    k = build.phi(ADDRESS)
+    sums = [build.phi(writer.vector) for _ in range(x_rows * w_rows)]
+    at = build.mul(k, ADDRESS(4 * lanes()))
+    lines = [writer.load(writer.place(build.add(x, at), x_row, i)) for i in range(x_rows)]
+    grown = [None] * len(sums)
+    for j in range(w_rows):
+        column = writer.load(writer.place(build.add(w, at), w_row, j))
+        for i, line in enumerate(lines):
+            grown[i * w_rows + j] = writer.add_product(sums[i * w_rows + j], line, column)
+    k_next = build.add(k, ADDRESS(1))
+    nothing = ir.Constant(writer.vector, [0.0] * lanes())
+    for phi, at_first, then in zip(
+        [k, *sums], [ADDRESS(0), *[nothing] * len(sums)], [k_next, *grown], strict=True
+    ):
+        phi.add_incoming(at_first, before)
+        phi.add_incoming(then, loop)
+    build.cbranch(build.icmp_signed("<", k_next, terms), loop, done)
+    build.position_at_end(done)
+    for number, total in enumerate(grown):
+        i, j = divmod(number, w_rows)
+        place = writer.place(writer.place(out, out_row, i), 4, j)
+        writer.store(writer.added_up(total), place)
     return writer.compiled()

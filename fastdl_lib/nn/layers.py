@@ -15,9 +15,9 @@ import numpy as np
 from fastdl_lib.convolution.algorithms import ALGORITHMS, choose
 from fastdl_lib.convolution.geometry import Geometry, check_window, output_size, tap_views
 from fastdl_lib.convolution.im2col import im2col
-from fastdl_lib.core.arrays import array_module, to_cpu, wide
+from fastdl_lib.core.arrays import array_module, rounded, to_cpu, wide
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
-from fastdl_lib.core.threads import blocks, in_parallel
+from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel
 from fastdl_lib.kernels.compiled import suits
 from fastdl_lib.kernels.pixels import largest, largest_back
 
@@ -223,13 +223,29 @@ def _like(x: Array, shape: Shape) -> Array:
 
 
 class _Weighted(Layer):
-    """A layer that saves work where nobody asks for the gradient by its input."""
+    """A layer that saves work where nobody asks for the gradient by its input.
+
+    Where processes share a batch, gradients that it has summed in float64 stay so: added up over
+    all of them, and rounded then, they are those of one process.
+    """
+
+    _is_shared = False
 
     def backward(self, grad_out: Array) -> Array:
         return self._backward(grad_out, need_grad_x=True)
 
     def backward_weights(self, grad_out: Array) -> None:
         self._backward(grad_out, need_grad_x=False)
+
+    def share(self, here: slice | None, images: int) -> None:
+        self._is_shared = here is not None
+
+    def _set_gradients(self, **sums: Array) -> None:
+        dtype = self.parameters["weight"].dtype
+        self.gradients = {
+            name: total if self._is_shared and dtype == np.float32 else rounded(total, dtype)
+            for name, total in sums.items()
+        }
 
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         raise NotImplementedError
@@ -356,7 +372,7 @@ class Conv2d(_Weighted):
         grad_x, grad_weight, grad_bias = row.backward(
             grad_out, x, self.parameters["weight"], geometry, need_grad_x
         )
-        self.gradients = {"weight": grad_weight, "bias": grad_bias}
+        self._set_gradients(weight=grad_weight, bias=grad_bias)
         return grad_x
 
 
@@ -538,28 +554,43 @@ class Linear(_Weighted):
         return product(x, self.parameters["weight"].T)
 
     def _product(self, x: Array, weight: Array) -> Array:
-        if (rows := _loops_for_few_rows(x, weight)) is not None:
-            return rows.product(x, weight)
+        if suits(x, weight):
+            from fastdl_lib.kernels import dots, rows  # Numba takes a while to import
+
+            for loops in (dots, rows):
+                if loops.fits(x, weight):
+                    return loops.product(x, weight)
+        dtype = x.dtype
+        x, weight = self._to_sum(x, weight)
         out = array_module(x).empty((len(x), self.out_features), x.dtype)
 
         def work(features: slice) -> None:
             array_module(x).matmul(x, weight[features].T, out=out[:, features])
 
         in_parallel(work, self.out_features, least=64, on=x)
-        return out
+        return rounded(out, dtype)
+
+    def _to_sum(self, *arrays: Array) -> tuple[Array, ...]:
+        """The arrays of a product: float32 of a small layer in float64, since sums that are rounded
+        at their end come out alike, however processes share a batch. (A BLAS's order depends on the
+        number of images.) For many weights that costs too much."""
+        first, weight_bytes = arrays[0], self.parameters["weight"].nbytes
+        if array_module(first) is np and first.dtype == np.float32 and weight_bytes <= CACHE_BYTES:
+            return tuple(array.astype(np.float64) for array in arrays)
+        return arrays
 
     def _backward(self, grad_out: Array, need_grad_x: bool) -> Array | None:
         (x,) = self._recall(grad_out)
         weight = self.parameters["weight"]
         grad_x, grad_weight = self._product_backward(grad_out, x, weight, need_grad_x)
-        grad_bias = grad_out.sum(axis=0, dtype=wide(x.dtype)).astype(x.dtype, copy=False)
-        self.gradients = {"weight": grad_weight, "bias": grad_bias}
+        self._set_gradients(weight=grad_weight, bias=grad_out.sum(axis=0, dtype=np.float64))
         return grad_x
 
     def _product_backward(
         self, grad_out: Array, x: Array, weight: Array, need_grad_x: bool
     ) -> tuple[Array | None, Array]:
-        xp = array_module(x)
+        xp, dtype = array_module(x), x.dtype
+        grad_out, x, weight = self._to_sum(grad_out, x, weight)
         grad_weight = xp.empty_like(weight)
         grad_x = xp.empty_like(x) if need_grad_x else None
         rows = _loops_for_few_rows(x, weight)
@@ -576,6 +607,7 @@ class Linear(_Weighted):
         in_parallel(work, self.out_features, least=64, on=x)
         if need_grad_x:
             in_parallel(work_x, self.in_features, least=64, on=x)
+            grad_x = rounded(grad_x, dtype)
         return grad_x, grad_weight
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from fastdl_lib.core.arrays import array_module, wide
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -70,7 +72,6 @@ def loss_and_gradient(logits: Array, labels: Array, scale: float = 1.0) -> tuple
     loss = (xp.log(sums[:, 0]) - shifted[rows, labels]).mean()
     grad = exponentials / sums
     grad[rows, labels] -= 1
-    grad /= len(labels)
-    if scale != 1:
-        grad *= scale
+    # Rounded once, so that the gradient of a share of a batch has the digits of the whole batch's.
+    grad = grad.astype(np.float64) * (scale / len(labels))
     return loss, grad.astype(logits.dtype, copy=False)

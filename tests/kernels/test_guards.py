@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import bits, direct, pixels, rounding, rows, vectors
+from fastdl_lib.kernels import bits, direct, dots, pixels, rounding, rows, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -70,13 +70,26 @@ def run_pixels(guarded, shape, kernel=2, stride=1, size=3):
     normal, constants = guarded(rows.shape), np.float32([1e-4, 2, 1.5e-4])
     pixels.response_norm(size)(rows, normal, *constants[:2])
     pixels.response_norm_back(size)(rows, normal, grad_rows, *constants)
-    yield from (normal, grad_rows)
+    sums = guarded((channels,), np.float64)
+    pixels.channel_sums()(rows, sums)
+    yield from (normal, grad_rows, sums)
     x[:, 1:] = 0
     limits = np.int32([2**23, 254 * 2**23])
     rounding.to_nearest()(x.reshape(-1), grad_x.reshape(-1), 3, *limits, *np.float32([99, np.inf]))
     yield grad_x
     pixels.pixels_unseen()(x, out, guarded((1, channels)), kernel, kernel, stride, 1)
     yield out
+
+
+def run_dots(guarded, images, length, rows):
+    x, weight = guarded((images, length)), guarded((rows, length))
+
+    def products():
+        out = dots.product(x, weight)
+        np.testing.assert_array_equal(out, x @ weight.T)  # sums of whole numbers are exact
+        yield out
+
+    yield from with_own_arrays(guarded, (dots,), products)
 
 
 def run_tiles(guarded, geometry):
@@ -155,6 +168,14 @@ def test_no_product_of_bits_touches_memory_outside_its_arrays(count, columns, wo
 
 
 @needs_tiles
+@seed(0)
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 130), st.integers(1, 40))
+def test_no_dot_product_touches_memory_outside_its_arrays(images, length, rows):
+    run_between_zones(run_dots, images, length, rows)
+
+
+@needs_tiles
 def test_every_compiled_loop_runs_here(monkeypatch):
     """Found in the text of kernels/: what is compiled, or returns something compiled."""
     loops, seen = set(), set()
@@ -167,7 +188,9 @@ def test_every_compiled_loop_runs_here(monkeypatch):
             if re.search(r"\bcompiled\(|@compiled\b|\bn?jit\b|vectorize\b", ast.unparse(node)):
                 loops.add(f"{path.stem}.{getattr(node, 'name', None) or ast.unparse(node)}")
     # What compiles; the tiles run in the loops that call them.
-    loops -= {f"vectors.{name}" for name in ("Writer", "product_tile", "matrix_on_vectors")}
+    loops -= {
+        f"vectors.{name}" for name in ("Writer", "product_tile", "matrix_on_vectors", "dot_tile")
+    }
     loops -= {"bits.tile"}
     loops.remove("compiled.compiled")
     for name in loops:
@@ -176,5 +199,6 @@ def test_every_compiled_loop_runs_here(monkeypatch):
         monkeypatch.setattr(module, function, watched(name, getattr(module, function)))
     list(run_pixels(Guarded(0), (1, 3, 4, 4)))
     list(run_bits(Guarded(0)))
+    list(run_dots(Guarded(0), 2, 20, 3))
     list(run_tiles(Guarded(0), Geometry((1, 16, 5, 5), (16, 16, 3, 3), padding=1)))
-    assert seen == loops, "run it in run_pixels() or run_tiles()"
+    assert seen == loops, "run it in run_pixels(), run_dots() or run_tiles()"
