@@ -150,34 +150,29 @@ class Measurement:
         """
         first, *others = parents
         kind, machine = first.provenance, first.machine
-        alike = all((p.provenance, p.machine) == (kind, machine) for p in others)
-        if kind is Provenance.MEASURED:  # whichever card: this process runs on one machine
-            alike = all(p.provenance is kind for p in others)
+        here = kind is Provenance.MEASURED  # whichever card: this process runs on one machine
+        alike = all(p.provenance is kind and (here or p.machine == machine) for p in others)
         if kind is Provenance.PUBLISHED or not alike:
             kind, machine = Provenance.COMPUTED, None
         source = "from " + "; ".join(dict.fromkeys(f"{p.name}, {p.label}" for p in parents))
-        conditions = {
-            key: there
-            for key, there in first.conditions.items()
-            if all(key in p.conditions and p.conditions[key] == there for p in others)
-        }
+        conditions = dict(first.conditions)
+        for p in others:
+            conditions = dict(pair for pair in conditions.items() if pair in p.conditions.items())
         return cls(name, unit, tuple(np.ravel(value)), kind, machine, source, conditions)
 
     def over(self, other: "Measurement", unit: str = "times", name: str = "") -> "Measurement":
         """Each sample of this one divided by the other's median, labelled as :meth:`derived`.
 
-        Raises:
-            ValueError: the other has another unit, or a median of 0.
+        Raises: ValueError where the other has another unit, or a median of 0.
 
         >>> slow, fast = (Measurement.measured("product", "ms", ms) for ms in (24.0, 8.0))
         >>> print(slow.over(fast))
         3.00 times (measured here)
         """
         if self.unit != other.unit or not other.median:
-            raise ValueError(
-                f"{self.name!r}, in {self.unit}, cannot be divided by {other.name!r}, "
-                f"{other.value()} {other.unit}: two of one unit are, the second not 0."
-            )
+            by = f"{other.name!r}, {other.value()} {other.unit}"
+            what = f"{self.name!r}, in {self.unit}, cannot be divided by {by}"
+            raise ValueError(f"{what}: two of one unit are, the second not 0.")
         ratios = [sample / other.median for sample in self.samples]
         name = name or f"{self.name} over {other.name}"
         return self.derived(name, unit, ratios, self, other)
@@ -265,7 +260,7 @@ def device_in_words(conditions: Mapping[str, Any]) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, plainly: 0.123, 12.3, 1,230; what is not finite as such.
+    """Three significant digits, plainly; what is not finite as such.
 
     >>> [format_number(v) for v in (0.01234, 12.34, 1234.5, 0, -math.inf)]
     ['0.0123', '12.3', '1,230', '0', '-inf']
@@ -343,13 +338,10 @@ class Table:
 
     def _repr_html_(self) -> str:
         styles = [f" style='text-align:{'right' if r else 'left'}'>" for r in self._numeric()]
-        head = "".join(
-            f"<th{style}{html.escape(column.title)}"
-            + (f"<br><i style='font-weight:normal'>{column.note}</i>" if column.note else "")
-            + "</th>"
-            for column, style in zip(self.columns, styles, strict=True)
-        )
-        body = ""
+        head = body = ""
+        for style, column in zip(styles, self.columns, strict=True):
+            note = f"<br><i style='font-weight:normal'>{column.note}</i>" if column.note else ""
+            head += f"<th{style}{html.escape(column.title)}{note}</th>"
         for line in self._cells():
             cells = zip(styles, line, strict=True)
             body += f"<tr>{''.join(f'<td{style}{html.escape(c)}</td>' for style, c in cells)}</tr>"

@@ -27,9 +27,9 @@ from fastdl_lib.core.threads import (
     usable_cores,
 )
 
-_LIBRARIES = ("numpy", "matplotlib", "jupyterlab", "fastdl")
 FMA_UNITS = 2
-"""The most units for fused multiplications and additions of whole vectors that a core has."""
+"""The most units for fused multiplications and additions of whole vectors that a core has; no
+system says how many."""
 # float32 lanes of the widest vectors, by a flag in /proc/cpuinfo; ARM's wider ones tell no width.
 _LANES = {"avx512f": 16, "fma": 8}
 
@@ -59,15 +59,13 @@ class MachineCard:
     """The highest clock that the system allows; 0 where it tells none, as in many virtual machines.
     A core's own clock can be measured: :func:`fastdl_lib.measuring.timing.clock_ghz`."""
     quota_cores: float = 0.0
-    """What a container's CPU quota leaves, such as 1.5 cores; 0 where none binds. All threads run
-    until it is used up, then stand still for the rest of a period, mostly 0.1 s: single samples may
-    be faster than :attr:`cores` can compute."""
+    """What a container's CPU quota leaves, such as 1.5 cores; 0 where none binds. Until it is used
+    up all threads run: a short sample may be faster than :attr:`cores` can compute."""
 
     def peak_gflops(self, dtype: str = "float32", ghz: float = 0.0) -> float:
         """The theoretical peak of the usable cores: cores x lanes x FMA units x 2 x clock, GFLOP/s.
 
-        ``ghz`` is the clock where the card has none. 0 where a part is unknown. No system says how
-        many FMA units a core has: the most there are, :data:`FMA_UNITS`.
+        ``ghz`` is the clock where the card has none. 0 where a part is unknown.
 
         >>> dataclasses.replace(machine_card(), cores=2, lanes=8, highest_ghz=3.0).peak_gflops()
         192.0
@@ -100,7 +98,6 @@ class MachineCard:
         return f" (a quota of {self.quota_cores:g})" if self.quota_cores else ""
 
     def _rows(self) -> list[tuple[str, str]]:
-        """The card as (heading, value) pairs, in reading order."""
         return [
             ("CPU", self.cpu),
             ("Cores usable", f"{self.cores}{self._quota}"),
@@ -126,15 +123,13 @@ class MachineCard:
     __repr__ = __str__  # what a notebook shows where it cannot show HTML
 
     def _repr_html_(self) -> str:
+        left = " style='text-align:left'"
         body = "".join(
-            f"<tr><th style='text-align:left'>{heading}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            f"<tr><th{left}>{heading}</th><td{left}>{html.escape(value)}</td></tr>"
             for heading, value in self._rows()
         )
-        return (
-            "<table><caption style='text-align:left'><b>Machine card</b> (measured here)"
-            f"</caption><tbody>{body}</tbody></table>"
-        )
+        title = f"<caption{left}><b>Machine card</b> (measured here)</caption>"
+        return f"<table>{title}<tbody>{body}</tbody></table>"
 
     def to_dict(self) -> dict:
         """A plain dictionary for JSON; :meth:`from_dict` reads it back."""
@@ -143,18 +138,16 @@ class MachineCard:
     @classmethod
     def from_dict(cls, fields: dict) -> "MachineCard":
         """Build a card from :meth:`to_dict`'s output, or raise ValueError."""
-        expected = {
-            field.name: (int, float) if field.type is float else field.type
-            for field in dataclasses.fields(cls)
-        }
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        expected = {name: (int, float) if kind is float else kind for name, kind in kinds.items()}
         if isinstance(fields, dict):  # older cards lack what has a default
             fields = {"lanes": 0, "highest_ghz": 0.0, "quota_cores": 0.0} | fields
         check_fields(fields, {**expected, "versions": dict}, "a machine card")
         for name, value in fields.items():
             least = {"cores": 1, "memory_gib": 0.01}.get(name, 0)
-            if expected[name] is str and not value:
+            if value == "":
                 raise ValueError(f"a machine card: {name} is empty.")
-            if expected[name] is not str and name != "versions" and not least <= value < math.inf:
+            if kinds[name] in (int, float) and not least <= value < math.inf:
                 raise ValueError(f"a machine card: {name} is {value}, {least} is the least.")
         for text in fields["versions"].values():
             if not isinstance(text, str):
@@ -212,6 +205,7 @@ def _blas_name() -> str:
 @functools.cache
 def _lasting() -> dict[str, Any]:
     """What cannot change while the process runs."""
+    libraries = ("numpy", "matplotlib", "jupyterlab", "fastdl")
     lanes, highest_ghz = _peak_parts()
     memory_bytes = min(psutil.virtual_memory().total, container_limit("memory"))
     return {
@@ -220,7 +214,7 @@ def _lasting() -> dict[str, Any]:
         "blas": _blas_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _LIBRARIES},
+        "versions": {name: metadata.version(name) for name in libraries},
         "lanes": lanes,
         "highest_ghz": highest_ghz,
     }

@@ -64,8 +64,7 @@ def test_alexnet_by_hand(alex):
 
 
 def test_folding_rounding_and_storing_narrow_keep_the_products(alex):
-    binary = binary_deep_convnet()
-    for network in (binary, fold(binary)):
+    for network in (binary := binary_deep_convnet(), fold(binary)):
         assert sum(cost.macs for cost in layer_costs(network)) == 8_772_340
     rounded = by_name(in_precision(deep_convnet(), HALF))
     stored = {name: rounded.pop(name) for name in list(rounded) if "stored" in name}
