@@ -215,7 +215,8 @@ def _own_faults(m: Measurement, card: MachineCard) -> Iterator[str]:
         yield f"{name!r} holds {odd} {row.unit}; it lies between {least} and {most}."
     if row.unit != "%" and len(m.samples) < LEAST_SAMPLES:
         yield f"{name!r} has {len(m.samples)} samples, {LEAST_SAMPLES} are the least."
-    if m.high > 20 * m.low > 0 and (m.unit != "ms" or m.high > 1):  # shorter ones are disturbed
+    apart = high > 20 * low > 0 and m.high > 20 * m.low
+    if apart and (m.unit != "ms" or m.high > 1):  # shorter ones are disturbed
         yield f"the samples of {name!r} fall into two groups, {m.value()} {m.unit}."
 
 
@@ -448,7 +449,9 @@ def _by_less(m: Measurement, recording: Recording, beside: Callable) -> Iterator
     there = m.conditions
     if there["part"] == "layers" and _best(m) <= 1:
         return
-    for less in filter(None, (beside(m, batch=n) for n in range(1, there["batch"]))):
+    batches = {other.conditions.get("batch", there["batch"]) for other in recording.measurements}
+    smaller = (beside(m, batch=n) for n in sorted(batches) if n < there["batch"])
+    for less in filter(None, smaller):
         more = there["batch"] / less.conditions["batch"]
         most = 3 * more if there["part"] == "pass" else 6 * more  # from a cache to the memory
         yield f"{m.name!r} takes as long as {less.name!r}", _best(m) / _best(less), (0.7, most)
