@@ -15,7 +15,6 @@ Source: Courbariaux et al., "Binarized neural networks", 2016, section 3; Rasteg
 float32 product alone can do with +1 and -1.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -128,11 +127,10 @@ _A_ROWS, _B_ROWS = 32, 4096
 _WORDS_A_BYTE = 255 // WORD
 
 
-def _numpy_product(a_words: np.ndarray, panels: np.ndarray, length: int) -> np.ndarray:
+def _numpy_product(a_words: np.ndarray, panels: np.ndarray, length: int, out: np.ndarray) -> None:
     """XOR and ``bitwise_count``, word by word, outermost, so that NumPy runs along many rows of b
     at once; blocks stay in the cache and are shared out among threads."""
     columns = np.ascontiguousarray(rows_of(panels, a_words.shape[1]).T)
-    out = np.empty((len(a_words), columns.shape[1]), np.int32)
     count_dtype = np.uint16 if length < 2**16 else np.uint32
 
     def work(part: slice) -> None:
@@ -153,7 +151,6 @@ def _numpy_product(a_words: np.ndarray, panels: np.ndarray, length: int) -> np.n
             out[part, here] += length
 
     in_parallel(work, len(a_words), block=_A_ROWS)
-    return out
 
 
 _SHIFT = 12  # bits of a count
@@ -227,17 +224,15 @@ def _check_rows_of_signs(a: np.ndarray, b: np.ndarray) -> None:
 # --- compiled, and CuPy -------------------------------------------------------------------------
 
 
-def _compiled(a_words: np.ndarray, panels: np.ndarray, length: int) -> np.ndarray:
+def _compiled(a_words: np.ndarray, panels: np.ndarray, length: int, out: np.ndarray) -> None:
     """Tiles that stay in registers (:mod:`fastdl_lib.kernels.bits`), where they can be compiled."""
-    if not can_compile():
-        return _numpy_product(a_words, panels, length)
-    from fastdl_lib.kernels import bits, vectors  # Numba takes a while to import
+    if can_compile():
+        from fastdl_lib.kernels import bits, vectors  # Numba takes a while to import
 
-    if not vectors.lanes():
-        return _numpy_product(a_words, panels, length)
-    out = np.empty((len(a_words), panels.size // a_words.shape[1]), np.int32)
-    bits.product(a_words, panels, PANEL, length, out)
-    return out
+        if vectors.lanes():
+            bits.product(a_words, panels, PANEL, length, out)
+            return
+    _numpy_product(a_words, panels, length, out)
 
 
 # One thread an entry. Threads side by side read words side by side of a panel and the same word of
@@ -255,21 +250,28 @@ PRODUCT_KERNEL = f"""
 PRODUCT_INPUTS = "raw uint64 a, raw uint64 panels, uint32 columns, int32 words, int32 length"
 
 
-def _gpu_product(a_words: Array, panels: Array, length: int) -> Array:
+def _gpu_product(a_words: Array, panels: Array, length: int, out: Array) -> None:
     """By a CUDA kernel of our own."""
-    xp, words = array_module(a_words, panels), a_words.shape[1]
-    shape = len(a_words), panels.size // words
-    if math.prod(shape) >= 2**31:
-        raise ValueError(f"the kernel counts to 2**31 results, got {shape}: multiply part by part.")
+    if out.size >= 2**31:
+        raise ValueError(
+            f"the kernel counts to 2**31 results, got {out.shape}: multiply part by part."
+        )
     kernel = gpu_kernel("fastdl_xnor_product", PRODUCT_INPUTS, "int32 y", PRODUCT_KERNEL)
-    return kernel(a_words, panels, shape[1], words, length, xp.empty(shape, np.int32))
+    kernel(a_words, panels, out.shape[1], a_words.shape[1], length, out)
 
 
 XNOR_PRODUCTS = {"numpy": _numpy_product, "compiled": _compiled, "gpu": _gpu_product}
 """Every way to multiply packed rows; the last one runs on the GPU only, the others on the CPU."""
 
 
-def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str = "auto") -> Array:
+def xnor_product(
+    a_words: Array,
+    b_words: Array,
+    length: int,
+    *,
+    algorithm: str = "auto",
+    out: Array | None = None,
+) -> Array:
     """Multiply every row of a with every row of b, exactly for every length.
 
     Args:
@@ -279,12 +281,13 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
         algorithm: a key of :data:`XNOR_PRODUCTS`; "auto": compiled on the CPU, which takes about a
             second at the first call (as "numpy" under NUMBA_DISABLE_JIT=1 and on CPUs without
             AVX2), a kernel on the GPU.
+        out: (M, N), int32, to be filled and returned; a new array takes its memory from the system.
 
     Returns:
         (M, N), int32, beside the words: the sums of products of +1 and -1, from -length to length.
 
-    Raises TypeError, ValueError: words of another dtype, or on another device; shapes that do not
-    fit each other or the length; another algorithm.
+    Raises TypeError, ValueError: words or ``out`` of another dtype, shape or device; another
+    algorithm.
 
     >>> a, b = pack(np.array([[1, -1, 1]])), pack(np.array([[1, 1, 1], [-1, 1, -1]]))
     >>> xnor_product(a, b, 3).tolist(), xnor_product(a, panels_of(b), 3).tolist()
@@ -293,20 +296,24 @@ def xnor_product(a_words: Array, b_words: Array, length: int, *, algorithm: str 
     xp = array_module(a_words, b_words)
     check_choice("algorithm", algorithm, ["auto", *XNOR_PRODUCTS])
     length = _check_words(a_words, length)
-    words = -(-length // WORD)
-    whole = b_words.ndim == 1 and b_words.size % words == 0
-    rows_b = b_words.reshape(-1, words) if whole else b_words
-    for rows in (a_words, rows_b):
-        _check_words(rows, length)
-        if rows.ndim != 2 or len(rows) < 1:
+    laid_out = b_words.ndim == 1 and b_words.size % a_words.shape[-1] == 0
+    rows = b_words.reshape(-1, a_words.shape[-1]) if laid_out else b_words
+    for words in (a_words, rows):
+        _check_words(words, length)
+        if words.ndim != 2 or len(words) < 1:
             raise ValueError(
-                f"a product takes rows of words, (M, words), M >= 1; got {rows.shape}."
+                f"a product takes rows of words, (M, words), M >= 1; got {words.shape}."
             )
     if algorithm == "auto":
         algorithm = "compiled" if xp is np else "gpu"
     if (algorithm == "gpu") == (xp is np):
         there, move = ("GPU", "to_gpu()") if xp is np else ("CPU", "to_cpu()")
         raise TypeError(f"{algorithm} runs on the {there} only: move the words there by {move}.")
-    panels = b_words if whole else panels_of(b_words)
-    a, panels = (xp.ascontiguousarray(words) for words in (a_words, panels))
-    return XNOR_PRODUCTS[algorithm](a, panels, length)
+    a, panels = (xp.ascontiguousarray(w) for w in (a_words, rows if laid_out else panels_of(rows)))
+    shape = len(a_words), len(rows)
+    out = xp.empty(shape, np.int32) if out is None else out
+    array_module(a, out)
+    if out.shape != shape or out.dtype != np.int32 or not out.flags.c_contiguous:
+        raise ValueError(f"out must be int32, {shape} without gaps; got {out.dtype}, {out.shape}.")
+    XNOR_PRODUCTS[algorithm](a, panels.reshape(-1), length, out)
+    return out

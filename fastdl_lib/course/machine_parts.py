@@ -384,11 +384,11 @@ def _binary_ways(x: Any, w: Any) -> dict[str, Callable[[], Any]]:
     Weights are packed and laid out before the clock starts: once, when a network is stored.
     """
     words_x, words_w, length = pack(x), panels_of(pack(w)), x.shape[1]
-    out = array_module(x).empty((len(x), len(w)), np.float32)
+    out, whole = (array_module(x).empty((len(x), len(w)), kind) for kind in (np.float32, np.int32))
     return {
         "float32": lambda: array_module(x).matmul(x, w.T, out=out),
-        "bits": lambda: xnor_product(words_x, words_w, length),
-        "bits, packing counted": lambda: xnor_product(pack(x), words_w, length),
+        "bits": lambda: xnor_product(words_x, words_w, length, out=whole),
+        "bits, packing counted": lambda: xnor_product(pack(x), words_w, length, out=whole),
     }
 
 

@@ -1,11 +1,9 @@
 """Packing, and products of packed rows: equal to the whole-number product for every shape."""
 
-import ctypes.util
 import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +12,7 @@ from helpers import SEEDS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdl_lib.binary import bits
-from fastdl_lib.binary.bits import pack, two_rows_product, unpack, xnor_product
+from fastdl_lib.binary.bits import pack, panels_of, rows_of, two_rows_product, unpack, xnor_product
 from fastdl_lib.core.arrays import gpu_available, gpu_status, to_cpu, to_gpu
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.core.threads import blas_threads
@@ -51,10 +48,13 @@ def test_bits_stand_where_they_are_said_to_stand(length, rows, seed):
 
 
 @given(length=LENGTHS, outer=st.lists(st.integers(1, 3), max_size=2), seed=SEEDS)
-def test_unpack_is_the_way_back(length, outer, seed):
+def test_unpack_and_rows_of_are_the_way_back(length, outer, seed):
     x = signs(np.random.default_rng(seed), *outer, length)
     back = unpack(pack(x), length)
     assert back.dtype == np.float32 and (back == x).all()
+    rows = pack(x).repeat(33, axis=0) if outer else pack(x)[None]
+    rows = rows.reshape(-1, rows.shape[-1])
+    assert (rows_of(panels_of(rows), rows.shape[1]) == rows).all()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float16, np.float64])
@@ -91,16 +91,20 @@ def test_a_product_of_bits_is_that_of_whole_numbers(algorithm, m, n, length, see
     a, b = signs(rng, m, length), signs(rng, n, length)
     out = xnor_product(pack(a), pack(b), length, algorithm=algorithm)
     assert out.dtype == np.int32 and (out == whole_product(a, b)).all()
+    again = np.empty_like(out)
+    laid_out = panels_of(pack(b))
+    assert xnor_product(pack(a), laid_out, length, algorithm=algorithm, out=again) is again
+    assert (again == out).all()
 
 
 @on_the_cpu
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(67, 1030, 130), (3, 4200, 65), (130, 5, 20_000)])
-def test_large_products_are_cut_into_blocks(algorithm, threads, shape):
+def test_large_products_are_cut_into_blocks(algorithm, shape):
     a, b = random_rows(*shape)
-    with blas_threads(threads):
-        out = xnor_product(pack(a), pack(b), shape[2], algorithm=algorithm)
-    assert (out == (a @ b.T)).all()  # float32 is exact here
+    for threads in (1, 2):
+        with blas_threads(threads):
+            out = xnor_product(pack(a), pack(b), shape[2], algorithm=algorithm)
+        assert (out == (a @ b.T)).all()  # float32 is exact here
 
 
 def test_where_nothing_is_compiled():
@@ -156,25 +160,32 @@ def test_two_rows_refuses_what_is_not_exact():
         two_rows_product(x[:, :5], x[:, :4])
 
 
-def test_words_that_do_not_fit_are_refused():
-    words = np.zeros((2, 2), np.uint64)
-    for arguments, error, message in (
-        ((words, words, 64), ValueError, r"length=64 takes 1 words a row, got the shape \(2, 2\)"),
-        ((words, words[:, :1], 65), ValueError, r"length=65 takes 2 words a row, got the shape"),
-        ((words.astype(np.int64), words, 65), TypeError, "words must be uint64, as pack"),
-        ((words[None], words, 65), ValueError, "a product takes rows"),
-        ((words, words, 65.0), TypeError, "length must be a whole number"),
-    ):
-        with pytest.raises(error, match=message):
-            xnor_product(*arguments)
-    with pytest.raises(ValueError, match="algorithm must be one of 'auto', 'numpy', 'compiled'"):
-        xnor_product(words, words, 65, algorithm="bits")
+WORDS, OUT = np.zeros((2, 2), np.uint64), np.empty((2, 2), np.int32)
+FIT = WORDS, WORDS, 65
+
+
+@pytest.mark.parametrize(("given", "options", "error", "message"), [
+    ((WORDS, WORDS, 64), {}, ValueError, r"length=64 takes 1 words a row, got the shape \(2, 2\)"),
+    ((WORDS, WORDS[:, :1], 65), {}, ValueError, "length=65 takes 2 words a row, got the shape"),
+    ((WORDS, WORDS.reshape(-1)[:3], 65), {}, ValueError, r"2 words a row, got the shape \(3,\)"),
+    ((WORDS.astype(np.int64), WORDS, 65), {}, TypeError, "words must be uint64, as pack"),
+    ((WORDS[None], WORDS, 65), {}, ValueError, "a product takes rows"),
+    ((WORDS, WORDS[:0], 65), {}, ValueError, "a product takes rows"),
+    ((WORDS, WORDS, 65.0), {}, TypeError, "length must be a whole number"),
+    (FIT, {"algorithm": "bits"}, ValueError, "algorithm must be one of 'auto', 'numpy', 'comp"),
+    (FIT, {"algorithm": "gpu"}, TypeError, r"gpu runs on the GPU only: move the words there by"),
+    *((FIT, {"out": out}, ValueError, r"out must be int32, \(2, 2\) without gaps; got")
+      for out in (OUT[:1], OUT.T, OUT.astype(np.int64))),
+])  # fmt: skip
+def test_words_that_do_not_fit_are_refused(given, options, error, message):
+    with pytest.raises(error, match=message):
+        xnor_product(*given, **options)
 
 
 # --- the GPU ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 65), (20, 33, 784)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (20, 33, 784)])
 def test_the_kernel_on_the_pretend_gpu(shape):
     a, b = random_rows(*shape)
     with pretend_gpu():
@@ -194,54 +205,9 @@ def test_the_kernel_on_a_gpu(shape):
 
 
 def test_each_algorithm_needs_words_on_its_device():
-    words = np.zeros((2, 2), np.uint64)
-    with pytest.raises(TypeError, match=r"gpu runs on the GPU only: move the words there by to_g"):
-        xnor_product(words, words, 65, algorithm="gpu")
     with pretend_gpu():
         for algorithm in ("numpy", "compiled"):
             with pytest.raises(TypeError, match=f"{algorithm} runs on the CPU only"):
-                xnor_product(to_gpu(words), to_gpu(words), 65, algorithm=algorithm)
-
-
-def nvrtc():
-    """NVIDIA's run-time compiler, which needs no GPU, or a skip where it is not installed."""
-    places = [ctypes.util.find_library("nvrtc")]
-    for root in map(Path, sys.path):
-        places += sorted(map(str, root.glob("nvidia/*/lib/libnvrtc.so*")))
-    for place in filter(None, places):
-        try:
-            return ctypes.CDLL(place)
-        except OSError:
-            continue
-    pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
-
-
-def test_nvrtc_compiles_the_kernel_without_a_gpu():
-    """The text as CuPy puts it into a kernel, down to PTX."""
-    library = nvrtc()
-    names = [one.split() for one in bits.PRODUCT_INPUTS.split(",")]
-    kinds = {"uint64": "const unsigned long long *", "int32": "int ", "uint32": "unsigned int "}
-    inputs = ", ".join(kinds[kind] + name for *_, kind, name in names)
-    text = f"""
-        extern "C" __global__ void product({inputs}, int *out, long long size) {{
-            long long i = (long long) blockIdx.x * blockDim.x + threadIdx.x;
-            if (i >= size) return;
-            int &y = out[i];
-            {bits.PRODUCT_KERNEL}
-        }}"""
-    program = ctypes.c_void_p()
-    none = ctypes.c_void_p()
-    made = library.nvrtcCreateProgram(
-        ctypes.byref(program), text.encode(), b"product.cu", 0, none, none
-    )
-    assert made == 0
-    failed = library.nvrtcCompileProgram(program, 0, none)
-    size = ctypes.c_size_t()
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    assert not failed, log.value.decode()
-    library.nvrtcGetPTXSize(program, ctypes.byref(size))
-    ptx = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetPTX(program, ptx)
-    assert b"popc.b64" in ptx.value
+                xnor_product(to_gpu(WORDS), to_gpu(WORDS), 65, algorithm=algorithm)
+        with pytest.raises(TypeError, match="1 of 2 arrays are on the GPU"):
+            xnor_product(to_gpu(WORDS), to_gpu(WORDS), 65, out=OUT)
