@@ -7,6 +7,7 @@ from typing import Any
 from fastdl_lib.core.arrays import array_module, wide
 from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.threads import in_flat_blocks
+from fastdl_lib.kernels import updates
 from fastdl_lib.nn.network import Network
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -138,6 +139,10 @@ class SGD(Optimizer):
             arrays.append(self._remembered("velocity", name, weight))
 
         def change(w: Array, g: Array, v: Array | None = None) -> None:
+            if updates.fits(w, g):
+                constants = map(w.dtype.type, (rate, self.momentum, self.weight_decay))
+                updates.momentum()(w, g, w if v is None else v, *constants)
+                return
             g = g.astype(wide(w.dtype), copy=False)
             if self.weight_decay:
                 g = g + self.weight_decay * w.astype(g.dtype, copy=False)
@@ -191,6 +196,11 @@ class Adam(Optimizer):
         square_bias = 1 - self.beta2**self.steps
 
         def change(w: Array, g: Array, m: Array, s: Array) -> None:
+            if updates.fits(w, g, m, s):
+                betas = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
+                constants = map(w.dtype.type, (*betas, rate, square_bias, self.epsilon))
+                updates.adam()(w, g, m, s, *constants)
+                return
             g = g.astype(m.dtype, copy=False)
             m *= self.beta1
             m += (1 - self.beta1) * g

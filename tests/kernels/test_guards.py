@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import bits, direct, dots, pixels, rounding, rows, vectors
+from fastdl_lib.kernels import bits, direct, dots, pixels, rounding, rows, updates, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -79,6 +79,15 @@ def run_pixels(guarded, shape, kernel=2, stride=1, size=3):
     yield grad_x
     pixels.pixels_unseen()(x, out, guarded((1, channels)), kernel, kernel, stride, 1)
     yield out
+
+
+def run_updates(guarded, count):
+    for dtype in (np.float32, np.float64):
+        arrays = [guarded((count,), dtype) for _ in range(4)]
+        np.abs(arrays[3], out=arrays[3])
+        updates.momentum()(*arrays[:3], *map(dtype, (0.5, 0.5, 0.5)))
+        updates.adam()(*arrays, *map(dtype, (0.5,) * 7))
+        yield from arrays
 
 
 def run_dots(guarded, images, length, rows):
@@ -167,6 +176,11 @@ def test_no_product_of_bits_touches_memory_outside_its_arrays(count, columns, wo
     run_between_zones(run_bits, count, columns, words)
 
 
+@pytest.mark.parametrize("count", [1, 15, 33, 100])
+def test_no_update_touches_memory_outside_its_arrays(count):
+    run_between_zones(run_updates, count)
+
+
 @needs_tiles
 @seed(0)
 @settings(max_examples=25)
@@ -199,6 +213,7 @@ def test_every_compiled_loop_runs_here(monkeypatch):
         monkeypatch.setattr(module, function, watched(name, getattr(module, function)))
     list(run_pixels(Guarded(0), (1, 3, 4, 4)))
     list(run_bits(Guarded(0)))
+    list(run_updates(Guarded(0), 5))
     list(run_dots(Guarded(0), 2, 20, 3))
     list(run_tiles(Guarded(0), Geometry((1, 16, 5, 5), (16, 16, 3, 3), padding=1)))
-    assert seen == loops, "run it in run_pixels(), run_dots() or run_tiles()"
+    assert seen == loops, "run it in run_pixels(), run_updates(), run_dots() or run_tiles()"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from fastdl_lib.core import arrays, threads
 from fastdl_lib.core.threads import blas_threads
+from fastdl_lib.kernels import updates
 from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.optimizers import SGD, Adam, warmup_cosine
@@ -136,6 +137,25 @@ def test_an_optimizer_works_on_the_gpu(kind, fake_gpu):
     for name, array in gpu.parameters.items():
         assert array is held[name] and (array.get() == cpu.parameters[name]).all(), name
     assert {type(array) for array in two.state.values()} == {fake_gpu.ndarray}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kind", "constants"), [row[:2] for row in FORMULAS])
+def test_the_loops_give_numpys_bits(kind, constants, dtype, monkeypatch):
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(updates, "fits", lambda *arrays: False)
+        rng, optimizer = np.random.default_rng(0), kind(*constants)
+        weights = {"w": rng.standard_normal(1003).astype(dtype)}
+        for _ in range(3):
+            gradient = (rng.standard_normal(1003) * 10.0 ** rng.integers(-9, 3, 1003)).astype(dtype)
+            gradient[:4] = [0.0, -0.0, np.nan, np.inf]
+            with np.errstate(invalid="ignore"):  # infinity by infinity
+                optimizer.update(weights, {"w": gradient})
+        found.append([weights["w"], *optimizer.state.values()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @settings(derandomize=True)
