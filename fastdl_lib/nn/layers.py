@@ -57,8 +57,7 @@ class Layer:
         self._kept_of = self._gradients_of = None
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The shape of one output for one input, without the batch axis; ValueError for an input
-        that it does not take."""
+        """Of one output for one input, without the batch axis; ValueError where it takes none."""
         return input_shape
 
     def forward(self, x: Array, training: bool = False) -> Array:
@@ -107,8 +106,7 @@ class Layer:
         return math.ceil(batch * image + self.stored_bytes(bytes_per_value))
 
     def sums_by(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
-        """What it sums up of its weights and a batch, without the bias, where ``product(a, b)``
-        multiplies matrices; a layer may leave it out."""
+        """Its output without the bias, where ``product(a, b)`` multiplies matrices; optional."""
         raise self._lacks("sums_by(self, product, x)")
 
     def _lacks(self, method: str) -> NotImplementedError:
@@ -147,8 +145,7 @@ class Layer:
         """Begin the layer's random draws anew from ``seed``; most layers draw nothing."""
 
     def share(self, here: slice | None, images: int) -> None:
-        """Draw for a batch of ``images`` as one process would, where those ``here`` come (None: all
-        do)."""
+        """Draw as one process would for ``images``, of which those ``here`` come (None: all)."""
 
     def after_step(self) -> None:
         """What a layer does to its weights, in place, once an optimiser has changed them."""
@@ -335,7 +332,7 @@ class Conv2d(_Weighted):
         self.parameters = {**self.parameters, "weight": weight}
 
     def algorithm_for(self, x: Array, training: bool = False) -> str:
-        """The key of ALGORITHMS that a batch ``x`` is computed by."""
+        """What a batch ``x`` is computed by, never "auto"."""
         return choose(self.algorithm, x, self._geometry(x), training).name
 
     def _geometry(self, x: Array) -> Geometry:

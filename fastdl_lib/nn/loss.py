@@ -33,36 +33,18 @@ def loss_and_right(loss: Array, logits: Array, labels: Array) -> tuple[float, in
     return loss, int(right)
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, scale: float = 1.0) -> tuple[Array, Array]:
-    """Return the mean loss and its gradient by the logits.
+def loss_and_gradient(logits: Array, labels: Array, scale: float = 1.0) -> tuple[Array, Array]:
+    """Return the mean loss of a softmax, nats an image, and its gradient by the logits.
 
-    Args:
-        logits: (N, classes), float; float16 is computed in float32.
-        labels: (N,), whole numbers from 0 to classes - 1, beside them.
-        scale: multiplies the gradient before it is rounded to the logits' dtype, so that a small
-            one does not vanish in float16.
-
-    Returns:
-        ``(loss, grad)``: nats an image, an array without axes; grad (N, classes), logits' dtype.
-
-    Raises TypeError, ValueError: what is no such array, or a label that is no class.
+    logits: (N, classes), float; float16 is computed in float32. labels: (N,), checked before, so
+    that nothing waits for a GPU. ``scale`` multiplies the gradient before it is rounded to the
+    logits' dtype, in which a small one would vanish.
 
     >>> import numpy as np
-    >>> loss, grad = softmax_cross_entropy(np.zeros((2, 10), np.float32), np.array([0, 1]))
+    >>> loss, grad = loss_and_gradient(np.zeros((2, 10), np.float32), np.array([0, 1]))
     >>> round(float(loss), 4), grad.shape  # ln 10
     (2.3026, (2, 10))
     """
-    array_module(logits, labels)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"logits have the shape (N, classes), no size 0; got {logits.shape}.")
-    if logits.dtype.kind != "f":
-        raise TypeError(f"logits must be floats, got {logits.dtype}; use astype(np.float32).")
-    check_labels(labels, *logits.shape)
-    return loss_and_gradient(logits, labels, scale)
-
-
-def loss_and_gradient(logits: Array, labels: Array, scale: float = 1.0) -> tuple[Array, Array]:
-    """As :func:`softmax_cross_entropy`, of what was checked before: nothing waits for a GPU."""
     xp = array_module(logits)
     shifted = logits.astype(wide(logits.dtype), copy=False)
     shifted = shifted - shifted.max(axis=1, keepdims=True)

@@ -84,11 +84,10 @@ class Network:
 
     def input_shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of one input of the layer ``name``, without the batch axis."""
-        names = list(self.layers)
-        if name not in names:
-            raise KeyError(f"{self.name} has no layer {name!r}; it has {names}.")
-        place = names.index(name)
-        return self.shapes[names[place - 1]] if place else self.input_shape
+        if name not in self.layers:
+            raise KeyError(f"{self.name} has no layer {name!r}; it has {[*self.layers]}.")
+        came_in = [self.input_shape, *self.shapes.values()]
+        return came_in[[*self.layers].index(name)]
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -97,8 +96,8 @@ class Network:
 
     @property
     def gradients(self) -> dict[str, Array]:
-        """All gradients of this network's last backward pass, under the names of ``parameters``;
-        none of a layer that another network's pass has gone through since."""
+        """Those of its last backward pass, under the names of ``parameters``; none of a layer that
+        another network's pass has gone through since."""
         return self._arrays("gradients")
 
     @property

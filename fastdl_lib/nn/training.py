@@ -223,20 +223,19 @@ class History:
             Column(validation, "validation accuracy", "%", measured),
             Column("seconds", "training", "s", measured),
         ]
-        columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
+        if any(row[validation] is None for row in rows):
+            columns = [column for column in columns if column.key != validation]
         for row in rows:
-            for key in ("accuracy", validation):
-                row[key] = None if row[key] is None else 100 * row[key]
+            for column in columns:
+                row[column.key] *= 100 if column.unit == "%" else 1
         caption = (
             f"{self.network}: {self.seconds:,.1f} s of training ({measured}); loss and training "
             "accuracy while it learned, Dropout at work"
         )
         return Table(tuple(columns), tuple(rows), caption)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:  # what print shows, and a notebook that cannot show HTML
         return str(self.table())
-
-    __repr__ = __str__  # what a notebook shows where it cannot show HTML
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
@@ -298,7 +297,7 @@ def fit(
         return History(network.name, tuple(run.go(checkpoint, progress)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Run:
     """What :func:`fit` was given, checked, and its loops."""
 
@@ -321,8 +320,7 @@ class _Run:
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(f"optimizer must be one such as Adam(), got {self.optimizer!r}.")
         for name, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("shift", 0)):
-            value = check_whole_number(name, getattr(self, name), least)
-            object.__setattr__(self, name, value)
+            setattr(self, name, check_whole_number(name, getattr(self, name), least))
         size = self.images.shape[2:]
         if self.shift >= min(size):
             raise ValueError(f"shift must be below the images' {size}, got {self.shift}.")

@@ -26,7 +26,7 @@ from fastdl_lib.core.arrays import (
 )
 from fastdl_lib.core.checks import Status
 from fastdl_lib.nn.layers import Conv2d, Dropout, RandomLayer
-from fastdl_lib.nn.loss import softmax_cross_entropy
+from fastdl_lib.nn.loss import loss_and_gradient
 from fastdl_lib.nn.norms import LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD, Adam
 from fastdl_lib.nn.training import evaluate, fit, predict_classes
@@ -200,8 +200,8 @@ def test_the_squares_of_float16_do_not_overflow(xp):
 
 def test_the_loss_of_float16(xp):
     logits, labels = 8 * normal((6, 10), np.float16), np.arange(6)
-    expected, wanted = softmax_cross_entropy(logits.astype(float), labels)
-    loss, grad = softmax_cross_entropy(to_gpu(logits), to_gpu(labels))
+    expected, wanted = loss_and_gradient(logits.astype(float), labels)
+    loss, grad = loss_and_gradient(to_gpu(logits), to_gpu(labels))
     assert grad.dtype == np.float16 and float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert_close(grad, wanted, "float16")
 

@@ -1,5 +1,7 @@
 """AlexNet and DeepConvNet: their shapes and counts, float32 throughout, and stored weights."""
 
+import math
+
 import numpy as np
 import pytest
 from helpers import (
@@ -11,12 +13,12 @@ from helpers import (
     train,
     with_a_byte_changed,
 )  # fmt: skip
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdl_lib.binary.networks import binary_mlp
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
-from fastdl_lib.nn.loss import softmax_cross_entropy as loss_of
+from fastdl_lib.nn.loss import loss_and_gradient
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
 from fastdl_lib.nn.optimizers import SGD
@@ -103,27 +105,17 @@ def test_weights_are_seeded_and_have_the_variance_of_he(alex):
 # --- a training pass ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["alexnet", "deep_convnet"])
-def test_no_float64_anywhere(alex, name):
-    """In what comes by, layer by layer, forward and backward."""
-    network, images = (alex, 1) if name == "alexnet" else (deep_convnet(), 3)
-    x = np.random.default_rng(0).standard_normal((images, *network.input_shape), dtype=np.float32)
-    seen = {}
-    for training in (False, True):
-        out = x
-        for layer_name, layer in network.layers.items():
-            out = seen[f"{layer_name}, training={training}"] = layer.forward(out, training)
-            assert out.shape == (images, *network.shapes[layer_name])
-            assert np.isfinite(out).all(), layer_name
-    _, grad = loss_of(out, np.zeros(images, int))
-    seen["loss"] = grad
-    for layer_name, layer in reversed(network.layers.items()):
-        grad = seen[f"{layer_name} backward"] = layer.backward(grad)
-    assert network.gradients.keys() == network.parameters.keys()
-    for which, array in network.parameters.items():
-        assert network.gradients[which].shape == array.shape
-        seen |= {which: array, f"gradient of {which}": network.gradients[which]}
-    assert not [place for place, array in seen.items() if array.dtype != np.float32]
+def test_a_training_pass_gives_float32_gradients_of_the_weights_shapes(alex):
+    """Between the layers the network itself looks at shapes and dtypes."""
+    rng = np.random.default_rng(0)
+    for network, images in ((alex, 1), (deep_convnet(), 3)):
+        x = rng.standard_normal((images, *network.input_shape), dtype=np.float32)
+        assert math.isfinite(network.loss_and_gradients(x, np.zeros(images, int)))
+        assert network.gradients.keys() == network.parameters.keys()
+        for name, array in network.parameters.items():
+            gradient = network.gradients[name]
+            assert (gradient.shape, gradient.dtype) == (array.shape, np.float32), name
+            assert np.isfinite(gradient).all(), name
 
 
 def test_gradients_of_a_whole_network():
@@ -149,7 +141,7 @@ def test_gradients_of_a_whole_network():
         for name, array in weights.items():
             layer, which = name.split(".")
             again.layers[layer].parameters[which] = array
-        return loss_of(again.forward(x, training=True), labels)[0]
+        return loss_and_gradient(again.forward(x, training=True), labels)[0]
 
     checked = 0
     for name, array in weights.items():
@@ -162,10 +154,9 @@ def test_gradients_of_a_whole_network():
     assert checked >= len(weights)
 
 
-SHARED_STEPS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=8)
+SHARED_STEPS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=6)
 
 
-@settings(derandomize=True)
 @given(steps=SHARED_STEPS)
 def test_networks_that_share_layers_train_as_if_they_shared_only_weights(steps):
     """A whole, its head, a variant where a layer has another place, and one with a layer more, in
@@ -303,22 +294,11 @@ def test_weights_are_taken_out_of_a_checkpoint(tmp_path):
     refuses(tmp_path / "run.npz", r"run\.npz holds a checkpoint of a run, but not DeepConvNet's")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def full(file, **arrays):
-        file.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="no space left"):
-        deep_convnet().save_weights(saved)
+def test_weights_are_stored_as_npz_in_a_folder_that_is_there(tmp_path):
     with pytest.raises(ValueError, match=r"stored as \.npz, got the name 'weights\.pkl'"):
-        deep_convnet().save_weights(saved.with_suffix(".pkl"))
+        toy().save_weights(tmp_path / "weights.pkl")
     with pytest.raises(FileNotFoundError, match="the folder 'gone' does not exist"):
-        deep_convnet().save_weights(saved.parent / "gone" / "weights.npz")
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
+        toy().save_weights(tmp_path / "gone" / "weights.npz")
 
 
 # --- refusals -----------------------------------------------------------------------------------
