@@ -136,6 +136,8 @@ def _card_faults(recording: Recording) -> Iterator[str]:
         yield f"it was not made by this command but by {recording.command!r}."
     if not (card.lanes in (0, 4, 8, 16) and card.highest_ghz <= MOST_GHZ):
         yield f"no CPU has {card.lanes} float32 lanes at {card.highest_ghz} GHz."
+    if not (1 <= card.memory_gib <= 2**16 and re.match(r"3\.[1-9]\d\.", card.python)):
+        yield f"Python {card.python} in {card.memory_gib:g} GiB does not run the course."
     for name, other in APART:
         if re.search(name, card.cpu) and (odd := re.search(other, f"{card.system}, {card.blas}")):
             yield f"{card.cpu} is no CPU of {odd[0]}."

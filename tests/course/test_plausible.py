@@ -162,6 +162,8 @@ FORGERIES = [
     # --- another machine's card ---
     ("new", card(cpu="Xeon", blas_threads=64, cores=64), "2 threads; the card's BLAS has 64"),
     ("new", card(cores=64), "of 64 cores its products used 2"),
+    ("new", card(memory_gib=0.1), "in 0.1 GiB does not run"),
+    ("new", card(python="2.7.18"), "Python 2.7.18 in"),
     ("new", card(cpu="Apple M2"), "Apple M2 is no CPU of Linux x86_64"),
     ("new", card(system="Linux aarch64"), "AMD EPYC is no CPU of aarch64"),
     ("haswell", card(blas="OpenBLAS 0.3.31 (Zen)"), r"Intel Core is no CPU of \(Zen"),
