@@ -510,11 +510,11 @@ def _algorithms(device: str) -> list[Algorithm]:
 
 def _race(run: _Run, device: str) -> None:
     network = _placed(run.plan.network(), device)
-    macs = {cost.name: cost.macs for cost in layer_costs(network)}
-    for name, layer in network.layers.items():
-        if isinstance(layer, Conv2d):
-            with run.memory_may_not_do(f"{name}, {device}"):
-                _race_of(run, device, name, layer, network.input_shape_of(name), macs[name])
+    for cost in layer_costs(network):
+        if isinstance(layer := network.layers[cost.name], Conv2d):
+            with run.memory_may_not_do(f"{cost.name}, {device}"):
+                shape = network.input_shape_of(cost.name)
+                _race_of(run, device, cost.name, layer, shape, cost.macs)
 
 
 def _race_of(
