@@ -222,9 +222,9 @@ class _Stage:
         yield f"    for (int o = 0; o < {layer.outputs}; ++o) {{"
         # Volatile: each step is rounded to float, as NumPy's, and never joined with the next one.
         yield "        volatile float value = (float) sums[o];"
-        for kind, sign in (("factor", "*"), ("shift", "+")):
-            if kind in layer.buffers:
-                yield f"        value = value {sign} {name}_{kind}[o];"
+        if "factor" in layer.buffers:
+            yield f"        value = value * {name}_factor[o];"
+            yield f"        value = value + {name}_shift[o];"
         yield "        logits[o] = value;"
         yield "    }"
 
@@ -247,8 +247,7 @@ class CNetwork:
 
     def __init__(self, file: CFile, compiled: Compiled, flags: tuple[str, ...]) -> None:
         self.file, self.library_bytes = file, compiled.size_bytes
-        self.flags = flags
-        """With which it was compiled."""
+        self.flags = flags  # with which it was compiled
         self._logits = getattr(compiled.functions, f"{file.name}_logits")
         self._classify = getattr(compiled.functions, f"{file.name}_classify")
         self._logits.restype, self._classify.restype = None, ctypes.c_int

@@ -30,11 +30,8 @@ FIRST_LAYERS = {
 }
 """How a folded network's first layer computes; both are exact."""
 
-# Below it every whole number is a float32.
-_EXACT = 2**24
-# Their sums are not whole numbers.
-_ROUNDING = ("winograd", "cudnn")
-_PLANES = 8
+_EXACT = 2**24  # below it every whole number is a float32
+_ROUNDING = ("winograd", "cudnn")  # their sums are not whole numbers
 
 
 class BitLayer(Layer):
@@ -147,8 +144,7 @@ class BitLayer(Layer):
         return math.ceil(batch * moved + self.stored_bytes())
 
     def _line(self, sums: Array) -> Array:
-        """What the float layers make of sums (..., outputs) in front of the sign, in their order
-        of operations."""
+        """What the float layers make of sums (..., outputs) in front of the sign."""
         values = sums.astype(np.float32)
         if "factor" in self.buffers:
             values = values * self.buffers["factor"]
@@ -171,11 +167,9 @@ class BitLayer(Layer):
         # Where nothing changes, every sum is at least the threshold.
         constant = at_low == at_high
         threshold = xp.where(constant, -self.largest, high).astype(np.int32)
-        falling = xp.where(constant, ~at_high, at_low)
-        self.buffers["threshold"] = threshold
-        self.buffers["falling"] = pack(xp.where(falling, 1, -1))
-        for name in ("factor", "shift"):
-            self.buffers.pop(name, None)
+        falling = pack_bits(xp.where(constant, ~at_high, at_low))
+        words = self.buffers["words"]
+        self.buffers = {"words": words, "threshold": threshold, "falling": falling}
 
     # --- running ----------------------------------------------------------------------------
 
@@ -220,13 +214,13 @@ class BitLayer(Layer):
             signs = unpack(rows_of(words, self.row_words), self.length)
             return (patches @ signs.T).astype(np.int32).reshape(*places, self.outputs)
         patches, places = self._patches(pixels.astype(np.uint8), 0)
-        planes = xp.stack([patches & (1 << plane) for plane in reversed(range(_PLANES))])
+        planes = xp.stack([patches & (1 << plane) for plane in reversed(range(8))])
         bits = pack_bits(planes != 0).reshape(-1, self.row_words)
         products = xnor_product(bits, words, self.length)
         # A bit b is (value + 1) / 2 of its value -1 or +1; the ones make 255 times the sum of the
         # weights, which a plane of ones gives.
         ones = pack_bits(xp.ones((1, self.length), bool))
-        in_flat_blocks(_add_planes, products.reshape(_PLANES, -1))
+        in_flat_blocks(_add_planes, products.reshape(8, -1))
         sums = products[: len(patches)]
         sums += 255 * xnor_product(ones, words, self.length)
         sums >>= 1
@@ -235,10 +229,8 @@ class BitLayer(Layer):
     def _bit_sums(self, x: Array) -> Array:
         if x.ndim == 2:
             x = x[:, None, None]
-        around = 0
-        if self.padding_value > 0:
-            around = pack(array_module(x).ones((1, self.channels), np.float32))
-        patches, places = self._patches(x, around)
+        ones = array_module(x).ones((1, self.channels), bool)
+        patches, places = self._patches(x, pack_bits(ones) if self.padding_value > 0 else 0)
         filled = WORD * patches.shape[1]
         # What fills words up agrees in both and counts +1 each.
         sums = xnor_product(patches, self.buffers["words"], filled)
