@@ -68,6 +68,7 @@ class Origin(NamedTuple):
 
     provenance: Provenance
     where: str = ""
+    disturbed: str = ""
 
     @classmethod
     def on(cls, card: MachineCard, provenance: Provenance = Provenance.MEASURED) -> "Origin":
@@ -75,21 +76,23 @@ class Origin(NamedTuple):
         return cls(provenance, card.summary)
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, [self.provenance.capitalize(), self.where]))
+        told = ": ".join(filter(None, [self.provenance.capitalize(), self.where]))
+        return f"{told}; DISTURBED: {self.disturbed}" if self.disturbed else told
 
 
 def origins_of(measurements: Iterable[Measurement]) -> list[Origin]:
     """Every machine whose clock ran, then the sources of what no clock here measured."""
-    found: dict[Provenance, dict[str, None]] = {provenance: {} for provenance in Provenance}
+    found: dict[Provenance, dict[str, str]] = {provenance: {} for provenance in Provenance}
     for m in measurements:
         # Days computed from a speed owe it to the clock that took the speed.
         clock = Provenance(m.conditions.get("speed_is", m.provenance))
         if clock in CLOCKED and m.machine is not None:
-            found[clock][m.machine.summary] = None
+            told = found[clock].get(m.machine.summary)
+            found[clock][m.machine.summary] = told or m.disturbed
         if m.provenance not in CLOCKED:
             machine = m.machine.summary if m.machine and clock is m.provenance else ""
-            found[m.provenance]["; ".join(filter(None, [m.source, machine]))] = None
-    origins = [Origin(clock, machine) for clock in CLOCKED for machine in found.pop(clock)]
+            found[m.provenance]["; ".join(filter(None, [m.source, machine]))] = ""
+    origins = [Origin(clock, *told) for clock in CLOCKED for told in found.pop(clock).items()]
     return origins + [Origin(each, _shortened([*texts])) for each, texts in found.items() if texts]
 
 
@@ -185,7 +188,7 @@ class Picture:
             )
         needed = {Provenance.PUBLISHED: "its source: Origin(kind, source)"}
         needed |= dict.fromkeys(CLOCKED, "a machine: Origin.on(card)")
-        for provenance, where in origins:
+        for provenance, where, _ in origins:
             if Provenance(provenance) in needed and not where.strip():
                 raise ValueError(f"{title!r}: {provenance} needs {needed[provenance]}.")
         if not alt.strip():

@@ -40,6 +40,10 @@ class Measurement:
         source: where a number comes from that no machine measured; needed there.
         conditions: what else decides the number, such as ``{"batch": 16, "threads": 2}``; only what
             JSON gives back as it was. A NumPy number becomes Python's.
+        waited: for each sample which part of the processor time that it asked for it was kept
+            waiting, 0 to 1; empty where nobody looked.
+        disturbed: what disturbed the samples (:mod:`~fastdl_lib.measuring.disturbance`), in words;
+            shown wherever the number is.
 
     Raises:
         TypeError: a sample that is no number, a condition that no recording can keep.
@@ -62,9 +66,12 @@ class Measurement:
     machine: MachineCard | None = None
     source: str = ""
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    waited: tuple[float, ...] = ()
+    disturbed: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(map(self._number, self.samples)))
+        object.__setattr__(self, "waited", tuple(map(self._number, self.waited)))
         object.__setattr__(self, "provenance", Provenance(self.provenance))
         object.__setattr__(self, "conditions", self._kept(dict(self.conditions)))
         if not self.samples:
@@ -158,7 +165,9 @@ class Measurement:
         conditions = dict(first.conditions)
         for p in others:
             conditions = dict(pair for pair in conditions.items() if pair in p.conditions.items())
-        return cls(name, unit, tuple(np.ravel(value)), kind, machine, source, conditions)
+        disturbed = next((p.disturbed for p in parents if p.disturbed), "")
+        value = tuple(np.ravel(value))
+        return cls(name, unit, value, kind, machine, source, conditions, disturbed=disturbed)
 
     def over(self, other: "Measurement", unit: str = "times", name: str = "") -> "Measurement":
         """Each sample of this one divided by the other's median, labelled as :meth:`derived`.
@@ -217,14 +226,21 @@ class Measurement:
         where = device_in_words(self.conditions)
         if where and self.conditions.get("threads", 1) > 1:
             where = f"up to {where}"
-        return f"{self.value()} {self.unit} ({', '.join(filter(None, (self.label, count, where)))})"
+        words = ", ".join(filter(None, (self.label, count, where, self._mark)))
+        return f"{self.value()} {self.unit} ({words})"
 
     def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} {self.unit} ({self.label})" if spec else str(self)
+        words = ", ".join(filter(None, (self.label, self._mark)))
+        return f"{self.median:{spec}} {self.unit} ({words})" if spec else str(self)
+
+    @property
+    def _mark(self) -> str:
+        return f"disturbed: {self.disturbed}" if self.disturbed else ""
 
     def to_dict(self) -> dict:
         """A plain dictionary for JSON, without the machine card (the recording holds it once)."""
-        return {
+        mark = {"waited": [round(w, 3) for w in self.waited], "disturbed": self.disturbed}
+        return (mark if self.disturbed else {}) | {
             "name": self.name,
             "unit": self.unit,
             "samples": list(self.samples),
@@ -240,7 +256,10 @@ class Measurement:
         What was measured there is *recorded* for whoever reads it.
         """
         texts = dict.fromkeys(("name", "unit", "provenance", "source"), str)
-        check_fields(fields, {**texts, "samples": list, "conditions": dict}, "a measurement")
+        if isinstance(fields, dict):
+            fields = {"waited": [], "disturbed": ""} | fields
+        kept = {"samples": list, "conditions": dict, "waited": list, "disturbed": str}
+        check_fields(fields, texts | kept, "a measurement")
         name, kind = fields["name"], fields["provenance"]
         kinds = {kind.lower(): each for kind, each in Provenance.__members__.items()}
         if not name:
@@ -327,7 +346,7 @@ class Table:
         lines = [[c.title for c in self.columns], *([notes] if any(notes) else []), *self._cells()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         numeric = self._numeric()
-        text = [self.caption]
+        text = [self.caption, *self._marks()]
         for line in lines:
             cells = zip(line, widths, numeric, strict=True)
             aligned = (cell.rjust(w) if right else cell.ljust(w) for cell, w, right in cells)
@@ -345,10 +364,17 @@ class Table:
         for line in self._cells():
             cells = zip(styles, line, strict=True)
             body += f"<tr>{''.join(f'<td{style}{html.escape(c)}</td>' for style, c in cells)}</tr>"
+        caption = "<br>".join(map(html.escape, (self.caption, *self._marks())))
         return (
-            f"<table><caption style='text-align:left'>{html.escape(self.caption)}</caption>"
+            f"<table><caption style='text-align:left'>{caption}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
+
+    def _marks(self) -> list[str]:
+        """A line where a number in it was disturbed."""
+        cells = [cell for row in self.rows for cell in row.values()]
+        marks = [cell.disturbed for cell in cells if isinstance(cell, Measurement)]
+        return [f"Disturbed: {mark}." for mark in dict.fromkeys(filter(None, marks))][:1]
 
     def _cells(self) -> list[list[str]]:
         return [[c.show(row[c.key]) for c in self.columns] for row in self.rows]

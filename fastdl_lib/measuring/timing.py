@@ -31,6 +31,7 @@ from fastdl_lib.core.arrays import (
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring.costs import KINDS, Ceilings, Network
+from fastdl_lib.measuring.disturbance import Watch
 from fastdl_lib.measuring.evidence import Column, Measurement, Table, device_in_words
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 
@@ -45,22 +46,23 @@ def time_scale() -> float:
     raise ValueError(f"FASTDL_TIME_SCALE must be a positive number, got {text}.")
 
 
-def _rounds(budget_s: float, least: int, most: int | None) -> Callable[[], Iterator[None]]:
-    """Check how often to run, and return what counts the runs: ``least`` at least, then until the
-    seconds are used up or there were ``most``."""
+def _watched(
+    one: Callable[[], Any], budget_s: float, least: int, most: int | None
+) -> Callable[[], Watch]:
+    """Check how often to take a sample, and return what takes them: ``least`` at least, then until
+    the seconds are used up or there are ``most``."""
     check_number("budget_s", budget_s, low=0, low_included=False)
     least = check_whole_number("min_repeats", least, 1)
     if most is not None:
         most = check_whole_number("max_repeats", most, least)
     seconds = budget_s * time_scale()
 
-    def rounds() -> Iterator[None]:
-        deadline, count = time.perf_counter() + seconds, 0
-        while count != most and (count < least or time.perf_counter() < deadline):
-            yield
-            count += 1
+    def take() -> Watch:
+        watch = Watch()
+        watch.take(one, seconds, least, most)
+        return watch
 
-    return rounds
+    return take
 
 
 def _check_device(device: str) -> None:
@@ -121,19 +123,22 @@ def benchmark(
         raise TypeError(f"benchmark() takes a function and its arguments, {got}.")
     warmup = check_whole_number("warmup", warmup, 0)
     _check_device(device)
-    rounds = _rounds(budget_s, min_repeats, max_repeats)
+
+    def one_ms() -> float:
+        synchronize()
+        start = time.perf_counter()
+        function(*arguments)
+        synchronize()
+        return 1e3 * max(time.perf_counter() - start, _TICK_S)
+
+    take = _watched(one_ms, budget_s, min_repeats, max_repeats)
     with _running_on(device, threads, warmup=warmup) as conditions:
         for _ in range(warmup):
             function(*arguments)
-        samples_ms: list[float] = []
-        for _ in rounds():
-            synchronize()
-            start = time.perf_counter()
-            function(*arguments)
-            synchronize()
-            samples_ms.append(1e3 * max(time.perf_counter() - start, _TICK_S))
+        watch = take()
     name = name or getattr(function, "__name__", "function")
-    return Measurement.measured(name, "ms", *samples_ms, machine=machine, **conditions)
+    made = Measurement.measured(name, "ms", *watch.samples, machine=machine, **conditions)
+    return watch.mark(made)
 
 
 _PRODUCT_ROWS = {"cpu": (1024, 2048), "gpu": (4096, 8192)}
@@ -345,18 +350,20 @@ def profile_layers(
     (2, 100)
     """
     network.check_input(x, labels)
-    rounds = _rounds(budget_s, min_repeats, max_repeats)
+    one_pass = partial(_one_pass, network, x, labels)
+    take = _watched(one_pass, budget_s, min_repeats, max_repeats)
     device = "cpu" if array_module(x) is np else "gpu"
     with _running_on(device, threads, warmup=1, batch=len(x)) as conditions:
-        _one_pass(network, x, labels)
-        passes = [_one_pass(network, x, labels) for _ in rounds()]
+        one_pass()
+        watch = take()
     card = machine_card()
 
     def measured(direction: str) -> dict[str, Measurement]:
         where, runs = {"machine": card, **conditions}, {}
         for name in network.layers:
-            times = [times_ms[direction, name] for times_ms in passes]
-            runs[name] = Measurement.measured(f"{name} {direction}", "ms", *times, **where)
+            times = [times_ms[direction, name] for times_ms in watch.samples]
+            run = Measurement.measured(f"{name} {direction}", "ms", *times, **where)
+            runs[name] = watch.mark(run)
         return runs
 
     kinds = {name: layer.kind for name, layer in network.layers.items()}

@@ -12,7 +12,7 @@ from helpers import batch, needs_a_known_blas, small_alexnet
 
 from fastdl_lib.core.arrays import tf32_allowed, to_gpu
 from fastdl_lib.core.threads import blas_threads, blas_threads_now
-from fastdl_lib.measuring import timing
+from fastdl_lib.measuring import disturbance, timing
 from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.measuring.timing import (
     benchmark,
@@ -43,6 +43,8 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(disturbance, "others_s", lambda: 0.0)
+    monkeypatch.setattr(disturbance, "clock_share", lambda: 1.0)
     return clock
 
 
