@@ -1,6 +1,7 @@
 """Figures of chapter 05, half precision: bits, ranges, sizes of values, accuracy, formats."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def bit_layout(
     _draw_bits(axes, bits, number_format.exponent_bits, flips)
     formula = _decoding(number_format, bits, stored)
     fate = _stored_in_words(number_format, asked, stored)
-    axes.text(0, -0.92, forms.raised(formula), fontsize=13, color=Colour.INK, va="center")
+    axes.text(0, -0.92, _raised(formula), fontsize=13, color=Colour.INK, va="center")
     axes.text(0, -1.6, fate, fontsize=10.5, color=Colour.INK, va="center")
     for text in axes.texts:  # long ones would squeeze the boxes, and measuring takes time
         text.set_in_layout(False)
@@ -71,10 +72,21 @@ def bit_layout(
     return Picture(figure, title, [Origin(Provenance.COMPUTED, layout)], alt, notes, legend)
 
 
+def _power_of_two(exponent: float) -> str:
+    """2 to this power, for an axis: 2\N{SUPERSCRIPT ONE}\N{SUPERSCRIPT ZERO}."""
+    return _raised(f"2^{exponent:.0f}")
+
+
+def _raised(formula: str) -> str:
+    """A formula whose powers, 2^-3 or 2^(5 - 15), are in small figures above the line."""
+    small = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "^() ")
+    return re.sub(r"\^(-?\d+|\([^)]*\))", lambda power: power[0].translate(small), formula)
+
+
 def _draw_bits(axes: Any, bits: str, exponent_bits: int, flips: Sequence[int]) -> None:
     """A box a bit: above it its number, below it what a 1 there counts."""
     weights = ["+/-", *(f"{2**power}" for power in range(exponent_bits)[::-1])]
-    weights += [forms.power_of_two(-place) for place in range(1, len(bits) - exponent_bits)]
+    weights += [_power_of_two(-place) for place in range(1, len(bits) - exponent_bits)]
     for place, (bit, weight) in enumerate(zip(bits, weights, strict=True)):
         part = "fraction" if place > exponent_bits else "exponent" if place else "sign"
         look = {"fc": _BITS[part], "alpha": 0.9 if bit == "1" else 0.3, "ec": "white", "lw": 1.5}
@@ -144,7 +156,7 @@ def _range_bar(axis: Any, place: float, number_format: NumberFormat) -> None:
 
 def _powers_of_two(axis: Any) -> None:
     axis.set_major_locator(matplotlib.ticker.MaxNLocator(14, integer=True))
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: forms.power_of_two(v)))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: _power_of_two(v)))
 
 
 def _range_patches(formats: Sequence[NumberFormat]) -> list[Patch]:
@@ -279,7 +291,7 @@ def accuracy_lines(
             powers = {x: math.frexp(x)[1] - 1 for x in numbers if math.frexp(x)[0] == 0.5}
             forms.log_axes(axis, 2 if len(powers) == len(numbers) else 10)
             if len(powers) == len(numbers):
-                axis.set_xticks(list(powers), [*map(forms.power_of_two, powers.values())])
+                axis.set_xticks(list(powers), [*map(_power_of_two, powers.values())])
         axis.set_xlabel(xlabel)
         axis.grid(axis="y", color=Colour.GREY, alpha=0.2, linewidth=0.8)
     axes[0][0].set(ylim=(-2, 102), ylabel=f"accuracy, % ({Provenance.MEASURED})")

@@ -6,7 +6,6 @@ the machine that measured or counted; then notes that end the caption, and the t
 """
 
 import math
-import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -191,17 +190,6 @@ def draw_line(axis: Any, label: str, dots: Mapping[float, Any], colour: str, loo
     axis.errorbar(x, values, spread, fmt=look, color=colour, label=label, linewidth=1.8)
     words = (f"{plain(a)}: {format_number(b)}" for a, b in zip(x, values, strict=True))
     return f"{label}: {', '.join(words)}"
-
-
-def power_of_two(exponent: float) -> str:
-    """2 to this power, for an axis: 2\N{SUPERSCRIPT ONE}\N{SUPERSCRIPT ZERO}."""
-    return raised(f"2^{exponent:.0f}")
-
-
-def raised(formula: str) -> str:
-    """A formula whose powers, 2^-3 or 2^(5 - 15), are in small figures above the line."""
-    small = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "^() ")
-    return re.sub(r"\^(-?\d+|\([^)]*\))", lambda power: power[0].translate(small), formula)
 
 
 def draw_lines(axis: Any, lines: Mapping[str, Mapping[float, Any]], dashes: str) -> list[str]:

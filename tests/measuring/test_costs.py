@@ -33,7 +33,6 @@ from fastdl_lib.precision.formats import BFLOAT16, FLOAT16, INT8
 from fastdl_lib.precision.mixed import Precision, in_precision
 from fastdl_lib.precision.stored import StoredLinear
 
-RNG = np.random.default_rng(0)
 HALF = Precision(FLOAT16, FLOAT16, FLOAT16)
 
 
