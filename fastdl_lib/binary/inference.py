@@ -116,6 +116,17 @@ class BitLayer(Layer):
         shape = shape if self.pool is None else self.pool.output_shape(shape)
         return shape if self.ends_in_sign else (math.prod(shape),)
 
+    def from_store(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Refuses bits that stand for no weight or output (ValueError): sums would count them."""
+        pixels = self.length // self.channels
+        row = (self.length,) if self.takes_pixels else (pixels, self.channels)
+        rows = pack(np.ones((self.outputs, *row), np.int8)).reshape(self.outputs, -1)
+        for name, full in (("words", panels_of(rows)), ("falling", pack(np.ones(self.outputs)))):
+            words = stored.get(name, full)
+            if (words.dtype, words.shape) == (full.dtype, full.shape) and (words & ~full).any():
+                raise ValueError(f"{name} has bits where there is no weight or output.")
+        return stored
+
     # --- what it costs ----------------------------------------------------------------------
 
     @property

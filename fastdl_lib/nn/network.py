@@ -331,7 +331,7 @@ class Network:
             loaded = self._from_store(arrays)
             loaded = {name: _narrowed(array, wanted.get(name)) for name, array in loaded.items()}
             check_arrays(loaded, wanted)
-        except (ValueError, LookupError, TypeError) as error:  # packed for other shapes
+        except ValueError as error:
             raise ValueError(
                 f"{what}, but not {self.name}'s, and nothing was loaded: {error}"
             ) from None
@@ -347,7 +347,11 @@ class Network:
         for layer_name, layer in self.layers.items():
             start = f"{layer_name}."
             stored = {n[len(start) :]: arrays.pop(n) for n in [*arrays] if n.startswith(start)}
-            arrays |= {start + name: array for name, array in layer.from_store(stored).items()}
+            try:
+                held = layer.from_store(stored)
+            except (ValueError, TypeError, LookupError) as error:  # packed for other shapes
+                raise ValueError(f"{layer_name}: {error}") from None
+            arrays |= {start + name: array for name, array in held.items()}
         return arrays
 
 

@@ -198,10 +198,14 @@ EPOCH = {
     "epoch": 1, "loss": 1.0, "accuracy": 0.5, "validation_accuracy": None, "learning_rate": 0.1,
     "seconds": 1.0,
 }  # fmt: skip
+FILLING = np.uint64(2**63)  # no weight's: rows are 784 and 16 long
 NOT_WHOLE = "expected a whole one of 'fastdl-checkpoint/1'"
 BROKEN = [
     ("floats", changed("norm1.variance", lambda a: -a), r"norm1\.variance holds -1, expected no"),
     ("folded", changed("fc1.threshold", lambda a: a.astype(int) + 2**33), "is int64 .*, exp"),
+    ("folded", changed("fc1.words", lambda a: a | FILLING), "fc1: words has bits where"),
+    ("folded", changed("fc4.words", lambda a: a | FILLING), "fc4: words has bits where"),
+    ("folded", changed("fc2.falling", lambda a: a | FILLING), "fc2: falling has bits where there"),
     ("bits", changed("fc1.weight.bits", lambda a: a[:, :-1]), "784 takes 13 words a row, got the"),
     ("bits", changed("fc1.weight.bits", lambda a: a[:-1]), r"is float32 \(15, 784\), ex"),
     ("bits", changed("fc1.weight.bits", lambda a: a.astype(np.int64)), "words must be uint64"),
