@@ -188,9 +188,10 @@ class Picture:
             )
         needed = {Provenance.PUBLISHED: "its source: Origin(kind, source)"}
         needed |= dict.fromkeys(CLOCKED, "a machine: Origin.on(card)")
-        for provenance, where, _ in origins:
-            if Provenance(provenance) in needed and not where.strip():
-                raise ValueError(f"{title!r}: {provenance} needs {needed[provenance]}.")
+        for origin in origins:
+            kind = Provenance(origin.provenance)
+            if kind in needed and not origin.where.strip():
+                raise ValueError(f"{title!r}: {kind} needs {needed[kind]}.")
         if not alt.strip():
             raise ValueError(f"{title!r}: alt is empty; it says the figure's numbers in words.")
         self.figure, self.title, self.alt = figure, title, alt
