@@ -168,6 +168,15 @@ def _own_whole_numbers(number_format: NumberFormat, **least: int) -> None:
 _EXPONENT = {"float32": (0x7F800000, np.int32), "float64": (0x7FF0000000000000, np.int64)}
 _ROUNDED = (np.float32, np.float64)
 _NATIVE = (np.float16, *_ROUNDED)  # those that NumPy and CuPy convert themselves
+# The dtypes that NumPy and ml_dtypes have, by exponent bits, fraction bits and has_infinity.
+_DTYPES = {
+    (11, 52, True): np.dtype(np.float64),
+    (8, 23, True): np.dtype(np.float32),
+    (5, 10, True): np.dtype(np.float16),
+    (8, 7, True): np.dtype(ml_dtypes.bfloat16),
+    (4, 3, False): np.dtype(ml_dtypes.float8_e4m3fn),
+    (5, 2, True): np.dtype(ml_dtypes.float8_e5m2),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,11 +185,12 @@ class FloatFormat(NumberFormat):
 
     Args:
         name: such as ``"float16"``.
-        exponent_bits, fraction_bits: the sign has one more.
-        dtype: NumPy's dtype of that format, its own or one of the package ml_dtypes; None where
-            neither has it.
+        exponent_bits, fraction_bits: 2 to 8 and 1 to 23, or float64's 11 and 52; the sign has one
+            more.
         has_infinity: False: the exponent's all-ones are ordinary numbers, but for the last, NaN.
             A format without NaN too, such as OCP's FP6 and FP4, cannot be told.
+
+    ``dtype`` is the dtype of that format, NumPy's or ml_dtypes'; None where neither has it.
 
     Sources: IEEE 754-2019, section 3.4 (float16, 32, 64); Open Compute Project, "OCP 8-bit
     floating point specification (OFP8)", 2023 (float8).
@@ -194,25 +204,16 @@ class FloatFormat(NumberFormat):
     name: str
     exponent_bits: int
     fraction_bits: int
-    dtype: np.dtype | None = None
     has_infinity: bool = True
 
     def __post_init__(self) -> None:
         _own_whole_numbers(self, exponent_bits=0, fraction_bits=0)
-        if self.dtype is not None:
-            try:
-                object.__setattr__(self, "dtype", np.dtype(self.dtype))
-                limits = ml_dtypes.finfo(self.dtype)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    f"{self.name}: dtype must be a floating-point dtype of NumPy or ml_dtypes, or "
-                    f"None, got {self.dtype!r}."
-                ) from None
-        most = (11, 52) if self.dtype in _NATIVE else (8, 23)
-        if not (2 <= self.exponent_bits <= most[0] and 1 <= self.fraction_bits <= most[1]):
+        sizes = self.exponent_bits, self.fraction_bits
+        dtype = _DTYPES.get((*sizes, bool(self.has_infinity)))
+        if dtype is None and not (2 <= sizes[0] <= 8 and 1 <= sizes[1] <= 23):
             raise ValueError(
-                f"{self.name}: exponent_bits must lie in 2..{most[0]} and fraction_bits in "
-                f"1..{most[1]}, got {self.exponent_bits} and {self.fraction_bits}."
+                f"{self.name}: exponent_bits must lie in 2..8 and fraction_bits in 1..23, got "
+                f"{sizes[0]} and {sizes[1]}."
             )
         if self.exponent_bits == 8 and not self.has_infinity:
             raise ValueError(
@@ -224,6 +225,7 @@ class FloatFormat(NumberFormat):
         top = 2**self.exponent_bits - 1 - self.has_infinity - bias
         below_two = 2 - 2.0**-self.fraction_bits * (1 if self.has_infinity else 2)
         self.__dict__.update(  # a frozen object's own door stays closed behind this
+            dtype=dtype,
             bits=1 + self.exponent_bits + self.fraction_bits,
             bias=bias,
             largest=below_two * 2.0**top,
@@ -231,14 +233,6 @@ class FloatFormat(NumberFormat):
             smallest_subnormal=2.0 ** (1 - bias - self.fraction_bits),
             epsilon=2.0**-self.fraction_bits,
         )
-        if self.dtype is not None:
-            found = 8 * self.dtype.itemsize, float(limits.smallest_subnormal), float(limits.max)
-            wanted = self.bits, self.smallest_subnormal, self.largest
-            if found != wanted:
-                raise ValueError(
-                    f"{self.name} and its dtype {self.dtype} differ: bits, smallest and largest "
-                    f"number are {wanted} and {found}."
-                )
 
     def _powers(self, x: Array) -> Array:
         """The power of two at or below each \\|x\\|, not below the smallest normal number (so the
@@ -284,13 +278,13 @@ class FloatFormat(NumberFormat):
 
     def store(self, x: Array) -> "Stored":
         xp = array_module(x)
-        if self.dtype is not None and xp is np and x.dtype == np.float32:
-            # The same bits as below, several times as fast.
-            with np.errstate(over="ignore", invalid="ignore"):
+        # ml_dtypes would round float64 twice, by way of float32.
+        exact = _ROUNDED if self.dtype in _NATIVE else _ROUNDED[:1]
+        if self.dtype is not None and xp is np and x.dtype in exact:
+            # The same bits as below, several times as fast, and with what a NaN carries.
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 return Stored(self, x.astype(self.dtype).view(self._code_dtype))
-        # NumPy rounds to its own formats in the same way, and keeps what a NaN carries.
-        direct = xp is np and self.dtype in _NATIVE and x.dtype in _ROUNDED
-        rounded = x if direct else self.round(x)
+        rounded = self.round(x)
         codes = xp.empty_like(rounded, dtype=self._code_dtype)
         _in_blocks(self._encode_block, [rounded, codes])
         return Stored(self, codes)
@@ -312,7 +306,7 @@ class FloatFormat(NumberFormat):
         return 2 ** (self.bits - 1) - 1
 
     def _encode_block(self, rounded: Array, codes: Array) -> None:
-        """The bits of values that the format holds; of any, where NumPy converts."""
+        """The bits of values that the format holds."""
         xp = array_module(rounded)
         if self.dtype in _NATIVE:
             codes[...] = rounded.astype(self.dtype).view(self._code_dtype)
@@ -382,14 +376,12 @@ class FloatFormat(NumberFormat):
         return float(Stored(self, codes).decode(np.float64))
 
 
-FLOAT64 = FloatFormat("float64", 11, 52, np.dtype(np.float64))
-FLOAT32 = FloatFormat("float32", 8, 23, np.dtype(np.float32))
-FLOAT16 = FloatFormat("float16", 5, 10, np.dtype(np.float16))
-BFLOAT16 = FloatFormat("bfloat16", 8, 7, np.dtype(ml_dtypes.bfloat16))
-FLOAT8_E4M3 = FloatFormat(
-    "float8_e4m3", 4, 3, np.dtype(ml_dtypes.float8_e4m3fn), has_infinity=False
-)
-FLOAT8_E5M2 = FloatFormat("float8_e5m2", 5, 2, np.dtype(ml_dtypes.float8_e5m2))
+FLOAT64 = FloatFormat("float64", 11, 52)
+FLOAT32 = FloatFormat("float32", 8, 23)
+FLOAT16 = FloatFormat("float16", 5, 10)
+BFLOAT16 = FloatFormat("bfloat16", 8, 7)
+FLOAT8_E4M3 = FloatFormat("float8_e4m3", 4, 3, has_infinity=False)
+FLOAT8_E5M2 = FloatFormat("float8_e5m2", 5, 2)
 
 
 class _EvenlySpaced(NumberFormat):

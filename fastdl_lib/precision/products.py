@@ -101,8 +101,7 @@ def product(
     nearest even. With float32 for both, or float64 for both, it is the BLAS's product, which adds
     up in an order of its own (and where two of its partial sums overflow, to NaN). A zero has no
     sign. CPU only; the first call for each kind of rounding compiles, which takes about a second.
-    Threads as in
-    :func:`fastdl_lib.core.threads.in_parallel`.
+    Threads as in :func:`~fastdl_lib.core.threads.in_parallel`.
 
     Raises TypeError: an array of another device or dtype; ValueError: shapes that do not fit.
 

@@ -55,7 +55,7 @@ def same_bits(got, expected):
     np.testing.assert_array_equal(np.signbit(got[numbers]), np.signbit(expected[numbers]))
 
 
-def any_float32(count=2_000_000, seed=0):
+def any_float32(count=400_000, seed=0):
     """Random bits: every exponent, subnormals, infinities, NaN."""
     bits = np.random.default_rng(seed).integers(0, 2**32, count, dtype=np.uint32)
     return np.concatenate([bits.view(np.float32), np.array([0, -0.0, np.inf, -np.inf], "f4")])
@@ -93,12 +93,6 @@ def test_formats_are_listed_under_their_names():
     assert (FixedPoint(2, 14).name, ScaledInteger(4).name) == ("fixed<2,14>", "int4")
 
 
-def test_a_dtype_may_be_given_as_numpy_takes_it():
-    for dtype in (np.float16, "float16", "f2"):
-        assert FloatFormat("float16", 5, 10, dtype) == FLOAT16
-    assert FloatFormat("bfloat16", 8, 7, ml_dtypes.bfloat16) == BFLOAT16
-
-
 @every(EVERY)
 def test_a_copied_format_is_the_same(kind):
     for other in (copy.deepcopy(kind), pickle.loads(pickle.dumps(kind))):
@@ -112,7 +106,7 @@ def test_a_copied_format_is_the_same(kind):
 @every(NARROW)
 def test_every_code_means_what_numpy_and_ml_dtypes_say(kind):
     codes = np.arange(2**kind.bits).astype(f"uint{kind.bits}")
-    for dtype in (np.float64, np.float32):
+    for dtype in (np.float32, np.float64):  # to float8 and bfloat16 from float64 by our own code
         with np.errstate(invalid="ignore"):  # of NaN that signal
             expected = codes.view(kind.dtype).astype(dtype)
         same_bits(Stored(kind, codes).decode(dtype), expected)
@@ -138,7 +132,7 @@ def test_rounding_float32_is_numpys_and_ml_dtypes(kind):
 
 @every([FLOAT32, FLOAT16])
 def test_rounding_float64_is_numpys(kind):
-    bits = np.random.default_rng(1).integers(0, 2**64, 1_000_000, dtype=np.uint64)
+    bits = np.random.default_rng(1).integers(0, 2**64, 400_000, dtype=np.uint64)
     assert_rounds_as_its_dtype(kind, bits.view(np.float64))
     # Random exponents of float64 lie mostly outside: as many inside.
     inside = any_float32(seed=2)
@@ -173,23 +167,6 @@ def test_floats_are_rounded_to_the_nearest_exactly(kind, dtype, seed):
     assert (kind.store(x).codes < 2**kind.bits).all()
 
 
-@settings(derandomize=True)
-@given(
-    st.one_of(float_formats(), st.sampled_from(EVERY)),
-    st.sampled_from([np.float32, np.float64]),
-    st.integers(0, 10**6),
-)
-def test_rounding_keeps_order_and_sign_and_what_is_rounded(kind, dtype, seed):
-    x = np.sort(about(kind if isinstance(kind, FloatFormat) else FLOAT16, dtype, seed))
-    got = kind.round(x)
-    numbers = got[~np.isnan(got)]
-    assert (numbers[:-1] <= numbers[1:]).all()
-    if not isinstance(kind, FixedPoint):  # its range has one more number below zero
-        np.testing.assert_array_equal(kind.round(-x), -got)
-    if not isinstance(kind, ScaledInteger) or dtype == np.float64:  # the scale's last digit
-        same_bits(kind.round(got), got)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_wide_format_keeps_every_bit(dtype):
     x = any_float32(1000)
@@ -218,16 +195,12 @@ def test_bits_of_known_numbers():
     assert BFLOAT16.bits_of(np.float32(-2)) == "1 10000000 0000000"
 
 
-@pytest.mark.parametrize(
-    "twin",
-    ["float8_e3m4", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "bfloat16_e8m7"],
-)
+@pytest.mark.parametrize("twin", ["float8_e3m4", "float8_e4m3"])
 def test_a_format_of_ones_own_is_rounded_alike(twin):
     """Without a dtype, against the dtype that ml_dtypes has for it."""
-    size, finite_only = twin.split("_")[1], twin.endswith("fn")
-    own = FloatFormat("own", int(size[1]), int(size[3]), has_infinity=not finite_only)
-    x, like = any_float32(200_000), getattr(ml_dtypes, twin.removesuffix("_e8m7"))
-    stored, (codes, rounded) = own.store(x), converted(x, like)
+    own, x = FloatFormat("own", int(twin[-3]), int(twin[-1])), any_float32(200_000)
+    stored, (codes, rounded) = own.store(x), converted(x, getattr(ml_dtypes, twin))
+    assert own.dtype is None
     same_bits(own.round(x), rounded)
     # What a NaN carries is each package's own affair.
     numbers = ~np.isnan(x)
@@ -395,15 +368,6 @@ def test_the_ends_of_float32_scale_too(bits):
         assert (kind.store(np.zeros((2, 3), np.float32)).scale == 1).all()
 
 
-def test_scaled_integers_stay_unbiased():
-    x = np.full(40_000, 0.3, np.float32)
-    x[0] = 1.27
-    nearest = INT8.round(x)
-    x += 0.003
-    got = INT8.round(x, rng=np.random.default_rng(10))
-    assert abs(got[1:].mean() - 0.303) < 1e-4 < abs(nearest[1:].mean() - 0.303)
-
-
 # --- every format ---------------------------------------------------------------------------
 
 
@@ -455,17 +419,10 @@ ZEROS = np.zeros(3, np.float32)
         (lambda: ScaledInteger(17), ValueError, "bits must be"),
         (lambda: ScaledInteger(8, axis=-1), ValueError, "axis must be at least 0"),
         *((lambda sizes=sizes: FloatFormat("odd", *sizes), ValueError, "must lie in")
-          for sizes in ((1, 4), (9, 4), (5, 0), (5, 24))),
+          for sizes in ((1, 4), (9, 4), (5, 0), (5, 24), (11, 51))),
         *((lambda fraction=fraction: FloatFormat("odd", 8, fraction, has_infinity=False),
            ValueError, "8 exponent bits without infinity reach beyond float32")
           for fraction in (1, 7, 23)),
-        *((lambda dtype=dtype, sizes=sizes: FloatFormat("odd", *sizes, np.dtype(dtype)),
-           ValueError, "odd and its dtype .* differ")
-          for dtype, sizes in (
-              ("f4", (8, 10)), ("f2", (11, 4)), ("f2", (8, 7)), (ml_dtypes.bfloat16, (5, 10)),
-              (ml_dtypes.float8_e4m3fn, (4, 3)), (ml_dtypes.float8_e5m2fnuz, (5, 2)))),
-        *((lambda wrong=wrong: FloatFormat("odd", 5, 10, wrong), TypeError, "dtype must be a float")
-          for wrong in ("int8", np.int64, "float17", 5, "U3", object)),
         *((lambda wrong=wrong: FLOAT16.value_of(wrong), ValueError, "16 bits, 1 of sign, 5 of exp")
           for wrong in ("0 01111", "0 01111 100000000x", "0" * 17, "")),
         (lambda: FLOAT16.value_of(15), TypeError, "takes a string"),
