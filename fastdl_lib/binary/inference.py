@@ -9,6 +9,7 @@ makes a difference: the answers are the float network's, bit for bit, or :func:`
 import copy
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fastdl_lib.binary.bits import WORD, pack, pack_bits, panels_of, rows_of, un
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign, sign
 from fastdl_lib.convolution.geometry import output_size, tap_views
 from fastdl_lib.core.arrays import array_module
-from fastdl_lib.core.threads import in_flat_blocks
+from fastdl_lib.core.threads import in_flat_blocks, in_parallel
 from fastdl_lib.nn.layers import Dropout, Flatten, Layer, MaxPool2d
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm
@@ -30,6 +31,7 @@ FIRST_LAYERS = {
 }
 """How a folded network's first layer computes; both are exact."""
 
+_IMAGES = 128  # at a time
 _EXACT = 2**24  # below it every whole number is a float32
 _ROUNDING = ("winograd", "cudnn")  # their sums are not whole numbers
 
@@ -61,7 +63,6 @@ class BitLayer(Layer):
         super().__init__()
         self.kind, self.takes_pixels = product.kind, takes_pixels
         self.pool, self.ends_in_sign = copy.copy(after.get(MaxPool2d)), Sign in after
-        self.way = "planes"  # of FIRST_LAYERS, where it takes pixels
         signs = sign(product.parameters["weight"])
         self._flat = signs.ndim == 2
         if self._flat:  # a filter as large as the image
@@ -79,6 +80,8 @@ class BitLayer(Layer):
             )
         self.outputs, self.channels = signs.shape[:2]
         self.kernel, self.length = signs.shape[2:], math.prod(signs.shape[1:])
+        # Of FIRST_LAYERS, where it takes pixels; eight words that are hardly filled do not pay.
+        self.way = "planes" if self.length >= WORD else "float"
         if self.largest >= _EXACT:
             raise ValueError(f"sums reach {self.largest:,}, and float32 is exact below {_EXACT:,}.")
         rows = signs.transpose(0, 2, 3, 1)
@@ -270,6 +273,22 @@ def _word_bytes(shape: tuple[int, ...]) -> int:
 
 class BinaryNetwork(Network):
     """A folded network: :class:`BitLayer` after :class:`BitLayer`; made by :func:`fold`."""
+
+    def forward(
+        self, x: Array, training: bool = False, after: Callable[[str], None] | None = None
+    ) -> Array:
+        """As every network's. No image's answer depends on the others: each thread takes its own
+        through all layers, so many at a time that what is between them stays small."""
+        self.check_input(x)
+        if training or after is not None or array_module(x) is not np:
+            return super().forward(x, training, after)
+        out, layers = np.empty((len(x), self.classes), np.float32), super()
+
+        def work(images: slice) -> None:
+            out[images] = layers.forward(x[images])
+
+        in_parallel(work, len(x), block=_IMAGES, least=8)
+        return out
 
     @property
     def first_layer(self) -> str:
