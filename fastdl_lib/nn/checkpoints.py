@@ -172,12 +172,11 @@ class Checkpoint:
     def _check_numbers(self, record: dict[str, Any]) -> None:
         """Refuse epochs and numbers that this run cannot have come to."""
         epochs, settings = [Epoch(**fields) for fields in record["epochs"]], self.settings
-        count = len(epochs)
-        if [epoch.epoch for epoch in epochs] != [*range(1, min(count, settings["epochs"]) + 1)]:
-            numbers = [epoch.epoch for epoch in epochs]
-            raise ValueError(f"its epochs are {numbers}, of {settings['epochs']}.")
-        validated = settings["validation data"] is not None
-        if any((epoch.validation_accuracy is not None) != validated for epoch in epochs):
+        count, places = len(epochs), [epoch.epoch for epoch in epochs]
+        if places != [*range(1, min(count, settings["epochs"]) + 1)]:
+            raise ValueError(f"its epochs are {places}, of {settings['epochs']}.")
+        without = settings["validation data"] is None
+        if any((epoch.validation_accuracy is None) != without for epoch in epochs):
             raise ValueError("its epochs have a validation accuracy, or none, unlike the run.")
         numbers, own = record.get("numbers", self.optimizer.numbers), self.optimizer.numbers
         for name in numbers.keys() | own.keys():

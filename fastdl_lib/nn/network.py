@@ -32,8 +32,7 @@ class Network:
         layers: (name, layer) pairs, first to last.
         input_shape: the shape of one image, (C, H, W).
 
-    Raises TypeError, ValueError: what is no layer, or shares its name or its object with another,
-    or does not fit the one before it; an input_shape that is none.
+    Raises TypeError, ValueError: what is no layer, stands twice or does not fit the one before it.
     """
 
     def __init__(
@@ -184,10 +183,10 @@ class Network:
         return x
 
     def backward(self, grad_out: Array, after: Callable[[str], None] | None = None) -> None:
-        """Run the layers backwards from the gradient by the logits; fills ``gradients``.
+        """Fill ``gradients``, from the gradient by the logits down to the first layer that learns.
 
-        Down to the first layer that learns: nothing below it has a use for a gradient. ``after`` is
-        called with each layer's name when its gradients are there, and with those below as well.
+        ``after`` is called with each layer's name when its gradients are there, and with the names
+        of those below as well.
         """
         for name, layer in self.layers.items():
             if layer._kept_of not in (None, self._number):
@@ -205,18 +204,18 @@ class Network:
                 grad_out = made
             elif place == first:
                 layer.backward_weights(grad_out)
+            left = f"{self.name}, layer {name}: backward() left"
             if layer.gradients.keys() != layer.parameters.keys():
                 raise RuntimeError(
-                    f"{self.name}, layer {name}: backward() left gradients for "
-                    f"{list(layer.gradients)}, its weights are {list(layer.parameters)}; fill "
-                    "self.gradients with one for each."
+                    f"{left} gradients for {list(layer.gradients)}, its weights are "
+                    f"{list(layer.parameters)}; fill self.gradients with one for each."
                 )
-            for key, gradient in layer.gradients.items():
-                shape = layer.parameters[key].shape
-                if gradient.shape != shape:
+            for key, weight in layer.parameters.items():
+                found = layer.gradients[key].shape
+                if found != weight.shape:
                     raise ValueError(
-                        f"{self.name}, layer {name}: backward() left a gradient of shape "
-                        f"{gradient.shape} for {key}, whose shape is {shape}."
+                        f"{left} a gradient of shape {found} for {key}, whose shape is "
+                        f"{weight.shape}."
                     )
             if after is not None:
                 after(name)
@@ -282,10 +281,10 @@ class Network:
         def converted(array: Array, to: Any) -> Array:
             return array.astype(to) if array.dtype.kind == "f" else array
 
-        buffers = {n: converted(a, wide(np.dtype(dtype))) for n, a in self.buffers.items()}
-        self._map_arrays(lambda array: converted(array, dtype))
-        for name, layer in self.layers.items():
-            layer.buffers = {key: buffers[f"{name}.{key}"] for key in layer.buffers}
+        for layer in self.layers.values():
+            buffers = {n: converted(a, wide(np.dtype(dtype))) for n, a in layer.buffers.items()}
+            layer.map_arrays(lambda array: converted(array, dtype))
+            layer.buffers = buffers
         return self
 
     def to_gpu(self) -> "Network":
@@ -304,8 +303,7 @@ class Network:
     def save_weights(self, path: str | os.PathLike, *, packed: bool = False) -> None:
         """Write all weights and buffers to an ``.npz`` file: the whole file, or nothing.
 
-        ``packed`` stores binary weights as one bit each; of the latent ones only the signs are kept
-        (and their mean size, where it is the layer's scale).
+        ``packed`` stores binary weights as a bit each; of the latent ones only the signs are kept.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -319,7 +317,7 @@ class Network:
         return the network.
 
         Raises OSError, ValueError, and changes nothing, where there is no such file, or it is
-        damaged, belongs to another network, or holds numbers that this one's dtype does not.
+        damaged, another network's, or holds what these weights cannot be.
         """
         path, arrays = Path(path), read_arrays(path)
         what = f"{path.name} holds {holding(arrays)}"

@@ -129,8 +129,11 @@ class SGD(Optimizer):
         check_number("weight_decay", weight_decay, low=0)
         # Plain floats: NumPy's own would widen float32 weights.
         self.momentum, self.weight_decay = float(momentum), float(weight_decay)
-        self.memory = ("velocity",) if momentum else ()
         super().__init__(learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
 
     def _update(self, name: str, weight: Array, gradient: Array) -> None:
         rate = float(self.learning_rate)

@@ -178,8 +178,8 @@ class Workers:
     def begin(
         self, network: Network, optimizer: Optimizer, settings: dict | None, epochs: list[dict]
     ) -> list[dict]:
-        """Give all of them number 0's weights, optimiser's memory and finished epochs, and return
-        these; ``settings`` must be the same everywhere."""
+        """Give all of them number 0's weights, memory and epochs; return these. ``settings`` must
+        be the same everywhere."""
         return epochs
 
     def share(self, images: int) -> slice:
@@ -189,9 +189,9 @@ class Workers:
     def gradients(
         self, network: Network, x: Array, labels: Array, images: int, loss_scale: float = 1.0
     ) -> tuple[float, int]:
-        """Fill ``network.gradients`` with those of the mean loss over the whole batch of so many
-        ``images``, times ``loss_scale``; ``x`` and ``labels`` are what came here of it. Return that
-        loss, nats, and how many of the whole batch were right."""
+        """Fill ``network.gradients`` from ``x`` and ``labels``, this one's share of a batch of so
+        many ``images``, times ``loss_scale``. Return the whole batch's loss, nats, and how many of
+        it were right."""
         return network.training_pass(x, labels, scale=loss_scale)
 
     def evaluate(self, network: Network, images: Array, labels: Array) -> Evaluation:
