@@ -17,7 +17,8 @@ Schedule = Callable[[float], float]
 
 
 class Optimizer:
-    """What the optimisers share: they change a network's weights in place.
+    """What the optimisers share: they change a network's weights in place. One of your own defines
+    ``_update`` and names in ``memory`` what it asks ``_remembered`` for.
 
     The arrays of ``state`` lie beside the weights, on the CPU or the GPU, and belong to one
     network: make a new optimiser for another one. For float16 weights they are float32, and steps
