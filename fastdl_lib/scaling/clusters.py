@@ -6,6 +6,7 @@ full duplex, and buckets follow each other through them: the two directions do n
 busier one takes the time. Times are seconds, sizes bytes, rates GB/s (1e9 bytes a second).
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -229,29 +230,18 @@ class Communication(NamedTuple):
         return Communication(*sums, last_s / by_bytes_s if 0 < by_bytes_s < math.inf else 1.0)
 
 
-class Combine:
-    """A way to combine the gradients of all workers. By default an all-reduce: first inside the
-    nodes, then between them, each as :meth:`moves` says."""
+class Combine(abc.ABC):
+    """A way to combine the gradients of all workers."""
 
-    @property
-    def hides_behind(self) -> float:
-        """Share of a step that communication can hide behind: an all-reduce runs beside the
-        backward pass, which makes the gradients."""
-        return constants()["backward_share"].median
+    hides_behind: float
+    """Share of a step that communication can hide behind."""
 
-    def moves(self, n: int) -> tuple[float, int]:
-        """Of ``n`` who combine: how many times all gradients' bytes go over a link one after
-        another, and in how many rounds that wait for each other."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def communication(self, cluster: Cluster, job: Job, workers: int) -> Communication:
         """What combining takes.
 
         Raises: TypeError, ValueError: ``workers`` do not fit into the cluster.
         """
-        nodes, gpus = cluster.spread_over(workers)
-        inside = _over(job, gpus, self.moves(gpus), *cluster.inside)
-        return inside.then(_over(job, nodes, self.moves(nodes), *cluster.between))
 
     def together(self, gpus: int) -> int:
         """How many of a node's ``gpus`` come to the servers as one client."""
@@ -270,14 +260,38 @@ class Combine:
         share = max(1 - job.hidden_share, 1 / self.messages(job))
         return share * communication.latency_s
 
-    def exposed_s(self, job: Job, communication: Communication, compute_s: float) -> float:
+    def exposed_s(
+        self, job: Job, communication: Communication, compute_s: float, counted: float = 1.0
+    ) -> float:
         """What of the communication is left over when ``compute_s`` of computing, as long as it is
-        waited for, hide all that they can, seconds."""
+        waited for, hide all that they can, seconds. Of what is sent later, only the share of the
+        workers that are ``counted`` is waited for; each has its own link."""
         if math.isinf(communication.total_s):  # some of it never comes
             return math.inf
-        late_s = (1 - self.may_hide(job, communication)) * communication.by_bytes_s
-        late_s += self.late_latency_s(job, communication)
-        return max(late_s, communication.total_s - self.hides_behind * compute_s)
+        late = 1 - self.may_hide(job, communication)
+        waited_for_s = max(communication.bandwidth_s, counted * communication.by_bytes_s)
+        late_s = late * waited_for_s + self.late_latency_s(job, communication)
+        dropped_s = late * (communication.by_bytes_s - waited_for_s)
+        return max(late_s, communication.total_s - dropped_s - self.hides_behind * compute_s)
+
+
+class AllReduce(Combine):
+    """First inside the nodes, then between them, each as :meth:`moves` says."""
+
+    @property
+    def hides_behind(self) -> float:
+        """It runs beside the backward pass, which makes the gradients."""
+        return constants()["backward_share"].median
+
+    @abc.abstractmethod
+    def moves(self, n: int) -> tuple[float, int]:
+        """Of ``n`` who combine: how many times all gradients' bytes go over a link one after
+        another, and in how many rounds that wait for each other."""
+
+    def communication(self, cluster, job, workers):
+        nodes, gpus = cluster.spread_over(workers)
+        inside = _over(job, gpus, self.moves(gpus), *cluster.inside)
+        return inside.then(_over(job, nodes, self.moves(nodes), *cluster.between))
 
 
 def _over(
@@ -293,7 +307,7 @@ def _over(
 
 
 @dataclasses.dataclass(frozen=True)
-class Ring(Combine):
+class Ring(AllReduce):
     """One ring through all GPUs; each link carries ``2 (n-1)/n`` of the gradients in ``2 (n-1)``
     rounds (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009).
 
@@ -320,7 +334,7 @@ class Ring(Combine):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree(Combine):
+class Tree(AllReduce):
     """Sums go up a binary tree, the result comes down again: ``2 log2 n`` rounds one after another,
     each with all gradients. It is as many bytes in all as in a ring, ``2 (n - 1)`` times the
     gradients, in few rounds of long messages: good for small gradients.
@@ -337,7 +351,7 @@ class Tree(Combine):
 
 
 @dataclasses.dataclass(frozen=True)
-class HalvingDoubling(Combine):
+class HalvingDoubling(AllReduce):
     """Partners swap halves, then quarters, and back: the bytes of a ring in ``2 log2 n`` rounds
     (Thakur, Rabenseifner, Gropp, 2005). For an n that is no power of two the rounds are rounded
     up; the extra bytes are left out.

@@ -546,6 +546,18 @@ def test_discrete_events_agree_with_the_expectation(case):
     assert min(events.waiting_s.min(), events.communication_s.min()) >= 0
 
 
+def test_what_backup_workers_send_early_fills_the_servers_link_all_the_same():
+    net, steady = cluster(10), {"mode": Synchronous(7), "stragglers": Stragglers(spread=0.02)}
+    for size, steps_s in ((1e9, (3.44, 4.75, 6.5, 9.65)), (1e8, (0.744, 0.669, 0.65, 0.965))):
+        for hidden, wanted_s in zip((0, 0.25, 0.5, 1), steps_s, strict=True):
+            work = job(
+                gradient_bytes=size, step_s=0.45, hidden_share=hidden, bucket_bytes=size / 20
+            )
+            for ran in (step_times, partial(run_events, steps=60)):
+                found = ran(net, work, ONE_SERVER, 10, **steady)
+                assert found.step_s == pytest.approx([wanted_s], rel=0.05), (size, hidden)
+
+
 def test_staleness_is_counted_and_bounded():
     ragged = {"stragglers": Stragglers(spread=0.3), "steps": 200}
 
