@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from fastdl_lib.core.arrays import gpu_available, keep_freed_memory, synchronize, to_gpu, use_gpu
 from fastdl_lib.core.checks import check_number
@@ -49,6 +50,7 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 RECORDING = "ranks.json"
 ALEXNET_BYTES = 4 * 60_965_224  # of its gradients in float32
 MNIST_IMAGES = 60_000
+PHOTO_BYTES = 4 * 3 * 227 * 227
 
 
 # --- from a notebook ----------------------------------------------------------------------------
@@ -299,7 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quiet.enter_context(contextlib.redirect_stdout(null))
             quiet.enter_context(contextlib.redirect_stderr(null))
         try:
-            options = _parsed(arguments, MPI.COMM_WORLD.size)
+            here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED).size
+            free = psutil.virtual_memory().available // here
+            free = MPI.COMM_WORLD.allreduce(free, MPI.MIN)  # all must refuse, or none
+            options = _parsed(arguments, MPI.COMM_WORLD.size, free)
         except SystemExit:  # on all ranks alike: rank 0 has said what is wrong before any leaves
             MPI.COMM_WORLD.Barrier()
             raise
@@ -371,10 +376,10 @@ def number_within(kind: type, **limits: Any) -> Callable[[str], Any]:
     return number
 
 
-COUNT = number_within(int, low=1)
+COUNT = number_within(int, low=1, high=10**9)
 ABOVE_0 = number_within(float, low=0, low_included=False)
 SHARE = number_within(float, low=0, high=1)
-FROM_0 = number_within(int, low=0)
+SEED = number_within(int, low=0, high=2**32)
 
 
 def weights_file(text: str) -> Path:
@@ -393,9 +398,9 @@ _TRAINING = (
     ("--momentum", 0.9, SHARE, "of sgd"),
     ("--weight-decay", 0.0, number_within(float, low=0), "of sgd"),
     ("--warmup", 0.1, SHARE, "share of the run in which the rate rises"),
-    ("--shift", 0, FROM_0, "move the images by up to so many pixels"),
+    ("--shift", 0, number_within(int, low=0, high=28), "move the images by up to so many pixels"),
     ("--dropout", "none", [*DROPOUT], "at work in training; the book has both"),
-    ("--seed", 0, FROM_0, "decides first weights and all chance"),
+    ("--seed", 0, SEED, "decides first weights and all chance"),
 )
 
 
@@ -430,8 +435,9 @@ def fit_as_told(
     )  # fmt: skip
 
 
-def _parsed(arguments: Sequence[str] | None, ranks: int) -> argparse.Namespace:
-    """The command line of a job of so many ranks; what does not go together is refused."""
+def _parsed(arguments: Sequence[str] | None, ranks: int, free_bytes: float) -> argparse.Namespace:
+    """The command line of a job of so many ranks, each with so much memory; what does not go
+    together is refused."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.fault is not None and options.fault[1] >= ranks:
@@ -447,6 +453,17 @@ def _parsed(arguments: Sequence[str] | None, ranks: int) -> argparse.Namespace:
                 f"--batch {options.batch}: give each of {ranks} ranks an image or more; "
                 f"MNIST has {MNIST_IMAGES:,} training images."
             )
+    # At least: the arrays that are added up and their copies, or the images alone.
+    asked, needs = "", 0
+    if options.job == "all-reduce":
+        asked, needs = f"--bytes {max(options.bytes)}", 2 * max(options.bytes)
+    elif options.job == "steps" and options.network == "alexnet":
+        asked, needs = f"--batch {options.batch}", options.batch * PHOTO_BYTES
+    if needs > free_bytes:
+        parser.error(
+            f"{asked} takes {needs / 1e9:,.1f} GB of memory in each rank; this machine has "
+            f"{free_bytes / 1e9:,.1f} GB free for each: give less."
+        )
     return options
 
 
@@ -466,7 +483,7 @@ def _parser() -> argparse.ArgumentParser:
             number = None if "choices" in kind else number
             job_parser.add_argument(flag, default=default, type=number, help=text, **kind)
 
-        add("--threads", 1, "BLAS threads a rank")
+        add("--threads", 1, "BLAS threads a rank", number_within(int, low=1, high=1025))
         add("--device", "auto", "where", choices=["auto", "cpu", "gpu"])
         seconds = "seconds without a sign of life after which a rank counts as hanging"
         add("--patience", PATIENCE_S, seconds, ABOVE_0)

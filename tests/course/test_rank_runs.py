@@ -119,6 +119,9 @@ def test_a_wrong_word_is_said_once():
     [
         ("all-reduce --bytes 3", "--bytes: it must be at least 4"),
         ("all-reduce --bytes 8 2", "--bytes: it must be at least 4"),
+        ("all-reduce --bytes 8 99999999999999", "takes 200,000.0 GB .* machine has 16.0 GB free"),
+        ("all-reduce --bytes 8000000001", "takes 16.0 GB .* free for each: give less"),
+        ("steps --network alexnet --batch 99999999", "--batch 99999999 takes 61,8"),
         ("all-reduce --rounds 0", "--rounds: it must be at least 1"),
         ("steps --rounds 0", "--rounds: it must be at least 1"),
         ("steps --steps 1.5", "--steps: invalid literal"),
@@ -134,8 +137,12 @@ def test_a_wrong_word_is_said_once():
         ("train --momentum 1", "--momentum: it must be at least 0 and below 1"),
         ("train --warmup -0.1", "--warmup: it must be at least 0"),
         ("train --seed -1", "--seed: it must be at least 0"),
+        ("train --seed 99999999999", "--seed: it must be at least 0 and below 4294967296"),
         ("train --shift -1", "--shift: it must be at least 0"),
+        ("train --shift 1000", "--shift: it must be at least 0 and below 28"),
+        ("train --epochs 99999999999", "--epochs: it must be at least 1 and below 1000000000"),
         ("train --threads 0", "--threads: it must be at least 1"),
+        ("train --threads 99999999999", "--threads: it must be at least 1 and below 1025"),
         ("train --patience inf", "--patience: it must be above 0 and finite"),
         ("train --fault kill:2:5", "--fault names rank 2; there are ranks 0 to 1"),
         ("train --fault stop:0:5", "--fault: such as kill:1:20"),
@@ -144,8 +151,13 @@ def test_a_wrong_word_is_said_once():
 )
 def test_a_number_out_of_range_is_refused_by_the_parser(words, says, capsys):
     with pytest.raises(SystemExit):
-        command._parsed(words.split(), ranks=2)
-    assert says in capsys.readouterr().err
+        command._parsed(words.split(), ranks=2, free_bytes=16e9)
+    assert re.search(says, " ".join(capsys.readouterr().err.split()))
+
+
+def test_as_many_bytes_as_there_is_memory_are_taken():
+    words = ["all-reduce", "--bytes", "8000000000"]
+    assert command._parsed(words, ranks=2, free_bytes=16e9).bytes == [8_000_000_000]
 
 
 @needs_mpi
