@@ -29,7 +29,7 @@ START_S = 30.0  # a job of two ranks, which takes a fraction of a second where a
 # Ranks start here all the same, as on a cluster's JupyterHub.
 _ELSEWHERE = (
     "SLURM", "PBS_", "LSB_", "LOADL_", "COBALT_", "OAR_", "FLUX_", "PE_HOSTFILE", "PMI", "HYDRA_",
-    "OMPI_COMM_", "OMPI_UNIVERSE",
+    "MPIEXEC_", "OMPI_COMM_", "OMPI_UNIVERSE",
 )  # fmt: skip
 _HERE = {
     "HYDRA_LAUNCHER": "fork",  # of MPICH; the rest is Open MPI's
@@ -39,20 +39,23 @@ _HERE = {
     "PYTHONUNBUFFERED": "1",  # what a rank prints comes at once
 }
 
+TEMPORARY_BYTES = 2**16  # what ranks and the watchdog write, with room to spare
 SHARED_BYTES = 2 * 2**20  # of /dev/shm for each rank: MPICH takes half of it
 _SHM = (
     "ranks talk through /dev/shm, which is full or too small: give the container more (docker run "
-    "--shm-size=1g), or delete what killed jobs have left there: rm /dev/shm/mpich_shm_*"
+    "--shm-size=1g), or, while no MPI job runs on this machine, delete what killed ones have left "
+    "there: rm /dev/shm/mpich_shm_*"
 )
 _HOSTS = (
     f"this machine's name, {platform.node()}, is not known to itself: add it to the line of "
     "127.0.0.1 in /etc/hosts"
 )
+_SETTINGS = ("MPIR_", "MPICH_", "FI_", "UCX_", "OMPI_", "PMIX_", "PRTE_")
 _ADVICE = {
     "No module named 'mpi4py'": "install it: pip install -e . (or pip install mpi4py)",
     "load MPI library|libmpi|shared object|undefined symbol": "mpi4py finds no MPI library that it "
     "can load: pip install mpich",
-    "Bus error|No space left|POSIX_comm_bootstrap": _SHM,
+    "Bus error|POSIX_comm_bootstrap": _SHM,
     "gethostbyname|getaddrinfo|Name or service|[Rr]esolv": _HOSTS,
     "as root": "this MPI does not run as root: become another user, or pip install mpich",
     "opened simultaneously|Too many open files": "raise the limit of open files: ulimit -n 1024",
@@ -62,12 +65,35 @@ _ADVICE = {
 
 def _advice(said: str, ranks: int) -> str:
     """What to do about a failed job's words; empty where they say nothing that is known."""
+    full = _no_temporary_files()
+    if full:
+        return full
     for sign, what in _ADVICE.items():
         if re.search(sign, said):
             return what
     shared = Path("/dev/shm")
-    full = shared.is_dir() and shutil.disk_usage(shared).free < ranks * SHARED_BYTES
-    return _SHM if full else ""
+    if shared.is_dir() and shutil.disk_usage(shared).free < ranks * SHARED_BYTES:
+        return _SHM
+    if "No space left" in said:
+        return "a disk is full: df -h says which"
+    settings = [name for name in sorted(os.environ) if name.startswith(_SETTINGS)]
+    if settings:
+        return f"it may be the settings of MPI that are in force here: unset {' '.join(settings)}"
+    return ""
+
+
+def _no_temporary_files() -> str:
+    """Why no temporary files can be written; empty where they can."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(TEMPORARY_BYTES))
+    except OSError as error:
+        folder = tempfile.tempdir or "any folder for them"
+        return (
+            f"temporary files cannot be written in {folder} ({os.strerror(error.errno)}): make "
+            "room there, or set TMPDIR to another folder"
+        )
+    return ""
 
 
 def _mpiexec() -> str | None:
@@ -91,6 +117,8 @@ def mpi_status() -> Status:
     if command is None:
         missing = "mpiexec is neither beside this Python nor on PATH: pip install mpich."
         return Status(False, missing)
+    if full := _no_temporary_files():
+        return Status(False, f"MPI needs temporary files: {full}.")
     name = "MPI.Get_library_version().splitlines()[0]"
     code = f"from mpi4py import MPI; w = MPI.COMM_WORLD; w.rank or print(w.size, {name})"
     words = [command, "-n", "2", sys.executable, "-c", code]
@@ -101,7 +129,8 @@ def mpi_status() -> Status:
         again = "pip install --force-reinstall mpich"
         return Status(False, f"mpiexec does not start ({error.strerror}): {again}.")
     if status is None:
-        return Status(False, f"mpiexec started no job in {START_S:g} s; {by_hand}.")
+        what = _advice(f"{out}\n{said}", 2) or by_hand
+        return Status(False, f"mpiexec started no job in {START_S:g} s: {what}.")
     if status:
         said = f"{out}\n{said}"  # MPICH's mpiexec names a signal in its output
         lines = said.strip().splitlines() or [f"exit status {status}"]
@@ -138,13 +167,16 @@ def run_program(
         timeout_s: the job is ended after so many seconds.
         show: print the output as it comes.
 
-    Raises: RuntimeError: MPI is missing, or the job failed; the message names the rank.
+    Raises: RuntimeError: MPI or room for its files is missing, or the job failed; the message
+    names the rank.
     TimeoutError: it took too long.
     """
     ranks = check_whole_number("ranks", ranks, 1)
-    check_number("timeout_s", timeout_s, low=0, low_included=False)
+    check_number("timeout_s", timeout_s, low=0, low_included=False, high=threading.TIMEOUT_MAX)
     if not mpi_status().available:
         raise RuntimeError(mpi_status().reason)
+    if full := _no_temporary_files():
+        raise RuntimeError(f"no job was started: {full}.")
     with tempfile.TemporaryDirectory(prefix="fastdl-job-") as folder:
         result = Path(folder) / "result.json"
         command = [_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", *program]

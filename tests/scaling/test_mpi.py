@@ -1,9 +1,11 @@
 """Whether MPI works here, said in a sentence, and what a job refuses before it starts."""
 
+import errno
 import importlib.util
 import os
 import re
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +56,7 @@ FAILURES = {
     ),
     "no /dev/shm": ("MPIDI_POSIX_comm_bootstrap(288)...: Out of memory", "/dev/shm, which is full"),
     "host name": ("gethostbyname failed, vm (errno 0)", "add it to the line of .* /etc/hosts"),
+    "another full disk": ("OSError: No space left on device", "a disk is full: df -h"),
     "root": ("prterun has detected an attempt to run as root.", "does not run as root"),
     "open files": ("error: Too many open files", "ulimit -n"),
     "unknown": ("unable to query the RMK for a node list", HANDS),
@@ -92,7 +95,7 @@ def test_a_job_that_does_not_start_or_is_two_jobs_is_told_apart(status, monkeypa
     assert re.search(r"do not find each other.*\(Open MPI 5\.0\.11\) are two MPIs", status().reason)
     fake.write_text("#!/bin/sh\nsleep 100 & wait\n")
     monkeypatch.setattr(mpi, "START_S", 0.2)
-    assert re.search(f"started no job in 0.2 s; {HANDS}", status().reason)
+    assert re.search(f"started no job in 0.2 s: {HANDS}", status().reason)
     fake.chmod(0o644)
     assert re.search("does not start .*--force-reinstall mpich", status().reason)
 
@@ -117,11 +120,38 @@ def test_a_batch_system_around_it_changes_nothing(status, monkeypatch):
         monkeypatch.setenv(name, "7")
     for name in ("PBS_NODEFILE", "PE_HOSTFILE", "COBALT_NODEFILE", "HYDRA_HOST_FILE"):
         monkeypatch.setenv(name, "/no/such/file")
+    for name in ("HYDRA_LAUNCHER", "HYDRA_RMK", "HYDRA_TOPOLIB", "MPIEXEC_PORT_RANGE"):
+        monkeypatch.setenv(name, "nonsense")
     found = status()
     assert found.available and re.match(r"[\w ]+ [\d.]+", found.name), found.reason
 
 
-@pytest.mark.parametrize("ranks, timeout_s", [(0, 10), (2, 0), (2.5, 10), ("2", 10)])
+@needs_mpi
+def test_settings_of_mpi_with_which_no_job_starts_are_named(status, monkeypatch):
+    monkeypatch.setenv("MPIR_CVAR_ENABLE_GPU", "nonsense")
+    assert re.search(r"job of two .*: unset .*MPIR_CVAR_ENABLE_GPU", status().reason)
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["no folder", "a full disk"])
+def test_no_room_for_temporary_files_is_named(missing, status, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "no room", "x")
+
+    if missing:
+        monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    else:
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(mpi, "_mpiexec", lambda: "mpiexec")
+    says = r"temporary files cannot be written in .* \((No such|No space).* set TMPDIR to another"
+    assert re.search(f"MPI needs .*{says}", status().reason)
+    monkeypatch.setattr(mpi, "mpi_status", lambda: Status(True, "MPI."))
+    with pytest.raises(RuntimeError, match=f"no job was started: {says}"):
+        run_program(2, PROGRAM, "train")
+
+
+@pytest.mark.parametrize("ranks, timeout_s", [(0, 10), (2, 0), (2, 1e300), (2.5, 10), ("2", 10)])
 def test_numbers_of_ranks_and_seconds_are_checked(ranks, timeout_s):
     with pytest.raises((TypeError, ValueError), match=r"ranks must|timeout_s must"):
         run_program(ranks, PROGRAM, "train", timeout_s=timeout_s)
