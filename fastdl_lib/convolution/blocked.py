@@ -35,9 +35,10 @@ def _windows(x: np.ndarray, rows: slice, geometry: Geometry) -> np.ndarray:
 
 
 def _patches(windows: np.ndarray, group: int, group_channels: int) -> np.ndarray:
-    """Copy one group's channels: (N * rows * OW, FH * FW * C / groups), a patch a row."""
+    """Copy one group's channels: (N, rows * OW, FH * FW * C / groups), a patch a row. An image is a
+    product of its own: the order of a BLAS's sums may depend on the number of rows."""
     seen = windows[..., group * group_channels : (group + 1) * group_channels]
-    return np.ascontiguousarray(seen).reshape(math.prod(seen.shape[:3]), -1)
+    return np.ascontiguousarray(seen).reshape(len(seen), math.prod(seen.shape[1:3]), -1)
 
 
 def _filter_matrices(weight: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -77,7 +78,8 @@ def forward(
             made = _patches(windows, group, geometry.group_channels) @ matrix.T
             if bias is not None:
                 made += bias.reshape(geometry.groups, -1)[group]
-            result = out[these, group * made.shape[1] : (group + 1) * made.shape[1], here]
+            filters = slice(group * len(matrix), (group + 1) * len(matrix))
+            result = out[these, filters, here]
             result.transpose(0, 2, 3, 1)[...] = made.reshape(*windows.shape[:3], -1)
 
     in_parallel(work, len(x) * blocks_an_image, block=images if blocks_an_image == 1 else 1)
@@ -88,7 +90,7 @@ def backward(
     grad_out: np.ndarray, x: np.ndarray, weight: np.ndarray, geometry: Geometry, need_grad_x: bool
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """The gradients by x (None unless needed), weight and bias, with one block's patches at a
-    time; those of weight and bias are sums over images in float64."""
+    time; those of weight (up to 1 MiB) and bias are sums over images in float64."""
     turned = geometry.turned()
     if _is_compiled(x, geometry.group_filters) and not (
         need_grad_x and (turned is None or not _is_compiled(x, turned.group_filters))
@@ -99,11 +101,13 @@ def backward(
     # Float16 is wide before it is multiplied: what is rounded to float16 is the result alone.
     matrices = _filter_matrices(weight, geometry).astype(sums, copy=False)
     images, rows = _block_size(geometry, matrices)
+    # Large weights' sums of each image would take long to add up.
+    are_apart = sums == np.float32 and matrices.nbytes <= threads.CACHE_BYTES
     grad_x = channels_last(x.shape, x.dtype) if need_grad_x else None
     totals: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(part: slice) -> None:
-        total = np.zeros(matrices.shape)
+        total = np.zeros(matrices.shape, np.float64 if are_apart else sums)
         for these in blocks(part, images):
             size = (these.stop - these.start, height + 2 * padding, width + 2 * padding)
             padded = np.zeros((*size, x.shape[1]), sums)
@@ -111,14 +115,15 @@ def backward(
             for here in blocks(slice(0, geometry.out_h), rows):
                 windows = _windows(images_here, here, geometry)
                 grads = grad_out[these, :, here].transpose(0, 2, 3, 1).astype(sums, copy=False)
-                grads = grads.reshape(-1, geometry.groups, geometry.group_filters)
+                grads = grads.reshape(len(grads), -1, geometry.groups, geometry.group_filters)
                 for group, matrix in enumerate(matrices):
-                    by_image = (len(images_here), -1)
-                    patches = _patches(windows, group, channels).reshape(*by_image, matrix.shape[1])
-                    columns = grads[:, group].reshape(*by_image, len(matrix)).swapaxes(1, 2)
-                    total[group] += (columns @ patches).sum(axis=0, dtype=np.float64)
+                    grads_here, patches = grads[:, :, group], _patches(windows, group, channels)
+                    parts = len(patches) if are_apart else 1
+                    columns = grads_here.reshape(parts, -1, len(matrix)).swapaxes(1, 2)
+                    made = columns @ patches.reshape(parts, -1, matrix.shape[1])
+                    total[group] += made.sum(axis=0, dtype=np.float64) if are_apart else made[0]
                     if need_grad_x:
-                        grad_patches = grads[:, group] @ matrix
+                        grad_patches = grads_here @ matrix
                         seen = padded[:, here.start * stride :, :, group * channels :]
                         _add_patches(seen, grad_patches.reshape(*windows.shape[:5], -1), stride)
             if need_grad_x:

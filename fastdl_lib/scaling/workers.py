@@ -9,7 +9,8 @@ what it did not, and Adam makes a whole step of a gradient that was 0. So a floa
 CPU sums over images in float64, gradients of weights of up to 1 MiB cross in float64, and the sum
 is rounded once: 1 to 4 ranks have trained DeepConvNet to the same bits. In the last digits, and in
 what follows from them, ranks still differ where layers compute by Winograd (above 64 channels and
-filters a group), for larger weights, in float16, and on the GPU.
+filters a group), for larger weights, in float16, and on the GPU: with 128 filters on 64 channels
+by 0.4 to 0.8 % of the way moved after 12 steps of Adam (as a norm; one weight by up to a third).
 """
 
 import collections
