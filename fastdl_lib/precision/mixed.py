@@ -262,12 +262,10 @@ def weight_bytes(network: Network, format: NumberFormat) -> int:
 class DynamicLossScale:
     """A loss scale that looks for the largest one at which gradients do not overflow.
 
-    A step whose gradients overflow makes it smaller, ``interval`` good ones in a row larger.
+    A step whose gradients overflow halves it, ``interval`` good ones in a row double it.
 
     Args:
         start: above 0; a power of two changes no digit of a gradient.
-        growth: factor, above 1.
-        backoff: factor, above 0 and below 1.
         interval: steps, from 1 up.
 
     Source: P. Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2, names the
@@ -282,15 +280,10 @@ class DynamicLossScale:
     1024.0
     """
 
-    def __init__(
-        self, start: float = 2.0**15, growth: float = 2.0, backoff: float = 0.5, interval: int = 200
-    ) -> None:
+    def __init__(self, start: float = 2.0**15, interval: int = 200) -> None:
         check_number("start", start, low=LEAST_LOSS_SCALE)
-        check_number("growth", growth, low=1, low_included=False)
-        check_number("backoff", backoff, low=0, low_included=False, high=1)
         self.interval = check_whole_number("interval", interval, 1)
-        self.start, self.growth, self.backoff = float(start), float(growth), float(backoff)
-        self.scale = self.start
+        self.scale = self.start = float(start)
         """The scale now."""
         self.good_steps = 0
         """Steps without an overflow since the scale last changed."""
@@ -299,18 +292,17 @@ class DynamicLossScale:
         """Take in how a step went; FloatingPointError where the scale has become so small that it
         cannot be the cause."""
         if overflowed:
-            if self.scale * self.backoff < LEAST_LOSS_SCALE:
+            if self.scale / 2 < LEAST_LOSS_SCALE:
                 raise FloatingPointError(
                     f"gradients are not finite even at a loss scale of {self.scale:.3g}: scaling "
                     "is not the cause. Try a lower learning rate, a format with a wider range "
                     "(bfloat16), and see that images and weights are finite."
                 )
-            self.scale, self.good_steps = self.scale * self.backoff, 0
+            self.scale, self.good_steps = self.scale / 2, 0
             return
         self.good_steps += 1
         if self.good_steps == self.interval:
-            grown = self.scale * self.growth
-            self.scale, self.good_steps = min(grown, sys.float_info.max), 0
+            self.scale, self.good_steps = min(2 * self.scale, sys.float_info.max), 0
 
 
 def _are_finite(arrays: dict[str, Array]) -> bool:
@@ -414,8 +406,8 @@ class MixedPrecision(Optimizer):
         """Of both optimisers."""
         scale: Any = self.loss_scale
         if self.dynamic is not None:
-            names = ("start", "growth", "backoff", "interval")
-            scale = {name: getattr(self.dynamic, name) for name in names}
+            start, interval = self.dynamic.start, self.dynamic.interval
+            scale = {"start": start, "growth": 2.0, "backoff": 0.5, "interval": interval}
         inner = self.optimizer.settings
         return {
             **inner,
