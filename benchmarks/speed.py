@@ -254,6 +254,7 @@ class Result(NamedTuple):
     def samples(self) -> list[Measurement]:
         """Every undisturbed time, with the number of its round, for the recording."""
         shared = {"section": self.section.name, "batch": self.section.batch, "warmup": 1}
+        shared["reference"] = self.reference
         shared["device"] = "gpu" if self.section.kind.on_gpu else "cpu"
         if torch:
             shared["torch"] = torch.__version__
