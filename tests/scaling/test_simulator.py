@@ -118,11 +118,6 @@ def test_one_worker_has_nothing_to_combine(combine):
     assert step_times(PODS, INCEPTION, combine, 1).speedup == pytest.approx([1])
 
 
-def test_even_shards_on_all_nodes_take_what_a_ring_takes():
-    servers, ring = (c.communication(cluster(8), job(), 8) for c in (ParameterServer(), Ring()))
-    assert servers == pytest.approx(ring, abs=1e-12)
-
-
 def test_one_server_is_visited_by_everybody():
     cost = ParameterServer(shards=1).communication(cluster(8), job(), 8)
     # The server's own node needs no network: seven others, a gigabyte in and one out.
@@ -139,13 +134,6 @@ def test_a_tensor_that_stays_whole_makes_incast_grow_whatever_the_servers():
         for n in (10, 20, 40)
     ]
     assert times == pytest.approx([1, 2, 4])
-
-
-def test_a_node_that_sums_its_gpus_talks_once():
-    for summed, clients in ((True, 16), (False, 128)):
-        servers = dataclasses.replace(ONE_SERVER, summed_inside=summed)
-        cost = servers.communication(PODS, INCEPTION, 128)
-        assert cost.total_s - 0.095 / 20 == pytest.approx(clients * 0.095 / 1.25, rel=1e-3)
 
 
 def test_gpus_of_a_node_share_the_way_into_its_memory():
@@ -229,7 +217,7 @@ def runs(draw):
         gradient_bytes=size,
         step_s=draw(between(1e-3, 10)),
         batch=8,
-        hidden_share=draw(st.floats(0, 1)),
+        hidden_share=draw(st.sampled_from([0, 1]) | st.floats(0, 1)),
         bucket_bytes=draw(between(1e5, 1e9)),
         largest_tensor_bytes=size * draw(st.floats(0, 1)),
     )
@@ -281,41 +269,13 @@ def test_faster_links_never_slow_a_step_nor_do_more_bytes_or_latency_shorten_it(
 
 
 def test_a_bucket_as_large_as_the_gradients_beside_a_large_tensor():
-    net = Cluster(
-        nodes=3,
-        gpus_per_node=4,
-        between_gb_per_s=1,
-        inside_gb_per_s=50,
-        between_latency_s=0,
-        inside_latency_s=0,
-    )
-    work = Job(
-        gradient_bytes=1.009e9,
-        step_s=3.434,
-        batch=8,
-        bucket_bytes=9.67e8,
-        largest_tensor_bytes=7.81e8,
-    )
+    net = cluster(3, gpus_per_node=4, inside_gb_per_s=50, inside_latency_s=0)
+    work = Job(gradient_bytes=1.009e9, step_s=3.434, batch=8, bucket_bytes=9.67e8)
+    work = dataclasses.replace(work, largest_tensor_bytes=7.81e8)
     servers = ParameterServer(shards=7, dedicated=False, summed_inside=False)
     steps = [
         step_times(net, dataclasses.replace(work, gradient_bytes=size), servers, 5).step_s[0]
         for size in work.gradient_bytes * np.geomspace(1, 10, 50)
-    ]
-    assert (np.diff(steps) >= -1e-12).all()
-
-
-@pytest.mark.parametrize("combine", [*WAYS, ONE_SERVER], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("name", ["gradient_bytes", "step_s"])
-@pytest.mark.parametrize("backup", [0, 3])
-def test_where_all_may_hide_more_work_never_shortens_a_step(combine, name, backup):
-    options = {"mode": Synchronous(backup), "stragglers": Stragglers(spread=0.3)}
-    net = dataclasses.replace(NET, between_latency_s=5e-3)
-    work = dataclasses.replace(
-        INCEPTION, hidden_share=1, bucket_bytes=6e6, largest_tensor_bytes=4e6
-    )
-    steps = [
-        step_times(net, dataclasses.replace(work, **{name: value}), combine, 5, **options).step_s[0]
-        for value in getattr(work, name) * np.geomspace(0.05, 20, 80)
     ]
     assert (np.diff(steps) >= -1e-12).all()
 
