@@ -24,7 +24,7 @@ ROW = struct.Struct("=QQQ")  # signs given, step, state
 RUNNING, FINISHED, FAILED = range(3)
 
 TICK_S = 0.05
-FIRST_SIGN_S = 60.0  # until then a process loads its data and does not hang
+FIRST_STEP_S = 60.0  # loading data, then compiling loops: up to there it does not hang
 LAST_WORDS_S = 0.5  # for a hanging process to say where it stands
 # What started the processes ends the rest when one has died; where it does not, this does.
 GRACE_S = 3.0
@@ -41,7 +41,8 @@ def start(
     Args:
         folder: an empty one. It may be deleted when each process has made its :class:`Sign`.
         processes: process numbers by rank; the first one has row 0.
-        patience_s: a process that gives no sign for so long hangs. The first sign may take longer.
+        patience_s: a process that gives no sign for so long hangs. Up to the end of its first step,
+            in which loops are compiled, it may take a minute.
         grace_s: when one has died, the rest have so long until they are ended.
     """
     folder = Path(folder)
@@ -141,7 +142,7 @@ class _Watched:
         self._seen = beats
 
     def hangs(self, patience_s: float) -> bool:
-        limit_s = patience_s if self._seen else max(patience_s, FIRST_SIGN_S)
+        limit_s = patience_s if self.step > 1 else max(patience_s, FIRST_STEP_S)
         return self.state == RUNNING and self.silent_s > limit_s
 
     def send(self, number: int) -> None:

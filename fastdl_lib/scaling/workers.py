@@ -152,8 +152,9 @@ class MpiWorkers(Workers):
     Args:
         cuda_aware: hand GPU arrays to MPI as they are, which needs a library built for it. By
             default they cross over the CPU's memory. (MPI has no call that tells.)
-        patience_s: a rank that gives no sign of life for so long hangs. Signs come with every layer
-            and every 500 images of an evaluation.
+        patience_s: a rank that gives no sign of life for so long hangs; in its first step, where
+            loops may be compiled, for a minute. Signs come with every layer and every 500 images
+            of an evaluation.
 
     Raises: RuntimeError: MPI is missing.
 

@@ -116,7 +116,7 @@ def test_the_watchdog_ends_who_hangs(two, frozen):
     assert watched[0].wait(timeout=LIMIT_S) == -signal.SIGKILL
 
 
-def test_a_process_may_take_long_until_its_first_sign(tmp_path):
+def test_a_process_may_take_long_until_its_first_step_is_done(tmp_path):
     (tmp_path / "signs").write_bytes(bytes(watchdog.ROW.size))
     os.mkfifo(tmp_path / "0")
     watched = watchdog._Watched(str(tmp_path), 0, rank=3, pid=os.getpid())
@@ -130,6 +130,9 @@ def test_a_process_may_take_long_until_its_first_sign(tmp_path):
     assert not hangs_after(0, 50)
     assert hangs_after(20)
     sign.beat(step=1)
+    assert not hangs_after(20, 50), "it compiles its loops"
+    assert hangs_after(20)
+    sign.beat(step=2)
     assert not hangs_after(20, 9)
     assert hangs_after(2)
     sign.finished()
