@@ -340,8 +340,8 @@ def trained_by(ranks, name, algorithm, dtype, steps, seed):
 @pytest.mark.parametrize(
     ("name", "algorithm", "dtype", "steps", "far"),
     [
-        ("DeepConvNet", "auto", np.float32, 12, 1e-3),
-        ("small AlexNet", "auto", np.float32, 12, 1e-3),  # in NumPy's loops: it has few filters
+        ("DeepConvNet", "auto", np.float32, 12, 1e-6),
+        ("small AlexNet", "auto", np.float32, 12, 1e-6),  # in NumPy's loops: it has few filters
         ("DeepConvNet", "winograd", np.float64, 2, 1e-6),
     ],
 )
