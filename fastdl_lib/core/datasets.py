@@ -56,6 +56,14 @@ _PHOTO_SHA256 = {
 _SPLITS = {"train": "train", "test": "t10k"}
 # The idx format: 0, 0, a code for the dtype, the number of axes, 4 bytes for each size, the values.
 _IDX_DTYPES = {8: "uint8", 9: "int8", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+# How other files begin that are found under such names.
+_BEGINNINGS = {
+    b"PK": "a ZIP archive: unpack it",
+    b"\x93NUMPY": "an array of NumPy's: np.load reads it",
+    b"\x89PNG": "a PNG picture",
+    b"\x1f\x8b": "a gzip file within a gzip file: unpack it",
+    b"<": "a web page",
+}
 _TIMEOUT_S = 15
 
 
@@ -167,8 +175,9 @@ def _idx(content: bytes, axes: int) -> np.ndarray:
     """The values of an idx file of uint8 with so many axes; ValueError, which says what it is."""
     header = 4 + 4 * content[3] if len(content) > 3 else 4
     if content[:2] != b"\0\0" or len(content) < header or content[2] not in _IDX_DTYPES:
-        begins = f"bytes that begin with {content[:8]!r}" if content else "an empty file"
-        raise ValueError(begins)
+        kinds = [kind for begin, kind in _BEGINNINGS.items() if content.startswith(begin)]
+        other = f"bytes that begin with {content[:8]!r}" if content else "an empty file"
+        raise ValueError([*kinds, other][0])
     dtype = np.dtype(_IDX_DTYPES[content[2]])
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
     what = f"an idx file of {dtype.name}, {' x '.join(map(str, shape))}"

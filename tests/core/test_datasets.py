@@ -41,6 +41,13 @@ def test_mnist_is_the_whole_official_set(split, count, mean, per_digit):
     assert np.bincount(labels).tolist() == per_digit
 
 
+def test_mnist_images_are_upright_and_match_their_labels():
+    images, labels = datasets.mnist("test")
+    zeros, ones = images[labels == 0, 0].mean(axis=0), images[labels == 1, 0].mean(axis=0)
+    assert ones[14, 14] > 0.5 > zeros[14, 14], "a one has ink in the middle, a zero has none"
+    assert ones[4:24, 12:17].sum() > ones[12:17, 4:24].sum(), "a one is taller than wide"
+
+
 @pytest.mark.parametrize("count", [1, 2, np.int64(3)])
 def test_photos_alternate(count):
     batch = datasets.photos(count)
@@ -182,7 +189,9 @@ OTHER_FILES = [
     ("images", idx(CLASSES), "expected uint8 with 3 axes, as n x height x width; got an idx file"),
     ("images", idx(PIXELS[:0]), "uint8, 0 x 4 x 5"),
     ("images", gzip.compress(idx(PIXELS))[:-9], "a gzip file of .* does not decompress"),
-    ("images", b"<html>404</html>", "got bytes that begin with b'<html>40'"),
+    ("images", gzip.compress(gzip.compress(idx(PIXELS))), "a gzip file within a gzip file"),
+    ("images", b"PK\3\4 and so on", "a ZIP archive: unpack it"),
+    ("images", b"<html>404</html>", "a web page"),
     ("labels", LABELS_IN_INT32, "expected uint8 with 1 axes, as n; got an idx file of int32, 3"),
     ("labels", idx(CLASSES[:2]), "3 train images and 2 labels"),
     ("labels", None, r"holds no \*train-labels\*, packed or not; it holds train-images"),
