@@ -247,18 +247,13 @@ class Combine(abc.ABC):
         """How many of a node's ``gpus`` come to the servers as one client."""
         return 1
 
-    def messages(self, job: Job) -> int:
-        """How many times a step pays the latency: an all-reduce with each bucket."""
-        return job.buckets
-
     def may_hide(self, job: Job, communication: Communication) -> float:
         """Share of the bytes' time that may hide: ``hidden_share``, but never the last bucket."""
         return min(job.hidden_share, 1 - communication.last)
 
     def late_latency_s(self, job: Job, communication: Communication) -> float:
-        """What of the latency cannot hide: that of the last message, seconds."""
-        share = max(1 - job.hidden_share, 1 / self.messages(job))
-        return share * communication.latency_s
+        """What of the latency cannot hide: that of the last bucket's messages, seconds."""
+        return max(1 - job.hidden_share, 1 / job.buckets) * communication.latency_s
 
     def exposed_s(
         self, job: Job, communication: Communication, compute_s: float, counted: float = 1.0
@@ -407,8 +402,8 @@ class ParameterServer(Combine):
     def together(self, gpus):
         return gpus if self.summed_inside else 1
 
-    def messages(self, job):
-        return 1  # the servers answer a worker once
+    def late_latency_s(self, job, communication):
+        return communication.latency_s  # the servers answer a worker once
 
     def communication(self, cluster, job, workers):
         nodes, gpus = cluster.spread_over(workers)

@@ -118,7 +118,7 @@ def mpi_status() -> Status:
         missing = "mpiexec is neither beside this Python nor on PATH: pip install mpich."
         return Status(False, missing)
     if full := _no_temporary_files():
-        return Status(False, f"MPI needs temporary files: {full}.")
+        return Status(False, f"MPI does not start: {full}.")
     name = "MPI.Get_library_version().splitlines()[0]"
     code = f"from mpi4py import MPI; w = MPI.COMM_WORLD; w.rank or print(w.size, {name})"
     words = [command, "-n", "2", sys.executable, "-c", code]

@@ -145,7 +145,7 @@ def test_no_room_for_temporary_files_is_named(missing, status, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(mpi, "_mpiexec", lambda: "mpiexec")
     says = r"temporary files cannot be written in .* \((No such|No space).* set TMPDIR to another"
-    assert re.search(f"MPI needs .*{says}", status().reason)
+    assert re.search(f"MPI does not start: {says}", status().reason)
     monkeypatch.setattr(mpi, "mpi_status", lambda: Status(True, "MPI."))
     with pytest.raises(RuntimeError, match=f"no job was started: {says}"):
         run_program(2, PROGRAM, "train")
