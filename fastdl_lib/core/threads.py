@@ -277,4 +277,7 @@ def in_flat_blocks(change: Callable[..., None], arrays: Sequence[Any]) -> None:
     def work(part: slice) -> None:
         change(*(None if array is None else array[part] for array in flat))
 
-    in_parallel(work, first.size, block=FLAT_BLOCK, least=FLAT_BLOCK)
+    if first.size <= FLAT_BLOCK:
+        work(slice(None))  # in less time than it takes to share out
+    else:
+        in_parallel(work, first.size, block=FLAT_BLOCK, least=FLAT_BLOCK)
