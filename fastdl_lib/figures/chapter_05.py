@@ -199,12 +199,18 @@ def format_ranges(formats: Sequence[NumberFormat], *notes: str, title: str) -> P
 
 @drawn()
 def magnitude_histogram(
-    groups: dict, formats: Sequence[NumberFormat], origin: MachineCard, *notes: str, title: str
+    groups: dict,
+    formats: Sequence[NumberFormat],
+    origin: MachineCard,
+    *notes: str,
+    title: str,
+    reach: tuple[int, ...] = (),
 ) -> Picture:
     """Draw how large values are, power of two by power of two, above what formats can hold.
 
     ``groups`` are label to an array of any shape, NumPy or CuPy; shares are of its values that are
     not 0. Each format has a bar below, with lines up to it; what the first one loses is shaded.
+    The axis holds the powers of two in ``reach``, so that a row of pictures has one axis.
     """
     heights = {"rows": 2, "height_ratios": [8, 0.8 + 0.85 * len(formats)]}
     figure, (upper, lower) = canvas(9.5, 4.1 + 0.3 * len(formats), sharex=True, **heights)
@@ -226,7 +232,7 @@ def magnitude_histogram(
         start = f"2^{first}" if powers.size == sizes.size else "less"
         said = f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"
         words.append(", ".join([said, *_lost(sizes, formats)]))
-    _draw_limits(upper, lower, formats, ends)
+    _draw_limits(upper, lower, formats, [*ends, *reach])
     upper.set(ylim=(0, None), ylabel="share of those not 0, %")
     # A legend between the two: the histogram keeps all of its room.
     upper.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)

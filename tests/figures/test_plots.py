@@ -524,6 +524,17 @@ def test_a_figure_says_in_words(figure, words):
     assert words in draw(*figure).alt
 
 
+def test_histograms_with_one_reach_have_one_axis():
+    drawn = [
+        draw(
+            partial(chapter_05.magnitude_histogram, reach=(-40, 30)),
+            {"g": np.array([1.0, size])}, [FLOAT16], CARD,
+        )
+        for size in (2.0, 2.0**25)
+    ]  # fmt: skip
+    assert len({picture.figure.axes[0].get_xlim() for picture in drawn}) == 1
+
+
 @pytest.mark.parametrize(
     ("number_format", "value", "bits", "words"),
     [
