@@ -114,7 +114,8 @@ def _panels_out(begin, end, tiles, rows, longer, x, panels, bias, out, offsets, 
 def _weights_back(tile, rows, x, grad_out, total, of_one, nothing, offsets):
     groups, filter_h, filter_w, channels, filters = total.shape
     where, terms, panel = np.intp(offsets.ctypes.data), len(offsets), len(nothing)
-    b_row, c_row, zeros = grad_out.strides[2], of_one.strides[3], np.intp(nothing.ctypes.data)
+    # Not grad_out.strides[2], which says nothing where the output is one pixel wide.
+    b_row, c_row, zeros = 4 * grad_out.shape[3], 4 * filters, np.intp(nothing.ctypes.data)
     sums, added = total.reshape(-1), of_one.reshape(-1)
     for n in range(len(x)):
         for g in range(groups):

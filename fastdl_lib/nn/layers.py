@@ -414,6 +414,8 @@ class Linear(_Weighted):
         grad_weight = xp.empty_like(weight)
         grad_x = xp.empty_like(x) if need_grad_x else None
         rows = _loops_for_few_rows(x, weight)
+        if rows is not None:  # which compute with addresses
+            grad_out = np.ascontiguousarray(grad_out)
 
         def work(features: slice) -> None:
             if rows is not None:

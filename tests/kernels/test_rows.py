@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastdl_lib.kernels import rows, vectors
+from fastdl_lib.nn.layers import Linear
 
 pytestmark = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
 
@@ -32,6 +33,22 @@ def test_the_gradient_by_the_weights(weight, batch):
     rows.outer_product(grads[:, 2:], x, out[2:])
     np.testing.assert_array_equal(out[2:], grads[:, 2:].T @ x)
     assert np.isnan(out[:2]).all()
+
+
+@pytest.mark.parametrize("order", ["columns", "every other", "one value"])
+def test_a_large_layer_takes_gradients_in_any_order(weight, order):
+    rng = np.random.default_rng(3)
+    layer = Linear(*weight.shape[::-1], rng=rng)
+    x, grads = (rng.integers(-3, 4, (5, n)).astype(np.float32) for n in weight.shape[::-1])
+    if order == "columns":
+        grads = np.asfortranarray(grads)
+    elif order == "every other":
+        grads = grads.repeat(2, axis=1)[:, ::2]
+    else:
+        grads = np.broadcast_to(np.float32(2), grads.shape)
+    layer.forward(x, training=True)
+    layer.backward(grads)
+    np.testing.assert_array_equal(layer.gradients["weight"], grads.T @ x)
 
 
 def test_what_is_no_number_stays_where_numpy_leaves_it(weight):
