@@ -74,6 +74,19 @@ def response_norm_back(size: int) -> Callable[..., None]:
 
 
 @functools.cache
+def where_positive() -> Callable[..., None]:
+    """Return ``loop(grad_out, out, grad_x)``, the way back of a maximum with 0: the gradient, times
+    0 where the output is; all in a row."""
+
+    @compiled
+    def loop(grad_out, out, grad_x):
+        for i in range(len(out)):
+            grad_x[i] = grad_out[i] * (np.float32(1) if out[i] > 0 else np.float32(0))
+
+    return loop
+
+
+@functools.cache
 def largest() -> Callable[..., None]:
     """Return ``loop(x, out, kernel, stride)``: the largest value of each window, NaN where it holds
     one. x: (N, H, W, C); out: (N, OH, OW, C)."""

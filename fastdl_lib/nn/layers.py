@@ -12,9 +12,9 @@ from fastdl_lib.convolution.geometry import Geometry, check_window, output_size,
 from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.arrays import array_module, rounded, wide
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
-from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel
+from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_flat_blocks, in_parallel
 from fastdl_lib.kernels.compiled import suits
-from fastdl_lib.kernels.pixels import largest, largest_back
+from fastdl_lib.kernels.pixels import largest, largest_back, where_positive
 from fastdl_lib.nn.base import Array, Layer, Shape, check_batch, check_image_shape
 
 # So many bytes of columns are laid out at once, where products are rounded one by one.
@@ -289,8 +289,15 @@ class ReLU(Layer):
 
     def backward(self, grad_out: Array) -> Array:
         (out,) = self._recall(grad_out)
-        xp, grad_x = array_module(out), _like(out, out.shape)
-        in_rows(lambda part: xp.multiply(grad_out[part], out[part] > 0, out=grad_x[part]), out)
+        grad_x = _like(out, out.shape)
+
+        def work(grads: Array, values: Array, into: Array) -> None:
+            if suits(grads, values, into) and values.ndim == 1:
+                where_positive()(grads, values, into)
+            else:
+                array_module(values).multiply(grads, values > 0, out=into)
+
+        in_flat_blocks(work, [grad_out, out, grad_x])
         return grad_x
 
 

@@ -73,6 +73,8 @@ def run_pixels(guarded, shape, kernel=2, stride=1, size=3):
     sums = guarded((channels,), np.float64)
     pixels.channel_sums()(rows, sums)
     yield from (normal, grad_rows, sums)
+    pixels.where_positive()(rows.reshape(-1), normal.reshape(-1), grad_rows.reshape(-1))
+    yield grad_rows
     x[:, 1:] = 0
     limits = np.int32([2**23, 254 * 2**23])
     rounding.to_nearest()(x.reshape(-1), grad_x.reshape(-1), 3, *limits, *np.float32([99, np.inf]))

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from fastdl_lib.kernels import pixels
 from fastdl_lib.kernels.compiled import compiled
 from fastdl_lib.nn import layers, norms
 from fastdl_lib.nn.layers import MaxPool2d
@@ -112,3 +113,13 @@ def test_a_damaged_or_full_cache_costs_no_more_than_to_compile(damage, tmp_path,
     assert compiled(plus_one)(1.0) == 2
     assert compiled(plus_one)(1.0) == 2
     assert len([*tmp_path.rglob("*.nbc")]) == (damage != "a full disk")
+
+
+def test_where_positive_passes_what_is_no_number_as_numpy_does():
+    values = np.float32([-1, -0.0, 0, 1e-45, 2, np.nan, np.inf])
+    grads = np.float32([3, np.nan, -np.inf, 0, -2]).repeat(len(values))
+    values = np.tile(values, 5)
+    made = np.empty_like(grads)
+    pixels.where_positive()(grads, values, made)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(made, grads * (values > 0))
