@@ -83,6 +83,15 @@ def same_samples(recording):
     return dataclasses.replace(recording, measurements=tuple(rows))
 
 
+def sorted_by_turns(recording):
+    """The samples of each measurement in order, upwards and downwards by turns."""
+    rows = [
+        dataclasses.replace(m, samples=tuple(sorted(m.samples, reverse=bool(i % 2))))
+        for i, m in enumerate(recording.measurements)
+    ]
+    return dataclasses.replace(recording, measurements=tuple(rows))
+
+
 def turned_copy(recording):
     """A measurement with another's samples, the last one first."""
     m, other, *rest = recording.measurements
@@ -118,6 +127,7 @@ def on(rule, one=False, **where):
 CPU = {"device": "cpu"}
 LAYERS = {"part": "layers", "device": "cpu", "training": False}
 GUESS = {"provenance": "computed", "source": "a guess"}
+COMMAND = "python -m fastdl_lib.course.record --minutes"
 FASTER = "no CPU has more than|one by one|at most"
 FORGERIES = [
     # --- faster than the machine ---
@@ -190,7 +200,13 @@ FORGERIES = [
         ("new", card(system=f"Linux of {name}"), "names a user or a computer")
         for name in ("planted-host", "planted_user")
     ),
-    ("new", lambda r: dataclasses.replace(r, command="by hand"), "was not made by this command"),
+    *(
+        ("new", lambda r, words=words: dataclasses.replace(r, command=words), "not made by this")
+        for words in (
+            "by hand", f"{COMMAND} 0", f"{COMMAND} 8; echo", f"{COMMAND} 8 --minutes 9",
+            f"FASTDL_TIME_SCALE=0 {COMMAND} 8", f"FASTDL_TIME_SCALE=1e999 {COMMAND} 8", COMMAND,
+        )
+    ),
     # --- samples that no clock gave ---
     ("new", on(lambda m: {"samples": m.samples[:1]}), "has 1 samples, 3 are the least"),
     ("new", on(lambda m: {"samples": m.samples[:2]}, one=True, part="pass"), "has 2 samples"),
@@ -199,6 +215,7 @@ FORGERIES = [
     ("new", turned_copy, "has the very samples of"),
     ("new", on(lambda m: {"samples": sorted(m.samples)}), "rise and fall alike"),
     ("gpu", on(spread), "rise and fall alike"),
+    ("new", sorted_by_turns, "rise and fall alike"),
     ("new", on(times(1, digits=2)), "the samples are too round"),
     ("new", on(times(1, digits=3)), "the samples are too round"),
     ("new", on(edited(0.02), part="pass", batch=1), "fall into two groups"),
