@@ -120,7 +120,8 @@ class BitLayer(Layer):
         return shape if self.ends_in_sign else (math.prod(shape),)
 
     def from_store(self, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Refuses bits that stand for no weight or output (ValueError): sums would count them."""
+        """Refuses bits that stand for no weight or output (ValueError), since sums would count
+        them, and thresholds that no sum reaches."""
         pixels = self.length // self.channels
         row = (self.length,) if self.takes_pixels else (pixels, self.channels)
         rows = pack(np.ones((self.outputs, *row), np.int8)).reshape(self.outputs, -1)
@@ -128,6 +129,9 @@ class BitLayer(Layer):
             words = stored.get(name, full)
             if (words.dtype, words.shape) == (full.dtype, full.shape) and (words & ~full).any():
                 raise ValueError(f"{name} has bits where there is no weight or output.")
+        threshold = stored.get("threshold", np.zeros(0, int))
+        if threshold.dtype.kind == "i" and (abs(threshold.astype(float)) > self.largest).any():
+            raise ValueError(f"threshold is beyond {self.largest}, the largest sum.")
         return stored
 
     # --- what it costs ----------------------------------------------------------------------

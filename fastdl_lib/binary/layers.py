@@ -151,7 +151,10 @@ class _BinaryWeights(Layer):
         if "weight" in stored or "weight.bits" not in stored:
             return stored
         shape = self.parameters["weight"].shape
-        signs = unpack(stored.pop("weight.bits"), math.prod(shape[1:]))
+        words, length = stored.pop("weight.bits"), math.prod(shape[1:])
+        signs = unpack(words, length)
+        if (pack(signs) != words).any():
+            raise ValueError("bits stand where there is no weight.")
         return stored | {"weight": signs.reshape(-1, *shape[1:])}
 
 

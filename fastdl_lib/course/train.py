@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _train(options, arguments)
     except KeyboardInterrupt:  # fit has said what is kept
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -136,7 +136,7 @@ def _how_made(
 
 def _without_folders(word: str) -> str:
     """A word of the command line; of a path that leads out of the working folder the name only."""
-    option, equals, value = word.rpartition("=")
+    option, equals, value = word.partition("=") if word[:1] == "-" else ("", "", word)
     path = Path(value)
     return option + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
 

@@ -32,6 +32,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path.name} is no .npz file: it is {_said(path)}.")
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if len(set(archive.files)) < len(archive.files):
+                raise ValueError("it holds two arrays of one name")
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # damage in an archive raises many types
         raise ValueError(

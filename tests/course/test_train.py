@@ -117,7 +117,7 @@ def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys,
     for arguments, message in (
         (["--images", "11"], "--images: it must be at least 12 and below 60001 and finite, got 11"),
         (["--images", "60001"], "below 60001 and finite, got 60001"),
-        (["--epochs", "0"], "--epochs: it must be at least 1 and finite, got 0"),
+        (["--epochs", "0"], "--epochs: it must be at least 1 and below 1000000000 and finite, got 0"),
         (["--learning-rate", "nan"], "--learning-rate: it must be above 0 and finite, got nan"),
         (["--warmup", "1"], "--warmup: it must be at least 0 and below 1 and finite, got 1"),
         (["--out", "net.pkl"], "--out: the name must end in .npz, got 'net.pkl'"),
@@ -125,6 +125,13 @@ def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys,
         with pytest.raises(SystemExit) as caught:
             train.main(arguments)
         assert caught.value.code == 2 and message in capsys.readouterr().err
+
+    def too_large(options):
+        raise MemoryError("Unable to allocate 3.64 TiB")
+
+    monkeypatch.setitem(train.NETWORKS, "mlp", too_large)
+    assert train.main(["--network", "mlp", "--hidden", "1000000"]) == 1
+    assert capsys.readouterr().err == "Unable to allocate 3.64 TiB\n"
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -142,6 +149,8 @@ def test_no_path_of_the_machine_is_stored():
         (os.path.abspath("net.npz"), "net.npz"),
         (f"--out={os.path.abspath('net.npz')}", "--out=net.npz"),
         ("../someone/net.npz", "net.npz"),
+        (os.path.abspath("rate=0.1.npz"), "rate=0.1.npz"),
+        (f"--out={os.path.abspath('rate=0.1.npz')}", "--out=rate=0.1.npz"),
     ):
         assert train._without_folders(word) == shown
 

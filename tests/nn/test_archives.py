@@ -39,6 +39,12 @@ def a_document(file):
         archive.writestr("word/document.xml", "<w/>")
 
 
+def an_array_twice(file):
+    np.savez(file, **{"conv.weight": np.zeros(2)})
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("conv.weight.npy", written(np.save, np.ones(2)))
+
+
 WHOLE = written(np.savez, **toy().parameters)
 FILES = {
     "empty": (b"", "run.npz is no .npz file: it is empty."),
@@ -52,6 +58,7 @@ FILES = {
     "gzip": (b"\x1f\x8b\x08\x00", "it is compressed by gzip."),
     "a pickle inside": (pickled_inside(), "cannot be read to its end (Object arrays cannot be"),
     "a document": (written(a_document), "is an archive, but no .npz file: it holds word/document"),
+    "an array twice": (written(an_array_twice), "to its end (it holds two arrays of one"),
     "no arrays": (written(np.savez), "holds the arrays []"),
     "other arrays": (written(np.savez, a=np.ones(2), record=np.ones(2)),
                      "holds the arrays ['a', 'record']"),
@@ -202,10 +209,13 @@ FILLING = np.uint64(2**63)  # no weight's: rows are 784 and 16 long
 NOT_WHOLE = "expected a whole one of 'fastdl-checkpoint/1'"
 BROKEN = [
     ("floats", changed("norm1.variance", lambda a: -a), r"norm1\.variance holds -1, expected no"),
-    ("folded", changed("fc1.threshold", lambda a: a.astype(int) + 2**33), "is int64 .*, exp"),
+    ("folded", changed("fc1.threshold", lambda a: a.astype(int) + 2**33), "fc1: threshold is"),
+    ("folded", changed("fc2.threshold", lambda a: a * 0 + 17), "fc2: threshold is beyond 16, the l"),
+    ("folded", changed("fc2.threshold", lambda a: a * 0 - 17), "fc2: threshold is beyond 16"),
     ("folded", changed("fc1.words", lambda a: a | FILLING), "fc1: words has bits where"),
     ("folded", changed("fc4.words", lambda a: a | FILLING), "fc4: words has bits where"),
     ("folded", changed("fc2.falling", lambda a: a | FILLING), "fc2: falling has bits where there"),
+    ("bits", changed("fc1.weight.bits", lambda a: a | FILLING), "fc1: bits stand where there is no"),
     ("bits", changed("fc1.weight.bits", lambda a: a[:, :-1]), "784 takes 13 words a row, got the"),
     ("bits", changed("fc1.weight.bits", lambda a: a[:-1]), r"is float32 \(15, 784\), ex"),
     ("bits", changed("fc1.weight.bits", lambda a: a.astype(np.int64)), "words must be uint64"),
