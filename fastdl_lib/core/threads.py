@@ -71,7 +71,7 @@ def blas_threads(count: int) -> Iterator[None]:
     libraries = blas_libraries().lib_controllers
     with _setting:
         before = [(library, library.get_num_threads()) for library in libraries]
-        _set_blas_threads([(library, count) for library in libraries])
+        _set_blas_threads([(library, min(count, 2**31 - 1)) for library in libraries])  # a C int
         got = [library.get_num_threads() for library in libraries]
         if got != [count] * len(got):
             _set_blas_threads(before)

@@ -62,7 +62,12 @@ class Optimizer:
             layer.after_step()
 
     def update(self, weights: dict[str, Array], gradients: dict[str, Array]) -> None:
-        """Change named weights, in place, by the gradients of the same names: one step."""
+        """Change named weights, in place, by the gradients of the same names: one step. ValueError,
+        and no change, where one has another shape than its weight."""
+        for name, weight in weights.items():
+            if gradients[name].shape != weight.shape:
+                shapes = f"{gradients[name].shape}, the weight {weight.shape}"
+                raise ValueError(f"the gradient of {name} is {shapes}.")
         self.steps += 1
         for name, weight in weights.items():
             self._update(name, weight, gradients[name])

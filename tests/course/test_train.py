@@ -117,7 +117,7 @@ def test_the_command_says_in_a_line_what_is_wrong(small_mnist, tmp_path, capsys,
     for arguments, message in (
         (["--images", "11"], "--images: it must be at least 12 and below 60001 and finite, got 11"),
         (["--images", "60001"], "below 60001 and finite, got 60001"),
-        (["--epochs", "0"], "--epochs: it must be at least 1 and below 1000000000 and finite, got 0"),
+        (["--epochs", "0"], "--epochs: it must be at least 1 and below 1000000000 and finite"),
         (["--learning-rate", "nan"], "--learning-rate: it must be above 0 and finite, got nan"),
         (["--warmup", "1"], "--warmup: it must be at least 0 and below 1 and finite, got 1"),
         (["--out", "net.pkl"], "--out: the name must end in .npz, got 'net.pkl'"),

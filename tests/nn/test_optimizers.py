@@ -215,6 +215,16 @@ def test_constants_out_of_range_are_refused(make, error, message):
         make()
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_gradient_of_another_shape_is_refused(kind):
+    weights = {"w": np.ones(3, np.float32), "b": np.ones(5, np.float32)}
+    for shape in ((4,), (6,), (5, 1), ()):
+        optimizer, short = OPTIMIZERS[kind](), np.ones(shape, np.float32)
+        with pytest.raises(ValueError, match=r"gradient of b is \(.*, the weight \(5,\)"):
+            optimizer.update(weights, {"w": np.ones(3, np.float32), "b": short})
+        assert not optimizer.steps and all((weight == 1).all() for weight in weights.values())
+
+
 def test_a_step_that_is_refused_changes_nothing():
     network, optimizer = toy(), SGD(0.1, momentum=0.9)
     with pytest.raises(RuntimeError, match=r"SGD\.step\(\) needs the gradients of toy: call netw"):
