@@ -250,7 +250,12 @@ FORGERIES = [
     ("new", on(said(note="fast"), one=True, part="sweep"), r"says \['note'\], which the rec"),
     ("new", on(lambda m: {"name": "a " * 500}, one=True, part="sweep"), "has 1,000 letters"),
     ("new", on(said(dtype="x"), part="ceiling", dtype="float32"), "no product of its dtype was"),
-    ("new", on(said(macs=10**10), part="race", algorithm="im2col"), "more than the layer has"),
+    ("new", on(said(macs=10**10), part="race", algorithm="im2col"), "of the layer's"),
+    ("new", on(said(macs=10**10), part="race", algorithm="loops"), "of the layer's"),
+    ("new", on(said(macs=10**6), one=True, part="race", algorithm="im2col"), "of the layer's"),
+    ("new", on(said(macs=10**400), part="race", algorithm="loops"), "has the macs 1000"),
+    ("new", on(said(algorithm="ours"), one=True, part="race"), "the algorithm 'ours', which there"),
+    ("new", on(said(kind="pool"), **LAYERS, layer="fc6"), "see .*'fc6', 'pool'"),
     # --- what is missing, and layers that do not add up ---
     ("new", on(gone, one=True, **LAYERS, layer="relu1"), "there once.* see .*relu1"),
     ("new", on(said(layer="pool9"), one=True, **LAYERS, layer="pool2"), "see .*pool9"),
