@@ -12,7 +12,7 @@ from fastdl_lib.convolution.geometry import output_size
 from fastdl_lib.convolution.im2col import im2col
 from fastdl_lib.core.threads import threads_in_words
 from fastdl_lib.figures import forms
-from fastdl_lib.figures.forms import Bar, Curves, Sweeps
+from fastdl_lib.figures.forms import Bar, Curves, Groups
 from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn, origins_of
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
@@ -35,7 +35,8 @@ def patch_matrix(
     matrix = im2col(image[None, None], (kernel, kernel), stride, padding)[0]
     rows, count = matrix.shape
     patch = min(patch, count)
-    figure, (left, right) = canvas(10.5, 4.7, 2, width_ratios=(1, 1.75))
+    wide = min(1.75, max(1, count / rows))
+    figure, (left, right) = canvas(3.82 * (1 + wide), 4.7, 2, width_ratios=(1, wide))
     _number_grid(left, np.pad(image, padding), pixel)
     _number_grid(right, matrix, pixel)
     row, column = (stride * place for place in divmod(patch - 1, outputs))
@@ -137,7 +138,9 @@ def race(
     figure, axes = canvas(10, 1.9 + 0.175 * (sum(map(len, runs.values())) + 1.3 * len(runs)))
     groups = {
         algorithm: [Bar.of(times[0], "", colour, layer) for layer, times in layers.items()]
-        for (algorithm, layers), colour in zip(runs.items(), [*Colour][6::-1], strict=False)
+        for (algorithm, layers), colour in zip(
+            runs.items(), (Colour.GREY, *[*Colour][6::-1]), strict=False
+        )
     }
     places = iter(forms.grouped_bars(axes, groups, log=True))
     diamond = {"ls": "", "marker": "D", "color": Colour.INK, "mfc": "white", "ms": 5}
@@ -148,8 +151,8 @@ def race(
             place, text = next(places), " / ".join(format_number(run.median) for run in times)
             for run in times[1:]:
                 axes.plot(run.median, place, zorder=3, **diamond)
-            end, box = max(run.high for run in times), forms.PALE_BOX | {"alpha": 1}
-            forms.write_beside(axes, text, (end, place), fontsize=7.5, bbox=box, zorder=2)
+            beside = {"xycoords": axes.get_yaxis_transform(), "fontsize": 7.5}
+            forms.write_beside(axes, text, (1, place), **beside)
             said += f" {layer} {text}"
         words.append(f"{algorithm}:{said}")
     legend = forms.patches({f"{threads_in_words(few)} (line: quartiles)": Colour.GREY})
@@ -169,28 +172,27 @@ def race(
 
 
 @drawn()
-def block_sweep(sweeps: Sweeps, *notes: str, title: str) -> Picture:
-    """Draw the speed of an algorithm against how much memory the patches of a block take.
-
-    ``sweeps`` holds for each line megabytes of patches to GFLOP/s. A measurement's name, the
-    number of images in a block, is written at its dot.
-    """
-    figure, axes = canvas(9, 4.2)
-    everything, words = [speed for sweep in sweeps.values() for speed in sweep.values()], []
-    forms.draw_lines(axes, sweeps, "-")
-    for (label, sweep), (colour, *_) in zip(sweeps.items(), forms.LOOKS, strict=False):
-        for size, speed in sorted(sweep.items()):
-            forms.write_above(axes, speed.name, (size, speed.high), color=colour)
-            mb, gflops = format_number(size), format_number(speed.median)
-            words.append(f"{label}, {speed.name} at a time: {mb} MB, {gflops} GFLOP/s")
-    forms.log_axes(axes, 2)
-    axes.set(
-        ylim=(0, 1.2 * max(speed.high for speed in everything)),
-        xlabel="patches laid out at a time, MB (computed); numbers: images at a time",
-        ylabel="speed, GFLOP/s (median, line: quartiles)",
-    )
-    notes, legend = (forms.ran_on(everything[0]), *notes), axes.get_legend_handles_labels()[0]
-    return Picture(figure, title, origins_of(everything), "; ".join(words), notes, legend)
+def parts_of_times(ways: Groups, *notes: str, title: str) -> Picture:
+    """Draw what each way spends its milliseconds on: a bar a way, its parts one after the other."""
+    figure, axes = canvas(9.5, 1.7 + 0.6 * len(ways))
+    names = dict.fromkeys(part.name for parts in ways.values() for part in parts)
+    colours = dict(zip(names, Colour, strict=False))
+    longest, words = max(sum(part.median for part in parts) for parts in ways.values()), []
+    for place, (way, parts) in enumerate(ways.items()):
+        said = [f"{part.name} {format_number(part.median)}" for part in parts]
+        texts = [text.rpartition(" ")[2] for text in said]
+        bars = [
+            Bar.of(part, text if part.median > 0.04 * longest else "", colours[part.name])
+            for part, text in zip(parts, texts, strict=True)
+        ]
+        end = forms.stacked_bar(axes, place, bars)
+        forms.write_beside(axes, f"{format_number(end)} ms", (end, place))
+        words.append(f"{way}, ms: {', '.join(said)}; together {format_number(end)}")
+    forms.name_rows(axes, [*ways])
+    axes.set(xlim=(0, 1.1 * longest), xlabel="ms (medians)")
+    everything = [part for parts in ways.values() for part in parts]
+    legend, alt = forms.patches(colours), ". ".join(words)
+    return Picture(figure, title, origins_of(everything), alt, notes, legend)
 
 
 @drawn()

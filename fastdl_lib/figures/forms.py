@@ -349,7 +349,9 @@ def guess_and_truth(
         known = (own, Colour.BLUE) if m is measured else (m.name, Colour.VERMILION)
         bars.append(Bar.of(m, text, known[1], known[0]))
     figure, axes = canvas(8.5, 1.5 + 0.42 * len(bars))
-    horizontal_bars(axes, bars, height=0.62)
+    ends = [bar.value for bar in bars]
+    wide = unit != "%" and max(ends) > 50 * min(ends) > 0
+    horizontal_bars(axes, bars, height=0.62, log=wide)
     if unit == "%" and max(bar.end for bar in bars) <= 100:
         axes.set_xlim(0, 100)
     axes.set_xlabel(f"{name}, {unit}")

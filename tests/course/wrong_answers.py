@@ -133,26 +133,18 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
         ),
         "numbers of one byte": ("4 * ridge", "ridge"),
     },
-    "window_positions": {
-        "forgets the first position": ("// stride + 1", "// stride"),
-        "ignores dilation": ("dilation * (kernel - 1) + 1", "kernel"),
-        "takes the padding for equal on both sides": (
-            "padding[0] + size + padding[1]",
-            "size + 2 * padding[0]",
+    "im2col_ms": {
+        "each number moved once": ("2 * 4 * patches", "4 * patches"),
+        "a MAC as one operation": ("2 * filters * patches", "filters * patches"),
+        "reads the input, writes the patches": (
+            "2 * 4 * patches",
+            "4 * (patches + batch * channels * image_shape[1] * image_shape[2])",
         ),
-        "rounds up": [
-            ("(length - span) // stride + 1", "-((span - length) // stride) + 1"),
-            (
-                "length - (positions - 1) * stride - span",
-                "max(0, length - (positions - 1) * stride - span)",
-            ),
-        ],
-        "counts unused pixels by the remainder of the length": (
-            "length - (positions - 1) * stride - span",
-            "length % stride",
-        ),
-        "a window that does not fit": ("if span > length", "if False"),
-        "one tap too many in the span": ("dilation * (kernel - 1) + 1", "dilation * kernel"),
+        "seconds": ("1e3 * ", ""),
+        "forgets the batch": ("patches = batch * channels", "patches = channels"),
+        "ignores the stride": (" // stride", ""),
+        "pads one side only": ("2 * padding", "padding"),
+        "gibibytes": ("1e9 * copy_gb_per_s", "2**30 * copy_gb_per_s"),
     },
     "largest_batch": {
         "always float32": ("(itemsize * ", "(4 * "),
@@ -169,20 +161,34 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
         ),
         "ignores the stride": (" // stride", ""),
     },
-    "im2col_rows": {
-        "a float64 slips in": ("channels), x.dtype", "channels)"),
-        "channels outermost, as in the library": [
-            ("*kernel, channels", "channels, *kernel"),
-            ("rows[:, :, :, p, q]", "rows[..., p, q]"),
+    "what_changed": {
+        "compares medians": [
+            ("new_high < low", "new_middle < middle"),
+            ("new_low > high", "new_middle > middle"),
         ],
-        "patches as columns": ("out_w, -1)", "out_w, -1).T"),
-        "ignores dilation": (START, "dilation = 1, 1"),
-        "strides of the two axes swapped": (START, "stride = stride[::-1]"),
-        "window columns before window rows": [
-            ("*kernel, channels", "*kernel[::-1], channels"),
-            ("p, q] =", "q, p] ="),
+        "compares the best of all": [("(25, 50, 75)", "(0, 50, 0)")],
+        "all the samples instead of the middle half": ("(25, 50, 75)", "(0, 50, 100)"),
+        "mixes up faster and slower": [
+            ('"faster" if', '"slow" if'),
+            ('"slower" if', '"faster" if'),
+            ('"slow" if', '"slower" if'),
         ],
-        "the first image only": ("x[:, :, down", "x[:1, :, down"),
+        "what is equal may decide": ('if says[part] != "equal"', "if new_middle != middle"),
+        "the larger ratio instead of the larger time": (
+            "abs(new_middle - middle)",
+            "abs(new_middle / middle - 1)",
+        ),
+        "only gains count": ("abs(new_middle - middle)", "middle - new_middle"),
+        "never none": ("default=None", 'default="copy"'),
+    },
+    "best_tile": {
+        "the most sums": ("(rows + wide))", "1)"),
+        "forgets what hangs over": ("m * n * rows * wide, covered *", "rows * wide, 1 *"),
+        "no register for b": ("rows * wide + wide + 1", "rows * wide + 1"),
+        "no register for a": ("rows * wide + wide + 1", "rows * wide + wide"),
+        "columns are vectors": ("columns = wide * lanes", "columns = wide"),
+        "the last of equals": ("useful > most", "useful >= most"),
+        "rows alone are covered": (" * -(-n // columns) * columns", " * n"),
     },
     "rows_to_image": {
         "overwrites instead of adding": ("+= rows", "= rows"),
@@ -207,36 +213,6 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
         "changes the rows it was given": (
             "transpose(0, 3, 1, 2)",
             "transpose(0, 3, 1, 2)\n            rows[:, :, :, p, q] = 0",
-        ),
-    },
-    "without_stride": {
-        "channels of images and filters in different order": [
-            ("rows, columns):", "rows, columns, order=(0, 1, 3, 5, 2, 4)):"),
-            ("transpose(0, 1, 3, 5, 2, 4)", "transpose(order)"),
-            ("filter_rows, filter_columns)", "filter_rows, filter_columns, (0, 3, 5, 1, 2, 4))"),
-        ],
-        "leaves out pixels instead": (
-            START,
-            "return x[:, :, ::stride, ::stride], weight[:, :, ::stride, ::stride]",
-        ),
-        "halves of the image instead of blocks": [
-            ("whole = whole.reshape(*array.shape[:2], rows, stride, columns, stride)", ""),
-            (".transpose(0, 1, 3, 5, 2, 4)", ""),
-        ],
-        "a float64 slips in": (", array.dtype", ""),
-        "wins windows by filling the image up": (
-            "out_h + filter_rows - 1, out_w + filter_columns - 1",
-            "*(-(-size // stride) for size in x.shape[2:])",
-        ),
-        "loses windows by cutting the image down": (
-            "out_h + filter_rows - 1, out_w + filter_columns - 1",
-            "*(size // stride for size in x.shape[2:])",
-        ),
-        "fills the filters up in front": (
-            "return new_x",
-            "front = [(-size % stride, 0) for size in weight.shape[2:]]\n"
-            "    weight = np.pad(weight, [(0, 0), (0, 0), *front])\n"
-            "    return new_x",
         ),
     },
     "days_with_transfer": {
