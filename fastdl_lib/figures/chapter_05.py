@@ -224,9 +224,9 @@ def magnitude_histogram(
         first, last = (int(powers.min()), int(powers.max())) if powers.size else (0, 0)
         share = 100 * np.bincount(powers - first, minlength=1) / max(1, sizes.size)
         edges = np.arange(first, last + 2)  # stairs that start and end on the axis
-        text = f"{label} ({zeros:.0f} % are 0)"
+        text = f"{label} ({zeros:.0f} % are 0)" if zeros else label
         if powers.size < sizes.size:
-            text += f", {format_number(100 - float(share.sum()))} % left of it"
+            text += f", {format_number(100 - float(share.sum()))} % further left"
         upper.stairs(share, edges, color=colour, linestyle=dashes, linewidth=2, label=text)
         ends += [first, last + 1]
         start = f"2^{first}" if powers.size == sizes.size else "less"
