@@ -102,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if other:
             path = options.out or data_folder() / "recordings" / other.RECORDING
             check_place(path)
+            # Old ones name rank_runs and chip_runs.
+            if path.exists() and options.what.rstrip("s") not in read_recording(path).command:
+                raise ValueError(
+                    f"{path.name} is a recording of something else: give --out another name."
+                )
             save(other.measure(), path)
             return 0
         if options.check:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 from functools import partial
 
 import numpy as np
@@ -316,6 +317,21 @@ def test_what_is_there_and_is_not_this_machines_recording_is_kept(command, capsy
         path.write_text(text)
         assert main([]) == 1 and message in capsys.readouterr().err
         assert path.read_text() == text and plans == []
+
+
+@pytest.mark.parametrize("what", record.OTHERS)
+def test_jobs_of_ranks_or_c_files_never_replace_another_recording(
+    what, command, capsys, monkeypatch
+):
+    path = command[1] / "mine.json"
+    made = Recording(example(), f"python -m fastdl_lib.course.record {what}", ())
+    other = types.SimpleNamespace(RECORDING=path.name, measure=lambda: made)
+    monkeypatch.setitem(record.OTHERS, what, other)
+    assert main([what, "--out", str(path)]) == main([what, "--out", str(path)]) == 0
+    write_recording(path, HONEST)
+    assert main([what, "--out", str(path)]) == 1
+    assert "mine.json is a recording of something else" in capsys.readouterr().err
+    assert read_recording(path).measurements == HONEST.measurements
 
 
 def test_wrong_words_and_a_wrong_time_scale_are_refused_before_the_work(
