@@ -22,7 +22,6 @@ import numpy as np
 from fastdl_lib.core.arrays import array_module, check_on_cpu, gpu_kernel
 from fastdl_lib.core.checks import check_choice, check_whole_number
 from fastdl_lib.core.threads import blocks, in_parallel
-from fastdl_lib.kernels.compiled import can_compile
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -226,13 +225,12 @@ def _check_rows_of_signs(a: np.ndarray, b: np.ndarray) -> None:
 
 def _compiled(a_words: np.ndarray, panels: np.ndarray, length: int, out: np.ndarray) -> None:
     """Tiles that stay in registers (:mod:`fastdl_lib.kernels.bits`), where they can be compiled."""
-    if can_compile():
-        from fastdl_lib.kernels import bits, vectors  # Numba takes a while to import
+    from fastdl_lib.kernels import bits, vectors  # Numba takes a while to import
 
-        if vectors.lanes():
-            bits.product(a_words, panels, PANEL, length, out)
-            return
-    _numpy_product(a_words, panels, length, out)
+    if vectors.lanes():
+        bits.product(a_words, panels, PANEL, length, out)
+    else:
+        _numpy_product(a_words, panels, length, out)
 
 
 # One thread an entry. Threads side by side read words side by side of a panel and the same word of

@@ -24,7 +24,6 @@ from fastdl_lib.convolution import blocked
 from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
 from fastdl_lib.core.checks import check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_parallel, sum_in_order
-from fastdl_lib.kernels.compiled import can_compile
 from fastdl_lib.kernels.pixels import pixels_unseen
 
 # Small numbers and their reciprocals in turn keep the transforms' entries, and with them the
@@ -198,7 +197,7 @@ def _transform_filters(matrices: list[np.ndarray], values: np.ndarray) -> np.nda
     wake the BLAS's own threads: they would spin on for a while and take the cores from ours.
     """
     vertical, horizontal = matrices
-    if values.dtype == np.float32 and can_compile():
+    if values.dtype == np.float32:
         from fastdl_lib.kernels import winograd as loops
 
         if loops.fits(values[0, 0].size, values.shape[-1]):
@@ -410,7 +409,7 @@ def _output_tiles_back(plan: _Tiles, grad_out: np.ndarray) -> np.ndarray:
 
 def _is_compiled(plan: _Tiles, x: np.ndarray) -> bool:
     """Whether the loops of :mod:`fastdl_lib.kernels.winograd` take this convolution."""
-    if x.dtype != np.float32 or not can_compile():
+    if x.dtype != np.float32:
         return False
     from fastdl_lib.kernels import winograd as loops  # Numba takes a while to import
 

@@ -92,32 +92,23 @@ def tile(rows: int, vectors: int) -> int:
     build = writer.build
     a, a_row, words, b, b_step, c, c_row, length = writer.function.args
     register, half = 8 * writer.vector.count, ir.VectorType(ir.IntType(32), writer.vector.count)
-    before, loop, done = build.block, *map(build.append_basic_block, ("loop", "done"))
-    build.branch(loop)
-    build.position_at_end(loop)
-    k, word, line = (build.phi(ADDRESS) for _ in range(3))
-    counts = [build.phi(writer.vector) for _ in range(rows * vectors)]
-    columns = [writer.load(writer.place(line, register, v)) for v in range(vectors)]
-    grown, here = [], word
-    for row in range(rows):
-        spread = writer.spread(writer.load(here, ADDRESS))
-        here = build.add(here, a_row)
-        for count, column in zip(counts[row * vectors :], columns, strict=False):
-            differing = writer.known("ctpop", build.xor(spread, column))
-            grown.append(build.add(count, differing))
-    steps = {k: (ADDRESS(0), ADDRESS(1)), word: (a, ADDRESS(8)), line: (b, b_step)}
-    then = {phi: (first, build.add(phi, step)) for phi, (first, step) in steps.items()}
-    none = ir.Constant(writer.vector, None)
-    then |= {count: (none, more) for count, more in zip(counts, grown, strict=True)}
-    for phi, (at_first, at_next) in then.items():
-        phi.add_incoming(at_first, before)
-        phi.add_incoming(at_next, loop)
-    build.cbranch(build.icmp_signed("<", then[k][1], words), loop, done)
-    build.position_at_end(done)
+
+    def grow(word: ir.Value, line: ir.Value, *counts: ir.Value) -> list[ir.Value]:
+        columns = [writer.load(writer.place(line, register, v)) for v in range(vectors)]
+        grown, here = [], word
+        for row in range(rows):
+            spread = writer.spread(writer.load(here, ADDRESS))
+            here = build.add(here, a_row)
+            for count, column in zip(counts[row * vectors :], columns, strict=False):
+                differing = writer.known("ctpop", build.xor(spread, column))
+                grown.append(build.add(count, differing))
+        return [build.add(word, ADDRESS(8)), build.add(line, b_step), *grown]
+
+    nothing = [ir.Constant(writer.vector, None)] * (rows * vectors)
+    _, _, *counts = writer.loop(words, [a, b, *nothing], grow)
     full = build.trunc(writer.spread(length), half)
-    for number, count in enumerate(grown):
-        row, v = divmod(number, vectors)
+    places = writer.places(c, c_row, rows, register // 2, vectors)
+    for count, place in zip(counts, places, strict=True):
         differing = build.trunc(count, half)
-        place = writer.place(writer.place(c, c_row, row), register // 2, v)
         writer.store(build.sub(full, build.add(differing, differing)), place)
     return writer.compiled()

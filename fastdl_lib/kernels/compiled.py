@@ -45,10 +45,10 @@ def can_compile() -> bool:
     return not numba.config.DISABLE_JIT
 
 
-def suits(*arrays: Any) -> bool:
-    """Whether compiled loops take these arrays: NumPy's, float32, without gaps in memory."""
+def suits(*arrays: Any, dtype: Any = np.float32) -> bool:
+    """Whether compiled loops take these arrays: NumPy's, of that dtype, without gaps in memory."""
     return (
-        all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in arrays)
+        all(isinstance(a, np.ndarray) and a.dtype == dtype for a in arrays)
         and all(a.flags.c_contiguous for a in arrays)
         and can_compile()
     )

@@ -1,9 +1,16 @@
 """Convolution without columns and without tiles: a filter's sums straight from the images.
 
-A tile of the product (:mod:`fastdl_lib.kernels.vectors`) takes a few neighbouring output pixels
-times a panel of filters. Its term k is one pixel and channel below the filter; where that lies from
-the output pixel's corner stands in a table, so that nothing is copied. A panel of filters stays in
-the core's cache for a whole image.
+A tile (:func:`fastdl_lib.kernels.vectors.product_tile`) makes a few neighbouring output pixels of a
+*panel* of filters, one to three vectors of them::
+
+    a[row, k]  value k below the filter at output pixel ``row``: how far it lies from the corner of
+               that window stands in a table of offsets, the same for all, so nothing is copied
+    b[k]       weight k of the panel's filters, side by side; the panel stays in the core's own
+               cache (L2) for a whole image
+    c          sums of the output, in registers: they begin with the bias and are stored once
+
+The gradient by the weight is such a tile as well: a few channels, at one place below the filter,
+times the gradients of a panel of filters, summed over an image's output pixels.
 
 The loops compute with addresses that nothing checks: images are padded before, so that every filter
 lies inside, and :func:`fits` says which numbers of filters they take.
@@ -36,10 +43,8 @@ def convolve(
     panel = width * vectors.lanes()
     panels = weight.reshape(groups, -1, filters // panel, panel).transpose(0, 2, 1, 3)
     panels = np.ascontiguousarray(panels)
-    # A row of outputs in tiles of nearly one length: 27 pixels are 7 + 7 + 7 + 6.
-    count = -(-out.shape[2] // most)
-    rows, longer = divmod(out.shape[2], count)
-    tiles = tuple(vectors.product_tile(max(1, n), width) for n in (rows, rows + 1))
+    rows, longer = vectors.nearly_equal(out.shape[2], most)
+    tiles = tuple(vectors.product_tile(n, width) for n in (rows, rows + bool(longer)))
     offsets = _offsets(x, filter_h, filter_w, channels, 1)
 
     def work(part: slice) -> None:
@@ -65,13 +70,12 @@ def gradient_by_weight(
     tile = vectors.product_tile(rows, width)
     offsets = _offsets(x, *grad_out.shape[1:3], 1, stride)
     sums: dict[int, tuple[np.ndarray]] = {}
-    nothing = np.zeros(width * vectors.lanes(), np.float32)
+    panel = width * vectors.lanes()
 
     def work(images: slice) -> None:
         total = np.zeros((groups, *kernel, channels, filters))
         of_one = np.empty(total.shape, np.float32)
-        shared = grad_out[images], total, of_one, nothing, offsets
-        _weights_back(tile, rows, x[images], *shared)
+        _weights_back(tile, rows, panel, x[images], grad_out[images], total, of_one, offsets)
         sums[images.start] = (total,)
 
     in_parallel(work, len(x))
@@ -111,11 +115,11 @@ def _panels_out(begin, end, tiles, rows, longer, x, panels, bias, out, offsets, 
 
 
 @compiled
-def _weights_back(tile, rows, x, grad_out, total, of_one, nothing, offsets):
+def _weights_back(tile, rows, panel, x, grad_out, total, of_one, offsets):
     groups, filter_h, filter_w, channels, filters = total.shape
-    where, terms, panel = np.intp(offsets.ctypes.data), len(offsets), len(nothing)
+    where, terms = np.intp(offsets.ctypes.data), len(offsets)
     # Not grad_out.strides[2], which says nothing where the output is one pixel wide.
-    b_row, c_row, zeros = 4 * grad_out.shape[3], 4 * filters, np.intp(nothing.ctypes.data)
+    b_row, c_row = 4 * grad_out.shape[3], 4 * filters
     sums, added = total.reshape(-1), of_one.reshape(-1)
     for n in range(len(x)):
         for g in range(groups):
@@ -126,6 +130,6 @@ def _weights_back(tile, rows, x, grad_out, total, of_one, nothing, offsets):
                         for c in range(0, channels, rows):
                             a = np.intp(x[n, i, j].ctypes.data) + 4 * (g * channels + c)
                             to = np.intp(of_one[g, i, j, c].ctypes.data) + 4 * k
-                            call(tile, (a, 4, where, terms, b, b_row, zeros, 0, to, c_row))
+                            call(tile, (a, 4, where, terms, b, b_row, 0, 0, to, c_row))
         for w in range(len(sums)):
             sums[w] += added[w]

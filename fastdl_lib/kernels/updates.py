@@ -13,18 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fastdl_lib.kernels.compiled import can_compile, compiled
+from fastdl_lib.kernels.compiled import compiled, suits
 
 
 def fits(*arrays: Any) -> bool:
     """Whether the loops take these: NumPy's, flat, without gaps, all float32 or all float64."""
-    dtype = arrays[0].dtype
-    return (
-        dtype in (np.float32, np.float64)
-        and all(isinstance(a, np.ndarray) and a.dtype == dtype and a.ndim == 1 for a in arrays)
-        and all(a.flags.c_contiguous for a in arrays)
-        and can_compile()
-    )
+    dtype, flat = arrays[0].dtype, all(a.ndim == 1 for a in arrays)
+    return flat and dtype in (np.float32, np.float64) and suits(*arrays, dtype=dtype)
 
 
 @functools.cache

@@ -1,23 +1,33 @@
-"""The innermost loops, written for the vector registers of a CPU: a tile of a matrix product, and a
+"""The innermost loops, written for the vector registers of a CPU: tiles of matrix products, and a
 small matrix applied to vectors.
 
-NumPy hands a product to the BLAS, which is at its best where all three sides are long. Here the
-sums of a small piece of the result stay in registers from the first term to the last::
+NumPy hands a product to the BLAS, which is at its best where all three sides are long. Here a small
+piece of the result, a *tile*, stays in registers from the first term of its sums to the last::
 
-                 vectors of b (the registers are loaded anew for each term)
+                 b[k], some vectors: loaded anew for each term k
                  b0      b1      b2
       a[0] ->  c[0,0]  c[0,1]  c[0,2]     each c: one register of 16 sums (AVX-512), 8 (AVX2);
-      a[1] ->  c[1,0]  c[1,1]  c[1,2]     for each term k, a[row] is spread over a register,
-      ...                                 and rows x vectors sums grow by a[row] * b[vector]:
-      a[7] ->  c[7,0]  c[7,1]  c[7,2]     24 products from 11 loads, nothing stored till the end
+      a[1] ->  c[1,0]  c[1,1]  c[1,2]     for each term, a[row, k] is spread over a register, and
+      ...                                 rows x vectors sums grow by a[row, k] * b[k, vector]:
+      a[8] ->  c[8,0]  c[8,1]  c[8,2]     27 products from 12 loads, nothing stored till the end
 
-The text of such a function is written for LLVM, the compiler below Numba, as its shape asks, and
-compiled within milliseconds. Loops compiled by Numba call it by its address (:func:`call`). It is
-given addresses and nothing checks them: :mod:`fastdl_lib.kernels.winograd` does, once, at its door.
+These are 27 + 3 + 1 of AVX-512's 32 registers (:func:`tile_shape`). A core begins two such products
+at a time and needs a few steps for each: with two dozen sums under way, none waits for itself. The
+rows of a and the vectors of b are read again by the next tiles; the loops that call them see to it
+that they still lie in the core's caches then.
+
+Each such function is written as text for LLVM, the compiler below Numba, as its shape asks, and
+compiled when it is first asked for, in about 20 ms, anew in each process. The loops around it are
+compiled by Numba and kept on disk; they call it by its address (:func:`call`). It takes addresses
+and steps in bytes, and nothing checks them: that is done once, where Python calls
+:mod:`~fastdl_lib.kernels.direct`, :mod:`~fastdl_lib.kernels.winograd`,
+:mod:`~fastdl_lib.kernels.linear` and :mod:`~fastdl_lib.kernels.bits`. Where a sum starts, the
+address 0 stands for zeros.
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +37,8 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastdl_lib.kernels.compiled import can_compile
+
 ADDRESS, FLOAT = ir.IntType(64), ir.FloatType()
 
 _engines = []  # the machine code lives as long as they do
@@ -34,35 +46,70 @@ _engines = []  # the machine code lives as long as they do
 
 @functools.cache
 def lanes() -> int:
-    """How many float32 a vector register holds, 16 or 8; 0 on CPUs for which nothing is written
-    here (no AVX2, or no x86): there NumPy computes."""
+    """How many float32 a vector register holds, 16 or 8; 0 where NumPy computes: on CPUs for which
+    nothing is written here (no AVX2, or no x86), and where no loop can be compiled to call it."""
+    if not can_compile():
+        return 0
     has = llvm.get_host_cpu_features()
     if has.get("avx512f") and config.CPU_NAME in (None, "", llvm.get_host_cpu_name()):
         return 16
     return 8 if has.get("avx2") and has.get("fma") else 0
 
 
-@functools.cache
-def tile_shape(columns: int, multiple: int = 0) -> tuple[int, int]:
-    """Rows and vectors of the tile with the most products for each value loaded.
+def _registers() -> int:
+    return {16: 32, 8: 16}[lanes()]
 
-    Its sums, the vectors of b and one value of a fill the registers; its vectors divide ``columns``
-    (whole vectors), its rows divide ``multiple`` (0: any).
-    """
-    registers = {16: 32, 8: 16}[lanes()]
-    shapes = [
-        (rows, vectors)
-        for vectors in (1, 2, 3)
-        if columns % (vectors * lanes()) == 0
-        for rows in range(1, (registers - 1) // vectors)  # rows * vectors + vectors + 1 of them
-        if multiple % rows == 0
-    ]
+
+def _most_products(shapes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The shape with the most products for each value loaded."""
     return max(shapes, key=lambda shape: shape[0] * shape[1] / sum(shape))
 
 
 @functools.cache
+def tile_shape(columns: int, multiple: int = 0) -> tuple[int, int]:
+    """Rows and vectors of the best :func:`product_tile`, whose sums, vectors of b and one value of
+    a fill the registers; its vectors divide ``columns`` (whole vectors), its rows ``multiple`` (0:
+    any)."""
+    return _most_products(
+        [
+            (rows, vectors)
+            for vectors in (1, 2, 3)
+            if columns % (vectors * lanes()) == 0
+            for rows in range(1, (_registers() - 1) // vectors)
+            if multiple % rows == 0
+        ]
+    )
+
+
+@functools.cache
+def dot_tile_shape(images: int) -> tuple[int, int]:
+    """Rows of x and of w of the best :func:`dot_tile`, whose sums, rows of x and one of w fill the
+    registers. The ``images`` rows of x are cut into parts of nearly one height; of w it takes 8 at
+    most, so many streams as a core fetches ahead."""
+    heights = {-(-images // parts) for parts in range(1, images + 1)}
+    return _most_products(
+        [
+            (rows, min(8, (_registers() - 1 - rows) // rows))
+            for rows in heights
+            if 3 * rows <= _registers()
+        ]
+    )
+
+
+def nearly_equal(length: int, most: int) -> tuple[int, int]:
+    """Cut a length into as few parts as ``most`` allows, of nearly one size: that size, and how
+    many are longer by one.
+
+    >>> nearly_equal(10, 4)  # 4 + 3 + 3
+    (3, 1)
+    """
+    return divmod(length, -(-length // most))
+
+
+@functools.cache
 def cache_bytes() -> int:
-    """The size of a core's own (L2) cache; 1 MiB where the system does not say."""
+    """The size of a core's own (L2) cache, which the block sizes of the loops follow; 1 MiB where
+    the system does not say (such cores have 0.25 to 2)."""
     file = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
     text = file.read_text().strip() if file.is_file() else ""
     return int(text[:-1]) * 1024 if text[:-1].isdigit() and text[-1] == "K" else 2**20
@@ -104,6 +151,21 @@ class Writer:
         step = ADDRESS(step) if isinstance(step, int) else step
         return self.build.add(base, self.build.mul(step, ADDRESS(count)))
 
+    def places(
+        self, base: ir.Value, row_step: ir.Value, rows: int, size: int, columns: int
+    ) -> list[ir.Value]:
+        """The addresses of a tile's values, row by row; ``size``: of one, in bytes."""
+        lines = [self.place(base, row_step, row) for row in range(rows)]
+        return [self.place(line, size, column) for line in lines for column in range(columns)]
+
+    def or_zeros(self, address: ir.Value, vectors: int) -> ir.Value:
+        """The address, or where it is 0, that of so many vectors of zeros."""
+        kind, name = ir.ArrayType(self.vector, vectors), self.module.get_unique_name("zeros")
+        zeros = ir.GlobalVariable(self.module, kind, name)
+        zeros.initializer, zeros.linkage = ir.Constant(kind, None), "internal"
+        is_none = self.build.icmp_signed("==", address, ADDRESS(0))
+        return self.build.select(is_none, self.build.ptrtoint(zeros, ADDRESS), address)
+
     def load(self, address: ir.Value, kind: ir.Type | None = None) -> ir.Value:
         kind = kind or self.vector
         loaded = self.build.load(self.build.inttoptr(address, kind.as_pointer()))
@@ -137,6 +199,25 @@ class Writer:
             vector = self.build.fadd(*halves)
         return self.build.extract_element(vector, ir.IntType(32)(0))
 
+    def loop(
+        self, count: ir.Value, first: Sequence[ir.Value], grow: Callable[..., Sequence[ir.Value]]
+    ) -> list[ir.Value]:
+        """Values that stay in registers: ``first``, then ``count`` times, at least once, what
+        ``grow`` makes of them."""
+        build, before = self.build, self.build.block
+        loop, done = map(build.append_basic_block, ("loop", "done"))
+        build.branch(loop)
+        build.position_at_end(loop)
+        first = [ADDRESS(0), *first]
+        held = [build.phi(value.type) for value in first]
+        grown = [build.add(held[0], ADDRESS(1)), *grow(*held[1:])]
+        for value, at_first, then in zip(held, first, grown, strict=True):
+            value.add_incoming(at_first, before)
+            value.add_incoming(then, loop)
+        build.cbranch(build.icmp_signed("<", grown[0], count), loop, done)
+        build.position_at_end(done)
+        return grown[1:]
+
     def compiled(self) -> int:
         """The address of the machine code."""
         self.build.ret_void()
@@ -158,43 +239,29 @@ def product_tile(rows: int, vectors: int) -> int:
     """Return the address of ``tile(a, a_row, offsets, terms, b, b_step, start, start_row, c,
     c_row)``: c[row, vector] = start[row, vector] + sum over k of a[row, k] * b[k, vector].
 
-    All are addresses or steps in bytes. a[row, k] lies at a + row * a_row + offsets[k], so that a
-    need be no matrix (the pixels below a filter, say); b[k] at b + k * b_step, the vectors of start
-    and c side by side from each row's beginning. Without a start: zeros, and a step of 0.
+    a[row, k] lies at a + row * a_row + offsets[k], so that a need be no matrix (the pixels below a
+    filter, say); b[k] at b + k * b_step; the vectors of start and c side by side from each row's
+    beginning. A start of 0, with a step of 0: zeros.
     """
     writer = Writer(10)
-    build = writer.build
+    build, size = writer.build, 4 * lanes()
     a, a_row, offsets, terms, b, b_step, start, start_row, c, c_row = writer.function.args
-    size = 4 * lanes()
 
-    def places(base: ir.Value, row_step: ir.Value) -> list[ir.Value]:
-        lines = [writer.place(base, row_step, row) for row in range(rows)]
-        return [writer.place(line, size, v) for line in lines for v in range(vectors)]
+    def grow(offset: ir.Value, line: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+        value = build.add(a, writer.load(offset, ADDRESS))
+        columns = [writer.load(writer.place(line, size, v)) for v in range(vectors)]
+        grown = []
+        for row in range(rows):
+            spread = writer.spread(writer.load(value, FLOAT))
+            value = build.add(value, a_row)
+            old = sums[row * vectors : (row + 1) * vectors]
+            grown += [writer.add_product(s, spread, v) for s, v in zip(old, columns, strict=True)]
+        return [build.add(offset, ADDRESS(8)), build.add(line, b_step), *grown]
 
-    first = [writer.load(place) for place in places(start, start_row)]
-    before, loop, done = build.block, *map(build.append_basic_block, ("loop", "done"))
-    build.branch(loop)
-    build.position_at_end(loop)
-    k, line = build.phi(ADDRESS), build.phi(ADDRESS)
-    sums = [build.phi(writer.vector) for _ in first]
-    offset = writer.load(build.add(offsets, build.mul(k, ADDRESS(8))), ADDRESS)
-    term = build.add(a, offset)
-    columns = [writer.load(writer.place(line, size, v)) for v in range(vectors)]
-    grown = []
-    for row in range(rows):
-        value = writer.spread(writer.load(term, FLOAT))
-        term = build.add(term, a_row)
-        old = sums[row * vectors : (row + 1) * vectors]
-        grown += [writer.add_product(s, value, v) for s, v in zip(old, columns, strict=True)]
-    k_next, line_next = build.add(k, ADDRESS(1)), build.add(line, b_step)
-    for phi, at_first, then in zip(
-        [k, line, *sums], [ADDRESS(0), b, *first], [k_next, line_next, *grown], strict=True
-    ):
-        phi.add_incoming(at_first, before)
-        phi.add_incoming(then, loop)
-    build.cbranch(build.icmp_signed("<", k_next, terms), loop, done)
-    build.position_at_end(done)
-    for total, place in zip(grown, places(c, c_row), strict=True):
+    start = writer.or_zeros(start, vectors)
+    first = map(writer.load, writer.places(start, start_row, rows, size, vectors))
+    _, _, *sums = writer.loop(terms, [offsets, b, *first], grow)
+    for total, place in zip(sums, writer.places(c, c_row, rows, size, vectors), strict=True):
         writer.store(total, place)
     return writer.compiled()
 
@@ -202,7 +269,7 @@ def product_tile(rows: int, vectors: int) -> int:
 @functools.cache
 def matrix_on_vectors(matrix: Sequence[Sequence[float]], watched: bool = False) -> int:
     """Return the address of ``apply(x, x_step, y, y_step, start)``: y[i] = start + sum over k of
-    matrix[i][k] * x[k], each x[k], y[i] and start one vector.
+    matrix[i][k] * x[k], each x[k], y[i] and start one vector; x and start may be 0, for zeros.
 
     The matrix (a tuple of tuples) is known when this is compiled: its zeros take no time, its ones
     no multiplication, and what is between stays in registers. ``watched``: it takes the address of
@@ -210,6 +277,7 @@ def matrix_on_vectors(matrix: Sequence[Sequence[float]], watched: bool = False) 
     """
     writer = Writer(5 + watched)
     x, x_step, y, y_step, start, *seen = writer.function.args
+    x, start = (writer.or_zeros(address, 1) for address in (x, start))
     vectors = [writer.load(writer.place(x, x_step, k)) for k in range(len(matrix[0]))]
     begin = writer.load(start)
     finite = writer.load(seen[0]) if watched else None
@@ -230,21 +298,6 @@ def matrix_on_vectors(matrix: Sequence[Sequence[float]], watched: bool = False) 
 
 
 @functools.cache
-def dot_tile_shape(images: int) -> tuple[int, int]:
-    """Rows of x and of w of the :func:`dot_tile` with the most products for each vector loaded,
-    where ``images`` rows of x are cut into equal parts, or nearly; at most 8 of w, so many streams
-    as a core fetches ahead."""
-    registers = {16: 32, 8: 16}[lanes()]
-    heights = {-(-images // parts) for parts in range(1, images + 1)}
-    shapes = [
-        (rows, min(8, (registers - 1 - rows) // rows))  # sums, rows of x and one of w
-        for rows in heights
-        if 3 * rows <= registers
-    ]
-    return max(shapes, key=lambda shape: shape[0] * shape[1] / sum(shape))
-
-
-@functools.cache
 def dot_tile(x_rows: int, w_rows: int) -> int:
     """Return the address of ``tile(x, x_row, w, w_row, terms, out, out_row)``: out[i, j] = sum of
     x[i] * w[j] over so many whole vectors, at least one.
@@ -253,31 +306,18 @@ def dot_tile(x_rows: int, w_rows: int) -> int:
     result is the same, whatever else is in the tile.
     """
     writer = Writer(7)
-    build = writer.build
+    build, size = writer.build, ADDRESS(4 * lanes())
     x, x_row, w, w_row, terms, out, out_row = writer.function.args
-    before, loop, done = build.block, *map(build.append_basic_block, ("loop", "done"))
-    build.branch(loop)
-    build.position_at_end(loop)
-    k = build.phi(ADDRESS)
-    sums = [build.phi(writer.vector) for _ in range(x_rows * w_rows)]
-    at = build.mul(k, ADDRESS(4 * lanes()))
-    lines = [writer.load(writer.place(build.add(x, at), x_row, i)) for i in range(x_rows)]
-    grown = [None] * len(sums)
-    for j in range(w_rows):
-        column = writer.load(writer.place(build.add(w, at), w_row, j))
-        for i, line in enumerate(lines):
-            grown[i * w_rows + j] = writer.add_product(sums[i * w_rows + j], line, column)
-    k_next = build.add(k, ADDRESS(1))
-    nothing = ir.Constant(writer.vector, [0.0] * lanes())
-    for phi, at_first, then in zip(
-        [k, *sums], [ADDRESS(0), *[nothing] * len(sums)], [k_next, *grown], strict=True
-    ):
-        phi.add_incoming(at_first, before)
-        phi.add_incoming(then, loop)
-    build.cbranch(build.icmp_signed("<", k_next, terms), loop, done)
-    build.position_at_end(done)
-    for number, total in enumerate(grown):
-        i, j = divmod(number, w_rows)
-        place = writer.place(writer.place(out, out_row, i), 4, j)
+
+    def grow(x: ir.Value, w: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+        lines = [writer.load(writer.place(x, x_row, i)) for i in range(x_rows)]
+        columns = [writer.load(writer.place(w, w_row, j)) for j in range(w_rows)]
+        pairs = itertools.product(lines, columns)
+        grown = [writer.add_product(s, *pair) for s, pair in zip(sums, pairs, strict=True)]
+        return [build.add(x, size), build.add(w, size), *grown]
+
+    nothing = [ir.Constant(writer.vector, None)] * (x_rows * w_rows)
+    _, _, *sums = writer.loop(terms, [x, w, *nothing], grow)
+    for total, place in zip(sums, writer.places(out, out_row, x_rows, 4, w_rows), strict=True):
         writer.store(writer.added_up(total), place)
     return writer.compiled()

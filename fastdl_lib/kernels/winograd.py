@@ -8,8 +8,8 @@ For each block, three loops in turn::
 
 V and M are used again for every block; the images are read once and written once. The small
 matrices of the method (:mod:`fastdl_lib.convolution.winograd`, which holds NumPy's version of all
-this) are applied to vectors of channels, in registers. Back go the same loops with the matrices
-turned.
+this) are applied to vectors of channels, in registers: down the columns of a window into a scratch
+in the core's smallest cache, then along its rows. Back go the same loops with the matrices turned.
 
 The loops compute with addresses that nothing checks. They are right for the buffers of
 :class:`_Tiling`, for float32 without gaps, and for channels and filters that :func:`fits`.
@@ -67,10 +67,10 @@ def convolve(
         inputs, outputs, scratch = tiling.buffers()
         for block in blocks(part, tiling.block):
             span = block.start, block.stop - block.start
-            windows_in(lanes, x, inputs, scratch, _ZEROS, *span, tiling.places, tiling.read(into))
-            products(tile, rows, panels, inputs, outputs, offsets, _ZEROS, span[1])
+            windows_in(lanes, x, inputs, scratch, *span, tiling.places, tiling.read(into))
+            products(tile, rows, panels, inputs, outputs, offsets, span[1])
             wrote = tiling.write(out_of, watched=True)
-            windows_out(lanes, outputs, out, bias, scratch, _ZEROS, *span, tiling.places, wrote)
+            windows_out(lanes, outputs, out, bias, scratch, *span, tiling.places, wrote)
         finite.append(not scratch[2].any())  # NaN counts as any
 
     in_parallel(work, tiling.tiles, least=rows)
@@ -101,9 +101,9 @@ def gradient_by_filters(
         offsets = 4 * x.shape[-1] * np.arange(tiling.block)
         for block in blocks(part, tiling.block):
             span = block.start, block.stop - block.start
-            windows_in(lanes, x, inputs, scratch, _ZEROS, *span, tiling.places, tiling.read(into))
+            windows_in(lanes, x, inputs, scratch, *span, tiling.places, tiling.read(into))
             wrote = tiling.write(back)
-            windows_in(lanes, grad_out, outputs, scratch, _ZEROS, *span, tiling.places, wrote)
+            windows_in(lanes, grad_out, outputs, scratch, *span, tiling.places, wrote)
             products_back(tile, rows, width * lanes, inputs, outputs, total, offsets, span[1])
         sums[part.start] = (total,)
 
@@ -125,13 +125,10 @@ def on_two_axes(matrices: Matrices, values: np.ndarray) -> np.ndarray:
         part = slice(part.start * lanes, part.stop * lanes)
         scratch = np.empty((2, places * lanes), np.float32)
         ours = flat[..., part], out[..., part]
-        windows_in(lanes, *ours, scratch, _ZEROS, 0, 1, (rows, columns), how)
+        windows_in(lanes, *ours, scratch, 0, 1, (rows, columns), how)
 
     in_parallel(work, size // lanes, least=64)
     return out.reshape(rows, columns, *values.shape[2:])
-
-
-_ZEROS = np.zeros(64, np.float32)  # a row of any tile, one vector at least
 
 
 class _Tiling:
@@ -155,7 +152,8 @@ class _Tiling:
         self.grid: Pair = tuple(-(-size // m) for size, m in sizes)
         self.padding, self.tiles = padding, len(x) * math.prod(self.grid)
         self._widths = x.shape[-1], out.shape[-1]
-        # V and M within the core's own cache, or larger where the filters are.
+        # V and M within the core's own cache, beside a panel of filters and the images that pass
+        # (0.7 was measured), or larger where the filters are.
         target = max(0.7 * vectors.cache_bytes(), least_bytes)
         count = min(self.tiles, target / (4 * math.prod(self.places) * sum(self._widths)))
         self.block = rows * max(1, int(count / rows))
@@ -187,11 +185,11 @@ def _addresses(matrices: Matrices, watched: bool = False) -> tuple[int, int, int
 
 
 @compiled
-def windows_in(lanes, x, planes, scratch, zeros, first, count, made, how):
+def windows_in(lanes, x, planes, scratch, first, count, made, how):
     """Transform the windows of tiles first ... first + count of (N, H, W, C) into planes."""
     window, step, grid, padding, down, along, copy = how
     _, height, length, channels = x.shape
-    line, pixel, zero = x.strides[1], x.strides[2], np.intp(zeros.ctypes.data)
+    line, pixel = x.strides[1], x.strides[2]
     size, plane = 4 * lanes, planes.strides[0]
     cut = np.intp(scratch.ctypes.data)
     half = cut + scratch.strides[0]
@@ -208,25 +206,25 @@ def windows_in(lanes, x, planes, scratch, zeros, first, count, made, how):
                 for p in range(rows):
                     for q in range(columns):
                         there = 0 <= i + p < height and 0 <= j + q < length
-                        source = at + p * line + q * pixel if there else zero
-                        call(copy, (source, 0, cut + (p * columns + q) * size, 0, zero))
+                        source = at + p * line + q * pixel if there else 0
+                        call(copy, (source, 0, cut + (p * columns + q) * size, 0, 0))
                 at, from_row, from_column = cut, columns * size, size
             for q in range(columns):
                 to = half + q * size
-                call(down, (at + q * from_column, from_row, to, columns * size, zero))
+                call(down, (at + q * from_column, from_row, to, columns * size, 0))
             to = np.intp(planes.ctypes.data) + u * planes.strides[1] + c
             for p in range(made[0]):
                 source = half + p * columns * size
-                call(along, (source, size, to + p * made[1] * plane, plane, zero))
+                call(along, (source, size, to + p * made[1] * plane, plane, 0))
 
 
 @compiled
-def windows_out(lanes, planes, x, start, scratch, zeros, first, count, made, how):
+def windows_out(lanes, planes, x, start, scratch, first, count, made, how):
     """Transform planes into the windows, without what hangs over the edge; start is added. What is
     no finite number makes a NaN in scratch[2], which holds zeros else."""
     window, step, grid, _, down, along, copy = how
     _, height, length, channels = x.shape
-    line, pixel, zero = x.strides[1], x.strides[2], np.intp(zeros.ctypes.data)
+    line, pixel = x.strides[1], x.strides[2]
     size, plane = 4 * lanes, planes.strides[0]
     cut = np.intp(scratch.ctypes.data)
     half, seen = cut + scratch.strides[0], cut + 2 * scratch.strides[0]
@@ -239,7 +237,7 @@ def windows_out(lanes, planes, x, start, scratch, zeros, first, count, made, how
             source = np.intp(planes.ctypes.data) + u * planes.strides[1] + c
             for q in range(made[1]):
                 to = half + q * size
-                call(down, (source + q * plane, made[1] * plane, to, made[1] * size, zero))
+                call(down, (source + q * plane, made[1] * plane, to, made[1] * size, 0))
             at = np.intp(x.ctypes.data) + image * x.strides[0] + i * line + j * pixel + c
             to, to_row, to_column = at, line, pixel
             if not inside:
@@ -252,14 +250,14 @@ def windows_out(lanes, planes, x, start, scratch, zeros, first, count, made, how
                 for p in range(min(rows, height - i)):
                     for q in range(min(columns, length - j)):
                         source = cut + (p * columns + q) * size
-                        call(copy, (source, 0, at + p * line + q * pixel, 0, zero))
+                        call(copy, (source, 0, at + p * line + q * pixel, 0, 0))
 
 
 @compiled
-def products(tile, rows, filters, inputs, outputs, offsets, zeros, count):
+def products(tile, rows, filters, inputs, outputs, offsets, count):
     """M = V x U: of each place and group, a few tiles' rows and a panel of filters at a time."""
     places, groups, panels, channels, panel = filters.shape
-    start, terms = np.intp(zeros.ctypes.data), np.intp(offsets.ctypes.data)
+    terms = np.intp(offsets.ctypes.data)
     a_row, c_row = inputs.strides[1], outputs.strides[1]
     for p in range(places):
         for g in range(groups):
@@ -268,7 +266,7 @@ def products(tile, rows, filters, inputs, outputs, offsets, zeros, count):
                 for u in range(0, count, rows):
                     a = np.intp(inputs[p, u].ctypes.data) + 4 * g * channels
                     c = np.intp(outputs[p, u].ctypes.data) + 4 * (g * panels + k) * panel
-                    call(tile, (a, a_row, terms, channels, b, 4 * panel, start, 0, c, c_row))
+                    call(tile, (a, a_row, terms, channels, b, 4 * panel, 0, 0, c, c_row))
 
 
 @compiled

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -382,11 +381,11 @@ class Linear(_Weighted):
 
     def _product(self, x: Array, weight: Array) -> Array:
         if suits(x, weight):
-            from fastdl_lib.kernels import dots, rows  # Numba takes a while to import
+            from fastdl_lib.kernels import linear  # Numba takes a while to import
 
-            for loops in (dots, rows):
-                if loops.fits(x, weight):
-                    return loops.product(x, weight)
+            out = linear.product(x, weight)
+            if out is not None:
+                return out
         dtype = x.dtype
         x, weight = self._to_sum(x, weight)
         out = array_module(x).empty((len(x), self.out_features), x.dtype)
@@ -418,35 +417,26 @@ class Linear(_Weighted):
     ) -> tuple[Array | None, Array]:
         xp, dtype = array_module(x), x.dtype
         grad_out, x, weight = self._to_sum(grad_out, x, weight)
-        grad_weight = xp.empty_like(weight)
-        grad_x = xp.empty_like(x) if need_grad_x else None
-        rows = _loops_for_few_rows(x, weight)
-        if rows is not None:  # which compute with addresses
-            grad_out = np.ascontiguousarray(grad_out)
+        grad_weight = None
+        if suits(x, weight):
+            from fastdl_lib.kernels import linear
+
+            grad_weight = linear.gradient_by_weight(grad_out, x, weight)
 
         def work(features: slice) -> None:
-            if rows is not None:
-                rows.outer_product(grad_out[:, features], x, grad_weight[features])
-            else:
-                xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
+            xp.matmul(grad_out[:, features].T, x, out=grad_weight[features])
 
         def work_x(features: slice) -> None:
             xp.matmul(grad_out, weight[:, features], out=grad_x[:, features])
 
-        in_parallel(work, self.out_features, least=64, on=x)
+        if grad_weight is None:
+            grad_weight = xp.empty_like(weight)
+            in_parallel(work, self.out_features, least=64, on=x)
+        grad_x = xp.empty_like(x) if need_grad_x else None
         if need_grad_x:
             in_parallel(work_x, self.in_features, least=64, on=x)
             grad_x = rounded(grad_x, dtype)
         return grad_x, grad_weight
-
-
-def _loops_for_few_rows(x: Array, weight: Array) -> ModuleType | None:
-    """:mod:`fastdl_lib.kernels.rows`, where it is the faster way."""
-    if not suits(x, weight):
-        return None
-    from fastdl_lib.kernels import rows  # Numba takes a while to import
-
-    return rows if rows.fits(x, weight) else None
 
 
 def seed_of(seed: int, *place: int) -> int:

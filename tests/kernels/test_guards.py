@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import bits, direct, dots, pixels, rounding, rows, updates, vectors
+from fastdl_lib.kernels import bits, direct, linear, pixels, rounding, updates, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -92,15 +92,26 @@ def run_updates(guarded, count):
         yield from arrays
 
 
-def run_dots(guarded, images, length, rows):
-    x, weight = guarded((images, length)), guarded((rows, length))
+def run_linear(guarded, images, length, rows):
+    x, weight, grads = map(guarded, ((images, length), (rows, length), (images, rows)))
 
     def products():
-        out = dots.product(x, weight)
-        np.testing.assert_array_equal(out, x @ weight.T)  # sums of whole numbers are exact
-        yield out
+        with pytest.MonkeyPatch().context() as patch:
+            patch.setattr(vectors, "cache_bytes", lambda: 0)
+            for small in (2**20, 0):  # dots, then columns where the images are enough
+                patch.setattr(linear, "CACHE_BYTES", small)
+                out = linear.product(x, weight)
+                if out is not None:
+                    np.testing.assert_array_equal(
+                        out, x @ weight.T
+                    )  # whole numbers' sums are exact
+                    yield out
+            out = linear.gradient_by_weight(grads, x, weight)
+            if out is not None:
+                np.testing.assert_array_equal(out, grads.T @ x)
+                yield out
 
-    yield from with_own_arrays(guarded, (dots,), products)
+    yield from with_own_arrays(guarded, (linear,), products)
 
 
 def run_tiles(guarded, geometry):
@@ -120,13 +131,8 @@ def run_tiles(guarded, geometry):
         tiled.convolve(x, filters, bias, out, transforms, p)
         yield out
         yield tiled.gradient_by_filters(out, x, groups, transforms, p)
-        flat, grads = guarded((batch, 16 * height)), guarded((batch, width + 13))
-        matrix = guarded((width + 13, 16 * height))
-        yield rows.product(flat, matrix)
-        rows.outer_product(grads[:, 3:], flat, matrix[3:])
-        yield matrix
 
-    yield from with_own_arrays(guarded, (direct, tiled, rows), tiles)
+    yield from with_own_arrays(guarded, (direct, tiled), tiles)
 
 
 def run_bits(guarded, count=2, columns=33, words=1):
@@ -145,7 +151,7 @@ def with_own_arrays(guarded, modules, run):
     list(run())  # compiled, before they do
     own = {
         "empty": guarded, "zeros": lambda *how: guarded.like(np.zeros(*how)),
-        "ascontiguousarray": guarded.like,
+        "ascontiguousarray": guarded.like, "empty_like": guarded.like,
     }  # fmt: skip
     with pytest.MonkeyPatch().context() as patch:
         for module in modules:
@@ -186,9 +192,13 @@ def test_no_update_touches_memory_outside_its_arrays(count):
 @needs_tiles
 @seed(0)
 @settings(max_examples=25)
-@given(st.integers(1, 40), st.integers(1, 130), st.integers(1, 40))
-def test_no_dot_product_touches_memory_outside_its_arrays(images, length, rows):
-    run_between_zones(run_dots, images, length, rows)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 130) | st.integers(1, 9).map(lambda vectors: 16 * vectors),
+    st.integers(1, 40),
+)
+def test_no_product_of_few_rows_touches_memory_outside_its_arrays(images, length, rows):
+    run_between_zones(run_linear, images, length, rows)
 
 
 @needs_tiles
@@ -204,11 +214,8 @@ def test_every_compiled_loop_runs_here(monkeypatch):
             if re.search(r"\bcompiled\(|@compiled\b|\bn?jit\b|vectorize\b", ast.unparse(node)):
                 loops.add(f"{path.stem}.{getattr(node, 'name', None) or ast.unparse(node)}")
     # What compiles; the tiles run in the loops that call them.
-    loops -= {
-        f"vectors.{name}" for name in ("Writer", "product_tile", "matrix_on_vectors", "dot_tile")
-    }
-    loops -= {"bits.tile"}
-    loops.remove("compiled.compiled")
+    tiles = {f"vectors.{name}" for name in ("product_tile", "matrix_on_vectors", "dot_tile")}
+    loops -= tiles | {"vectors.Writer", "bits.tile", "compiled.compiled"}
     for name in loops:
         file, _, function = name.partition(".")
         module = importlib.import_module(f"{kernels.__name__}.{file}")
@@ -216,6 +223,6 @@ def test_every_compiled_loop_runs_here(monkeypatch):
     list(run_pixels(Guarded(0), (1, 3, 4, 4)))
     list(run_bits(Guarded(0)))
     list(run_updates(Guarded(0), 5))
-    list(run_dots(Guarded(0), 2, 20, 3))
+    list(run_linear(Guarded(0), 20, 32, 3))
     list(run_tiles(Guarded(0), Geometry((1, 16, 5, 5), (16, 16, 3, 3), padding=1)))
-    assert seen == loops, "run it in run_pixels(), run_updates(), run_dots() or run_tiles()"
+    assert seen == loops, "run it in run_pixels(), run_updates(), run_linear() or run_tiles()"
