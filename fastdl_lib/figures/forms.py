@@ -514,13 +514,19 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
 
 @drawn()
 def measured_bars(
-    groups: Groups, *notes: str, title: str, xlabel: str = "", start: float = 0.0
+    groups: Groups,
+    *notes: str,
+    title: str,
+    xlabel: str = "",
+    start: float = 0.0,
+    log: bool | None = None,
 ) -> Picture:
     """Draw measurements of one unit, a heading over each group; hatching shows provenance.
 
     Days that :func:`fastdl_lib.measuring.costs.training_days` computed say from which speed. Bars
-    begin at ``start``: 1 for ratios to a baseline, the slower ones to the left. Nothing to draw,
-    several units, or a number of 0 or less raise ValueError.
+    begin at ``start``: 1 for ratios to a baseline, the slower ones to the left. The axis is
+    logarithmic where ``log`` says so, or without it where the numbers span a factor of 15. Nothing
+    to draw, several units, or a number of 0 or less raise ValueError.
     """
     everything = [m for group in groups.values() for m in group]
     units = {m.unit for m in everything}
@@ -532,7 +538,7 @@ def measured_bars(
         for heading, group in groups.items()
     }
     ends = [start or everything[0].low, *(end for m in everything for end in (m.low, m.high))]
-    log = max(ends) > 15 * min(ends)
+    log = max(ends) > 15 * min(ends) if log is None else log
     grouped_bars(axes, bars, start=start, log=log, fontsize=8.5)
     if start:
         axes.axvline(start, color=Colour.INK, linewidth=1.2, zorder=3)
