@@ -23,7 +23,9 @@ from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.checks import check_whole_number
 
 CACHE_BYTES = 2**20
-"""How much is worked on at a time, so that it stays in a core's own (L2) cache."""
+"""How much is worked on at a time, so that it stays in a core's own (L2) cache. The same on every
+machine, whatever its cache: where sums are cut, and which way they are made, depends on it, and so
+do a result's last digits."""
 FLAT_BLOCK = 2**16
 """So many values of a few arrays stay there."""
 
