@@ -78,7 +78,8 @@ def test_every_path_that_a_command_takes_is_tried_here(monkeypatch):
 def fake_mpi(monkeypatch):
     """One rank, without MPI."""
     world = types.SimpleNamespace(rank=0, size=1, Barrier=lambda: None)
-    mpi = types.SimpleNamespace(COMM_WORLD=world)
+    world.Split_type, world.allreduce = lambda kind: world, lambda value, how: value
+    mpi = types.SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0, MIN=min)
     monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(MPI=mpi))
     alone = type("Alone", (contextlib.nullcontext,), {"rank": 0, "size": 1, "local_rank": 0})
     monkeypatch.setattr(ranks, "MpiWorkers", lambda **_: alone())
