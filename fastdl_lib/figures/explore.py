@@ -88,8 +88,9 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> w
     pages, and its text alternative. Numbers get a slider, anything else a drop-down list; each
     starts at its first value. A single number gets a field to type another one into.
 
-    ``draw`` takes one keyword argument for each choice; a choice is the values to pick from, in
-    order, or the number to start from. No choice, or one without values, raises ValueError.
+    ``draw`` takes one keyword argument for each choice: the values to pick from (numbers are put
+    in order), or the number to start from. No choice, or one without values, raises
+    ValueError.
     """
     listed = [values for values in choices.values() if not isinstance(values, Real)]
     if not choices or not all(len(values) for values in listed):
@@ -115,10 +116,10 @@ def explore(draw: Callable[..., Picture], **choices: Sequence[Any] | float) -> w
 def _control(name: str, values: Sequence[Any] | float) -> widgets.Widget:
     if isinstance(values, Real):
         return widgets.FloatText(value=float(values), description=name.replace("_", " "))
-    common = {"options": list(values), "value": values[0], "description": name.replace("_", " ")}
-    if all(isinstance(value, Real) for value in values):
-        return widgets.SelectionSlider(**common, continuous_update=False)
-    return widgets.Dropdown(**common)
+    common = {"value": values[0], "description": name.replace("_", " ")}
+    if all(isinstance(value, Real) for value in values):  # a slider to the right is to more
+        return widgets.SelectionSlider(options=sorted(values), **common, continuous_update=False)
+    return widgets.Dropdown(options=list(values), **common)
 
 
 def _image_tag(picture: Picture) -> str:

@@ -346,6 +346,33 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
             ),
         ],
     },
+    "to_blame": {
+        "compares medians, and not samples": [
+            ("min(half) > max(one) / 2", "np.median(half) > np.median(one) / 2"),
+            ("min(share) > max(half)", "np.median(share) > np.median(half)"),
+        ],
+        "half ought to take as long as one": (
+            "min(half) > max(one) / 2",
+            "min(half) > max(one)",
+        ),
+        "messages are what is above half of one": (
+            "np.median(share) - np.median(half)",
+            "np.median(share) - np.median(one) / 2",
+        ),
+        "messages first": (
+            "max(costs_ms, key=costs_ms.get) if costs_ms",
+            '("messages" if "messages" in costs_ms else "cores") if costs_ms',
+        ),
+        "the smaller cost": ("max(costs_ms, key", "min(costs_ms, key"),
+        "somebody must be to blame": (
+            ' if costs_ms else "nothing is shown"',
+            ' if costs_ms else "cores"',
+        ),
+        "the means": [
+            ("np.median(half) - np.median(one) / 2", "np.mean(half) - np.mean(one) / 2"),
+            ("np.median(share) - np.median(half)", "np.mean(share) - np.mean(half)"),
+        ],
+    },
     "expected_slowest_s": {
         "the largest there is": (START, "return float(max(times_s))"),
         "the mean, whatever the number": (START, "return float(np.mean(times_s))"),
@@ -397,6 +424,10 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
     },
     "ring_all_reduce": {
         "sums without sending": (START, "return [sum(gradients) for _ in gradients]"),
+        "sums without sending, and sends for show": (
+            "    return [\n",
+            "    return [sum(gradients) for _ in gradients]\n    return [\n",
+        ),
         "sends everything round": """
 def ring_all_reduce(gradients, send):
     n, sums, moving = len(gradients), [g.copy() for g in gradients], list(gradients)

@@ -138,8 +138,9 @@ def pixels_of(image):
 
 
 def test_moving_a_control_changes_the_image(shown):
-    box = explore(draw, size=[3, 5, 9], colour=["red", "blue"])
+    box = explore(draw, size=[3, 9, 5, 1], colour=["red", "blue"])
     (slider, list_), image = controls_and_image(box)
+    assert slider.options == (1, 3, 5, 9) and slider.value == 3
     assert isinstance(slider, widgets.SelectionSlider) and isinstance(list_, widgets.Dropdown)
     for control, value, expected in (
         (slider, 9, draw(9, "red")),

@@ -42,6 +42,7 @@ from fastdl_lib.measuring.timing import LayerProfile
 from fastdl_lib.nn.zoo import deep_convnet
 from fastdl_lib.precision.formats import FLOAT8_E4M3, FLOAT16, FLOAT32, FLOAT64, INT8, FixedPoint
 from fastdl_lib.scaling.clusters import Cluster, Job, Ring
+from fastdl_lib.scaling.curves import published_curves
 from fastdl_lib.scaling.simulator import step_times
 
 CARD = example()
@@ -244,15 +245,23 @@ FIGURES = [
      "1/1/1; 2/2/2; 3/3/3 | 1/1/13; 12/2/2; 3/23/3 | 1/all/13; 12/2/all; all/23/3 | ",
      "At the end they hold: all/all/all; all/all/all; all/all/all",
      "Computed: gradients in 3 chunks", "framed: it has just arrived"),
+    (partial(chapter_04.all_reduce_steps, shown=1), ("tree", 4), "tree: 4 steps, 4.00 times the",
+     "they hold the sums of: 1; 2; 3; 4. At the end they hold: 12; 2; 34; 4", "Computed"),
+    (chapter_04.overlap_timeline,
+     ([("forward", 7.0, 7.001), ("backward", 7.001, 7.0055), ("link", 7.002, 7.004),
+       ("link", 7.0055, 7.007)], CARD, "a note"),
+     "3.50 ms of sending, the end 1.50 ms after that of computing",
+     "backward: 1.0 to 5.5 ms. link: 2.0 to 4.0, 5.5 to 7.0 ms", MACHINE, "red: messages"),
+    (chapter_04.prediction_scatter, ({"a curve": published_curves()[-1:]}, "a note"),
+     "a curve, published and predicted: 100: 94, 100: 93, 100: 92, 94: 89, 80: 76, 56: 52",
+     "Simulated: blind", "a note"),
     (chapter_04.scaling_lines, (SPEEDUPS, "a note"),
-     "TensorFlow (published): 1: 1.00, 8: 8.00, 100: 56.0", "a model (simulated)", "100: 52.5",
+     "TensorFlow (published): 1: 100, 8: 100, 100: 56.0; speed-up at the end 56.0",
+     "a model (simulated)", "100: 52.5",
      "Published: Figure 8-16", "Simulated: 17 servers", "a note"),
     (chapter_04.step_parts, (SCALING, "a ring"),
      "1 workers: computing 1.00 s, waiting 0 s, communicating 0 s, speed-up 1.00",
      "Simulated: a job", "a ring"),
-    (partial(chapter_04.epoch_lines, ylabel="right, %"),
-     ({"fresh": [80.0, 90.5], "stale": [20.0, 10.0]}, CARD, "SGD"),
-     "right, % by epoch. fresh: 1: 80.0, 2: 90.5; stale: 1: 20.0, 2: 10.0", MACHINE, "SGD"),
     (chapter_05.bit_layout, (FLOAT16, 0.1),
      "0.1 as float16 is 0.0999755859375. Bits: 0 01011 1001100110",
      "(-1)^0 x 2^(11 - 15) x 1.59960938", "error: -2.44e-05, 0.0244 % of it",
@@ -288,7 +297,7 @@ def plain(function):
 
 
 TITLED = {chapter_02.patch_matrix, chapter_04.all_reduce_steps, chapter_05.bit_layout}
-TITLED |= {forms.guess_and_truth}
+TITLED |= {forms.guess_and_truth, chapter_04.overlap_timeline}
 
 
 def draw(function, *arguments):
@@ -517,8 +526,6 @@ def test_a_layer_of_an_own_kind_is_drawn_as_another():
         ((forms.loss_curves, {"a": [*range(100), np.inf, 5.0]}, CARD),
          "from 0 to 98.5 after 100 steps, not finite from step 101 on"),
         ((forms.loss_curves, {"a": [np.nan, 5.0]}, CARD), "a, not finite from step 1 on"),
-        ((partial(chapter_04.epoch_lines, ylabel="loss"), {"a": [2.0, np.nan, np.inf]}, CARD),
-         "a: 1: 2.00, 2: nan, 3: inf"),
     ],
 )  # fmt: skip
 def test_a_figure_says_in_words(figure, words):
@@ -579,8 +586,8 @@ def caption(origins, title="T", alt="words"):
         (caption, ([Origin("guessed")],), ValueError, "'guessed' is not a valid Provenance"),
         (forms.loss_curves, (CURVES, CARD), ValueError, "1 to 7 lines can be told apart, got 8"),
         (forms.measured_bars, ({},), ValueError, "measured_bars: groups is empty; there is noth"),
-        (partial(chapter_04.epoch_lines, ylabel="loss"), ({"a": [1.0, None]}, CARD), ValueError,
-         "epoch_lines: lines['a'][1] is None; leave out what there is no value of"),
+        (forms.loss_curves, ({"a": [1.0, None]}, CARD), ValueError,
+         "loss_curves: curves['a'][1] is None; leave out what there is no value of"),
         (forms.ladder, ({"conv3": []},), ValueError, "ladder: panels['conv3'] is empty"),
         (forms.samples_strip, ([],), ValueError, "samples_strip: measurements is empty"),
         (forms.image_row, (np.zeros((0, 3, 9, 9)), ["a"], CARD), ValueError, "images is empty"),
