@@ -52,6 +52,7 @@ def loss_and_gradient(logits: Array, labels: Array, scale: float = 1.0) -> tuple
     sums = exponentials.sum(axis=1, keepdims=True)
     rows = xp.arange(len(labels))
     loss = (xp.log(sums[:, 0]) - shifted[rows, labels]).mean()
+    loss += (0 * logits).sum()  # NaN also where the logit of another class is minus infinity
     grad = exponentials / sums
     grad[rows, labels] -= 1
     # Rounded once, so that the gradient of a share of a batch has the digits of the whole batch's.

@@ -378,6 +378,10 @@ def test_the_loss_keeps_the_dtype_and_does_not_overflow(dtype, label_dtype):
     assert grad.tolist() == [[0, 0], [0.5, -0.5]]
     loss, grad = loss_and_gradient(logits * dtype(1e34), np.array([0, 1], label_dtype))
     assert float(loss) == pytest.approx(5e37) and np.isfinite(grad).all()
+    # A sum that overflowed is no small probability, whose gradient would be 0.
+    logits[1, 0] = -np.inf
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(loss_and_gradient(logits, np.array([0, 1], label_dtype))[0])
 
 
 # --- what holds for every layer -----------------------------------------------------------------
