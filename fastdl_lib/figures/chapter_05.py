@@ -229,7 +229,7 @@ def magnitude_histogram(
             text += f", {format_number(100 - float(share.sum()))} % further left"
         upper.stairs(share, edges, color=colour, linestyle=dashes, linewidth=2, label=text)
         ends += [first, last + 1]
-        start = f"2^{first}" if powers.size == sizes.size else "less"
+        start = f"2^{first}" if powers.size == sizes.size else f"below 2^{_LEAST}"
         said = f"{label}: {zeros:.1f} % are 0, the others from {start} to 2^{last + 1}"
         words.append(", ".join([said, *_lost(sizes, formats)]))
     _draw_limits(upper, lower, formats, [*ends, *reach])
