@@ -1,4 +1,4 @@
-"""Figures of chapter 01, where time goes: costs, layers' times, shares, roofline, batch sizes."""
+"""Figures of chapter 01, where time goes: costs, layers' times, shares, waterfall, batch sizes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,6 +112,35 @@ def roofline_against_measured(
 
 
 @drawn()
+def waterfall(
+    layers: Mapping[str, Mapping[str, float]], profile: LayerProfile, *notes: str, title: str
+) -> Picture:
+    """Draw how each layer's time comes about, ms: a part begins where the one before it ended.
+
+    ``layers``: layer to its parts, the same ones in each, in order. A part below 0 goes back.
+    """
+    names = [*next(iter(layers.values()))]
+    colours = dict(zip(names, [Colour.INK, *(look[0] for look in forms.LOOKS)], strict=False))
+    figure, axes = canvas(9.5, 1.8 + 0.62 * len(layers))
+    height, words = 0.84 / len(names), []
+    for row, (layer, parts) in enumerate(layers.items()):
+        end = furthest = 0.0
+        for step, (name, part_ms) in enumerate(parts.items()):
+            place = row + (step - (len(names) - 1) / 2) * height
+            axes.barh(place, part_ms, left=end, height=height, color=colours[name])
+            end += part_ms
+            furthest = max(furthest, end)
+        forms.write_beside(axes, f"{end:.1f} ms", (furthest, row))
+        said = ", ".join(f"{name} {part_ms:.1f}" for name, part_ms in parts.items())
+        words.append(f"{layer} {end:.1f} ms: {said}")
+    forms.name_rows(axes, [*layers])
+    axes.margins(x=0.1)
+    axes.set_xlabel(f"time for a batch of {profile.batch}, ms")
+    alt = f"From the ceiling's time to the measured one. {'; '.join(words)}"
+    return _ran(profile, figure, title, alt, notes, forms.patches(colours))
+
+
+@drawn()
 def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -> Picture:
     """Draw the time an image takes, by kind of layer, against the batch size."""
     batches = sorted(profiles)
@@ -123,16 +152,16 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
     shown = [kind for kind in KINDS if kind != "other" or each[kind].max() >= 0.01]
     forms.stacked_columns(left, batches, [(kind_colour(kind), each[kind]) for kind in shown])
     left.set(xlabel="batch size, images", ylabel="time an image takes, ms")
-    for kind, other in (("conv", "fc"), ("fc", "conv")):
-        line, colour = [share[kind] for share in shares], kind_colour(kind)
-        right.plot(range(len(batches)), line, "o-", color=colour, linewidth=2)
-        for place, share in enumerate(shares):
-            # The label of a dot closely below another one stands below: so two never meet.
-            gap = share[other] - share[kind]
-            above = gap > 15 or (gap, other) < (0, kind)
-            side = {} if above else {"xytext": (0, -7), "va": "top"}
-            forms.write_above(right, f"{share[kind]:.0f}", (place, share[kind]), **side)
+    for kind in ("conv", "fc"):
+        line = [share[kind] for share in shares]
+        right.plot(range(len(batches)), line, "o-", color=kind_colour(kind), linewidth=2)
+    for place, share in enumerate(shares):
+        heights = forms.apart([share["conv"], share["fc"]], 8, 3, 97)
+        for kind, height in zip(("conv", "fc"), heights, strict=True):
+            look = {"color": kind_colour(kind), "weight": "bold", "bbox": forms.PALE_BOX}
+            forms.write_beside(right, f"{share[kind]:.0f}", (place, height), xytext=(7, 0), **look)
     right.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+    right.set_xlim(-0.3, len(batches) - 0.5)
     right.set(ylim=(0, 100), xlabel="batch size, images", ylabel="share of the forward time, %")
     said = "batch {}: {:.1f} ms, convolution {conv:.0f} %, fully connected {fc:.0f} %"
     each = zip(batches, image_ms, shares, strict=True)

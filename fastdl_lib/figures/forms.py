@@ -302,7 +302,7 @@ def roofline(
 ) -> Picture:  # fmt: skip
     """Draw the two ceilings and, below them, what ran (Williams et al. 2009).
 
-    ``points``: (name, FLOP per byte, GFLOP/s reached) and, for a layer, its kind.
+    ``points``: (name, FLOP per byte, GFLOP/s reached, measured) and, for a layer, its kind.
     """
     figure, axes = canvas(8.5, 4.6)
     intensities = [point[1] for point in points] + [0.1, 1000]
@@ -313,26 +313,29 @@ def roofline(
     axes.fill_between(x, roof, color=Colour.GREY, alpha=0.08, linewidth=0)
     axes.axvline(ridge, color=Colour.GREY, linewidth=0.8, linestyle=":")
     log_axes(axes, 10, 10)
-    lowest = min([roof[0], *(point[2] for point in points)]) / 2
-    axes.set(xlim=(x[0], x[-1]), ylim=(lowest, gemm.median * 2.5))
-    peak, speed, at = map(format_number, (gemm.median, copy.median, ridge))
+    lowest = min([roof[0], *(point[2].low for point in points)]) / 2
+    highest = max([gemm.median, *(point[2].high for point in points)]) * 2.5
+    axes.set(xlim=(x[0], x[-1]), ylim=(lowest, highest))
+    peak, rate, at = map(format_number, (gemm.median, copy.median, ridge))
     axes.text(ridge * 1.1, gemm.median * 1.2, f"{peak} GFLOP/s", fontsize=9)
-    axes.text(x[0] * 1.2, roof[0] * 3.2, f"{speed} GB/s", fontsize=9)
+    axes.text(x[0] * 1.2, roof[0] * 3.2, f"{rate} GB/s", fontsize=9)
     grey = {"fontsize": 9, "color": Colour.GREY}
     axes.text(ridge * 1.1, lowest * 1.2, f"ridge: {at} FLOP/byte", **grey)
     words = []
-    for name, intensity, gflops, *kind in points:
-        colour = kind_colour(kind[0]) if kind else Colour.PURPLE
+    for name, intensity, speed, *kind in points:
+        colour, gflops = kind_colour(kind[0]) if kind else Colour.PURPLE, speed.median
         axes.plot(intensity, gflops, "o", color=colour, markersize=8, zorder=3)
+        axes.plot([intensity] * 2, [speed.low, speed.high], color=Colour.INK, zorder=4)
         reached = f"{format_number(gflops)} GFLOP/s at {format_number(intensity)} FLOP/byte"
         words.append(f"{name}: {reached}")
         # Below the roof line, on which a fast point lies.
         write_beside(axes, name, (intensity, gflops), xytext=(7, -9), bbox=PALE_BOX)
     axes.set_xlabel("arithmetic intensity, FLOP per byte moved (computed)")
     axes.set_ylabel(f"speed, GFLOP/s ({gemm.provenance})")
-    alt = f"Roofline: {speed} GB/s of memory traffic up to {at} FLOP per byte, then {peak} GFLOP/s"
+    alt = f"Roofline: {rate} GB/s of memory traffic up to {at} FLOP per byte, then {peak} GFLOP/s"
     notes = (f"{ran_on(gemm, 'product')}, {ran_on(copy, 'copy')}", *notes)
-    return Picture(figure, title, origins_of([gemm]), f"{alt}. {'; '.join(words)}", notes)
+    origins = origins_of([gemm, copy, *(point[2] for point in points)])
+    return Picture(figure, title, origins, f"{alt}. {'; '.join(words)}", notes)
 
 
 @drawn()

@@ -133,6 +133,35 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
         ),
         "numbers of one byte": ("4 * ridge", "ridge"),
     },
+    "image_times": {
+        "compares the times of batches": [
+            ('ms / before["batch"] for', "ms for"),
+            ('ms / after["batch"] for', "ms for"),
+        ],
+        "compares the middles alone": [
+            ("new_high < old_low", "new_low + new_high < old_low + old_high"),
+            ("new_low > old_high", "new_low + new_high > old_low + old_high"),
+        ],
+        "takes what touches for apart": [
+            ("new_high < old_low", "new_high <= old_low"),
+            ("new_low > old_high", "new_low >= old_high"),
+        ],
+        "compares shares": (
+            START,
+            "def share(run, kind):\n"
+            "        return run[kind][0] / sum(run[k][0] for k in run if k != 'batch')\n"
+            "    words, both = {}, before.keys() & after.keys() - {'batch'}\n"
+            "    for kind in both:\n"
+            "        less = share(after, kind) < share(before, kind)\n"
+            "        words[kind] = 'faster' if less else 'slower'\n"
+            "    return {k: words.get(k, 'gone') for k in before if k != 'batch'}",
+        ),
+        "gone is faster": ('words[kind] = "gone"', 'words[kind] = "faster"'),
+        "before and after swapped": (
+            '"faster" if faster else "slower" if slower',
+            '"slower" if faster else "faster" if slower',
+        ),
+    },
     "im2col_ms": {
         "each number moved once": ("2 * 4 * patches", "4 * patches"),
         "a MAC as one operation": ("2 * filters * patches", "filters * patches"),

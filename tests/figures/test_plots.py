@@ -164,7 +164,7 @@ TRIALS = [
 FIGURES = [
     (forms.roofline, (
          Ceilings(speed(100.0, threads=4), measured("b", 10.0, unit="GB/s", threads=1)),
-         [("copy", 0.125, 1.2), ("product", 170.0, 95.0, "conv")]),
+         [("copy", 0.125, speed(1.2)), ("product", 170.0, speed(95.0), "conv")]),
      "10.0 GB/s", "10.0 FLOP per byte", "100 GFLOP/s", "copy: 1.20 GFLOP/s at 0.125 FLOP",
      MACHINE, "product on 4 threads", "copy on 1 thread"),
     (forms.guess_and_truth,
@@ -205,6 +205,8 @@ FIGURES = [
      MACHINE, "batch 4, BLAS on 4 threads, 3 passes"),
     (chapter_01.roofline_against_measured, deep_profile(),
      "Measured time over roofline time: conv1 ", "fc2 ", MACHINE, "batch 4"),
+    (chapter_01.waterfall, ({"conv1": {"ceiling": 10.0, "copying": 25.0, "rest": -5.0}}, TRAINING),
+     "conv1 30.0 ms: ceiling 10.0, copying 25.0, rest -5.0", MACHINE, "batch 4"),
     (chapter_01.batch_sweep, (BY_BATCH,), "batch 8: 12.5 ms",
      "batch 1: 6.1 ms, convolution 49 %, fully connected 51 %", MACHINE, "BLAS on 4 threads"),
     (partial(chapter_02.patch_matrix, size=4, pixel=6), (3, 2, 1, 2),
