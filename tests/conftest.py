@@ -37,6 +37,7 @@ LONGEST = (
     "test_rank_runs",
     "test_release",
     "03_cpu_vs_gpu",
+    "test_chapter_03",
     "test_record",
     "test_training",
 )

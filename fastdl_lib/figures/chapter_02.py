@@ -129,7 +129,7 @@ def race(
     """Draw the speed of several algorithms on several layers, a group of bars an algorithm.
 
     ``speeds``: (algorithm, layer, threads) to GFLOP/s; the smallest number of threads is drawn as
-    bars, a larger one as diamonds. ``ceilings``: threads to the GFLOP/s of a large product, a line.
+    dots, a larger one as diamonds. ``ceilings``: threads to the GFLOP/s of a large product, a line.
     """
     runs: dict[str, dict[str, list[Measurement]]] = {name: {} for name, _, _ in speeds}
     for algorithm, layer, threads in sorted(speeds, key=lambda key: key[2]):
@@ -157,7 +157,7 @@ def race(
         words.append(f"{algorithm}:{said}")
     legend = forms.patches({f"{threads_in_words(few)} (line: quartiles)": Colour.GREY})
     legend += [Line2D([], [], label=threads_in_words(n), **diamond) for n in more]
-    legend += [patch for patch in forms.provenance_patches(speeds.values()) if patch.get_hatch()]
+    legend += forms.provenance_patches(speeds.values(), dots=True)
     for threads, dashes in zip(sorted(ceilings), ("--", ":", "-."), strict=False):
         label, ceiling = f"product ceiling, {threads_in_words(threads)}", ceilings[threads].median
         line = {"color": Colour.INK, "linewidth": 1.2, "linestyle": dashes}

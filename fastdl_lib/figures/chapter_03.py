@@ -1,11 +1,9 @@
-"""Figures of chapter 03, CPU against GPU: sizes, transfers, memory."""
-
-from collections.abc import Mapping
+"""Figures of chapter 03, CPU against GPU: sizes and transfers."""
 
 from fastdl_lib.figures import forms
 from fastdl_lib.figures.forms import Bar, Sweeps
-from fastdl_lib.figures.picture import Colour, Origin, Picture, canvas, drawn, origins_of
-from fastdl_lib.measuring.evidence import Provenance, format_number
+from fastdl_lib.figures.picture import Colour, Picture, canvas, drawn, origins_of
+from fastdl_lib.measuring.evidence import format_number
 
 
 @drawn()
@@ -60,29 +58,3 @@ def transfer_bars(rows: Sweeps, *notes: str, title: str) -> Picture:
     times = [time for row in rows.values() for time in row.values()]
     legend = [*forms.patches(colours), *forms.provenance_patches(times)]
     return Picture(figure, title, origins_of(times), "; ".join(words), notes, legend)
-
-
-@drawn()
-def memory_against_batch(
-    needs: Mapping[str, Mapping[int, float]], limits: Mapping[str, float], *notes: str, title: str
-) -> Picture:
-    """Draw the memory a batch needs against its size, and what machines have, as lines.
-
-    ``needs`` holds for each line batch size to bytes, counted; ``limits`` the bytes of memories.
-    """
-    figure, axes = canvas(9, 4.6)
-    gigabytes = {
-        label: {n: size / 1e9 for n, size in line.items()} for label, line in needs.items()
-    }
-    words = forms.draw_lines(axes, gigabytes, "--")
-    forms.log_axes(axes, 2, 10)
-    axes.margins(x=0.02)
-    for name, size in limits.items():
-        axes.axhline(size / 1e9, color=Colour.INK, linewidth=0.9, linestyle=":")
-        look = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 9}
-        axes.text(0.01, size / 1e9, name, **look)
-        words.append(f"{name} has {format_number(size / 1e9)}")
-    axes.set(xlabel="batch, images", ylabel=f"memory, GB ({Provenance.COMPUTED})")
-    counted = Origin(Provenance.COMPUTED, "counted from the layers' shapes, float32")
-    alt, legend = f"GB by batch. {'; '.join(words)}", axes.get_legend_handles_labels()[0]
-    return Picture(figure, title, [counted], alt, notes, legend)

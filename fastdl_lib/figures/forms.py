@@ -12,10 +12,20 @@ from typing import Any, NamedTuple
 
 import matplotlib.ticker
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from fastdl_lib.core.threads import threads_in_words
-from fastdl_lib.figures.picture import HATCH, Colour, Origin, Picture, canvas, drawn, origins_of
+from fastdl_lib.figures.picture import (
+    CLOCKED,
+    HATCH,
+    Colour,
+    Origin,
+    Picture,
+    canvas,
+    drawn,
+    origins_of,
+)
 from fastdl_lib.measuring.costs import KINDS, Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard
@@ -45,6 +55,12 @@ PROVENANCE_LOOK = {
     Provenance.SIMULATED: "x--",
     Provenance.COMPUTED: "d:",
     Provenance.PUBLISHED: "o",
+}
+# Of a dot: what hatching is of a bar.
+_DOTS = {
+    HATCH[kind]: {"marker": look[0], "markersize": 8, "markeredgewidth": 1.8}
+    | ({"markerfacecolor": "white"} if kind is Provenance.PUBLISHED else {})
+    for kind, look in PROVENANCE_LOOK.items()
 }
 PALE_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
 
@@ -83,17 +99,23 @@ def horizontal_bars(
     """Draw bars from top to bottom; their texts make room for themselves beside the axes.
 
     ``places`` are one a bar, downwards; by default 0, 1, 2 ... with the bars' names at the left.
-    Bars begin at ``start``; on a logarithmic axis 0 stands for a third of the least.
+    Bars begin at ``start``. A logarithmic axis has no 0 to begin at: without a start there are dots
+    on it, whose shape shows the provenance.
     """
-    if log and not start:
-        start = min(bar.value for bar in bars) / 3
+    dots = log and not start
+    start = start or (min(bar.value for bar in bars) / 2 if log else 0.0)
     for place, bar in zip(range(len(bars)) if places is None else places, bars, strict=True):
-        look = {"color": bar.colour, "hatch": bar.hatch, "edgecolor": "white"}
-        axis.barh(place, bar.value - start, left=start, height=height, **look)
+        if dots:
+            axis.axhline(place, color=Colour.GREY, linewidth=0.6, linestyle=":", zorder=0)
+            axis.plot(bar.value, place, color=bar.colour, linestyle="", **_DOTS[bar.hatch])
+        else:
+            look = {"color": bar.colour, "hatch": bar.hatch, "edgecolor": "white"}
+            axis.barh(place, bar.value - start, left=start, height=height, **look)
         if bar.low is not None:
             axis.plot([bar.low, bar.high], [place, place], color=Colour.INK, linewidth=1.5)
         if bar.text:
-            write_beside(axis, bar.text, (max(bar.end, start), place), fontsize=fontsize)
+            look = {"xytext": (8, 0), "bbox": PALE_BOX} if dots else {}
+            write_beside(axis, bar.text, (max(bar.end, start), place), fontsize=fontsize, **look)
     log_axes(axis, 10 if log else 0)
     end = max(start, *(bar.end for bar in bars))
     axis.set_xlim(min(start, *(bar.value for bar in bars)), end * (1.1 if log else 1.02) or 1)
@@ -270,9 +292,12 @@ def kind_patches(kinds: Collection[str]) -> list[Patch]:
     return patches({name: colour for kind, (colour, name) in KINDS_SHOWN.items() if kind in kinds})
 
 
-def provenance_patches(measurements: Iterable[Measurement]) -> list[Patch]:
-    """What each hatching that occurs stands for."""
+def provenance_patches(measurements: Iterable[Measurement], dots: bool = False) -> list[Any]:
+    """What each hatching that occurs stands for, or each shape of a dot."""
     present, look = {m.provenance for m in measurements}, {"fc": Colour.GREY, "ec": "white"}
+    if dots:
+        named = {p: _DOTS[HATCH[p]] | {"label": str(p), "color": Colour.GREY} for p in Provenance}
+        return [Line2D([], [], linestyle="", **named[p]) for p in Provenance if p in present]
     return [Patch(hatch=HATCH[p], label=str(p), **look) for p in Provenance if p in present]
 
 
@@ -360,7 +385,8 @@ def guess_and_truth(
     axes.set_xlabel(f"{name}, {unit}")
     words = "; ".join(f"{bar.name} {format_number(bar.value)} {unit}" for bar in bars)
     notes = [f"{m.name}: {m.source}" for m in published]
-    heading = f"{name}: guess and measurement" if guess is not None else f"{name}: no guess made"
+    what = "measurement" if measured.provenance in CLOCKED else f"{measured.provenance} number"
+    heading = f"{name}: guess and {what}" if guess is not None else f"{name}: no guess made"
     return Picture(figure, heading, origins_of([measured]), f"{name}: {words}", notes)
 
 
@@ -526,10 +552,11 @@ def measured_bars(
 ) -> Picture:
     """Draw measurements of one unit, a heading over each group; hatching shows provenance.
 
-    Days that :func:`fastdl_lib.measuring.costs.training_days` computed say from which speed. Bars
-    begin at ``start``: 1 for ratios to a baseline, the slower ones to the left. The axis is
-    logarithmic where ``log`` says so, or without it where the numbers span a factor of 15. Nothing
-    to draw, several units, or a number of 0 or less raise ValueError.
+    Days that :func:`fastdl_lib.measuring.costs.training_days` computed say from which speed; a
+    number with the condition ``digits`` is written with no more. Bars begin at ``start``: 1 for
+    ratios to a baseline, the slower ones to the left. The axis is logarithmic where ``log`` says
+    so, or without it where the numbers span a factor of 15. Nothing to draw, several units, or a
+    number of 0 or less raise ValueError.
     """
     everything = [m for group in groups.values() for m in group]
     units = {m.unit for m in everything}
@@ -549,7 +576,7 @@ def measured_bars(
         axes.set_xlim(left=min(ends) / 1.3 if log else 0)
     axes.set_xlabel(xlabel or f"{everything[0].unit} (line: quartiles)")
     alt = "; ".join(f"{word}, {bar.name}: {bar.text}" for word in bars for bar in bars[word])
-    legend = [*device_patches(everything), *provenance_patches(everything)]
+    legend = [*device_patches(everything), *provenance_patches(everything, log and not start)]
     return Picture(figure, title, origins_of(everything), alt, notes, legend)
 
 
@@ -559,7 +586,9 @@ def _said(m: Measurement) -> str:
     if "speed_is" in m.conditions:
         images_per_s = format_number(m.conditions["images_per_s"])
         speed = f" from {images_per_s} images/s, {m.conditions['speed_is']}"
-    return f"{format_number(m.median)}{unit} ({m.provenance}{speed})"
+    digits = m.conditions.get("digits")
+    value = f"{m.median:.{digits}g}" if digits else format_number(m.median)
+    return f"{value}{unit} ({m.provenance}{speed})"
 
 
 @drawn()
@@ -586,7 +615,7 @@ def ladder(panels: Groups, *notes: str, title: str) -> Picture:
         axis.tick_params(axis="y", length=0)
         words.append(f"{work}, {unit}: " + "; ".join(said))
     name_rows(axes[0][0], rungs)
-    legend = [*device_patches(everything), *provenance_patches(everything)]
+    legend = [*device_patches(everything), *provenance_patches(everything, dots=True)]
     return Picture(figure, title, origins_of(everything), ". ".join(words), notes, legend)
 
 

@@ -354,6 +354,46 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
             "together(repeats) - together(0)",
         ),
     },
+    "tiled_product": {
+        "fetches for itself, without tiles": [
+            ("here_a[y, k] * here_b[k, x]", "a[row, start + k] * b[start + k, column]"),
+        ],
+        "computes before all have fetched": (
+            "here_b[y, x] = b[start + y, column]\n        cuda.syncthreads()",
+            "here_b[y, x] = b[start + y, column]",
+        ),
+        "fetches before all have computed": (
+            "* here_b[k, x]\n        cuda.syncthreads()",
+            "* here_b[k, x]",
+        ),
+        "takes rows for columns": ("column, row =", "row, column ="),
+        "as many tiles as the result is wide": (
+            "range(0, a.shape[1], TILE)",
+            "range(0, b.shape[1], TILE)",
+        ),
+        "a total for each tile": (
+            "        cuda.syncthreads()\n        for k",
+            "        cuda.syncthreads()\n        total = float32(0)\n        for k",
+        ),
+    },
+    "what_limits": {
+        "takes the mean": ("np.median", "np.mean"),
+        "takes the fastest": ("np.median(samples_ms)", "min(samples_ms)"),
+        "adds the three up": ("least_ms[limit] / np", "sum(least_ms.values()) / np"),
+        "the shortest of the three": ("max(least_ms", "min(least_ms"),
+        "forgets that a clock can be wrong": ("if share > 1:", "if False:"),
+        "always knows": ("if share >= 0.5 else", "if True else"),
+        "more than half": ("share >= 0.5", "share > 0.5"),
+        "seconds": [
+            ("(1e9 * tflops)", "(1e12 * tflops)"),
+            ("(1e6 * gb_per_s)", "(1e9 * gb_per_s)"),
+        ],
+        "a share in percent": [
+            ("share = least", "share = 100 * least"),
+            ("share > 1", "share > 100"),
+            ("share >= 0.5", "share >= 50"),
+        ],
+    },
     "efficiencies": {
         "against one GPU, which is not in the table": ("best[least] / least", "best[least]"),
         "the last run counts": (

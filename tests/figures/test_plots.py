@@ -238,10 +238,6 @@ FIGURES = [
      "forward: computing 27.0, images 5.00, weights 8.00; 40.0 ms, 32 % of it on the way",
      "training: computing 81.0, images 5.00, weights 0; 86.0 ms, 6 % of it on the way",
      "Published: a log", "Computed: a log", "a bus"),
-    (chapter_03.memory_against_batch,
-     ({"forward": {1: 3e8, 128: 2e9}, "training": {1: 8e8, 128: 3e9}}, {"a GPU": 12e9}, "A"),
-     "GB by batch. forward: 1: 0.300, 128: 2.00", "training: 1: 0.800", "a GPU has 12.0",
-     "Computed: counted", "A"),
     (chapter_04.all_reduce_steps, ("ring", 3), "ring: 4 steps, 1.33 times the gradients' bytes",
      # After n - 1 steps each worker holds one chunk that is complete.
      "1/1/1; 2/2/2; 3/3/3 | 1/1/13; 12/2/2; 3/23/3 | 1/all/13; 12/2/all; all/23/3 | ",
@@ -439,11 +435,11 @@ def test_long_texts_and_names_take_no_room_from_the_axes():
         assert max(text.get_window_extent().x1 for text in drawn.figure.texts) < 900
     assert heights == pytest.approx(heights[:1] * 5, rel=0.05)
     name = "a name that somebody chose and that says all there is to say " * 3
-    needs = {name[:90]: {1: 1e9}, name[1:90]: {1: 2e9}}
+    lines = {name[:90]: {1: measured("a", 1.0)}, name[1:90]: {1: measured("b", 2.0)}}
     for drawn in (
         forms.samples_strip([measured(name, 1.0)], title="T"),
         forms.loss_curves({name: [1.0, 2.0]}, CARD, title="T"),
-        chapter_03.memory_against_batch(needs, {"a": 1}, title=""),
+        chapter_03.size_sweep(lines, title=""),
     ):
         drawn.figure.draw_without_rendering()
         assert drawn.figure.axes[0].get_window_extent().width > 200
@@ -534,6 +530,33 @@ def test_a_figure_says_in_words(figure, words):
     assert words in draw(*figure).alt
 
 
+def test_a_logarithmic_axis_has_dots_which_begin_nowhere():
+    runs = [measured("a", 1.0), told("b", 100.0), told("c", 9.0, provenance=COMPUTED)]
+    for drawn in (
+        draw(forms.measured_bars, {"g": runs}),
+        draw(forms.ladder, {"g": runs}),
+    ):
+        axes, (legend,) = drawn.figure.axes[0], drawn.figure.legends
+        assert not axes.patches and {"o", "d"} < {line.get_marker() for line in axes.lines}
+        assert {"measured here", "published", "computed"} <= {t.get_text() for t in legend.texts}
+    assert draw(partial(forms.measured_bars, start=1.0), {"g": runs}).figure.axes[0].patches, (
+        "of a ratio"
+    )
+
+
+def test_a_number_with_few_digits_is_written_with_no_more():
+    read_off = Measurement.published("Titan", "days", 6.0, "a slide", digits=2)
+    assert "Titan: 6 days (published)" in draw(forms.measured_bars, {"g": [read_off]}).alt
+
+
+def test_a_guess_is_compared_with_a_measurement_only_where_one_was_made():
+    for truth, words in (
+        (measured("a", 3.0), "guess and measurement"),
+        (told("b", 3.0, provenance=COMPUTED), "guess and computed number"),
+    ):
+        assert forms.guess_and_truth("gain", "ms", 4.0, truth).title == f"gain: {words}"
+
+
 def test_histograms_with_one_reach_have_one_axis():
     drawn = [
         draw(
@@ -596,8 +619,6 @@ def caption(origins, title="T", alt="words"):
         (chapter_01.cost_shares, ([],), ValueError, "costs is empty"),
         (chapter_02.error_against_speed, ([speed(80.0)], [np.nan]), ValueError,
          "error_against_speed: errors[0] holds infinite values or NaN"),
-        (chapter_03.memory_against_batch, ({"a": {1: 3e8, 2: np.inf}}, {"a GPU": 1.0}), ValueError,
-         "holds infinite values or NaN"),
         (chapter_04.step_parts, (dataclasses.replace(SCALING, waiting_s=np.full(3, np.inf)),),
          ValueError, "step_parts: scaling.step_s holds infinite values"),
         (chapter_06.sign_pictures, ({"w": np.full((1, 2, 2), np.nan)}, ["a"], CARD), ValueError,

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,7 @@ from fastdl_lib.measuring.evidence import Measurement, Provenance
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from fastdl_lib.nn.network import Network
 from fastdl_lib.nn.norms import BatchNorm, LocalResponseNorm
+from fastdl_lib.nn.optimizers import SGD
 from fastdl_lib.nn.zoo import alexnet, deep_convnet
 from fastdl_lib.precision.formats import BFLOAT16, FLOAT16, INT8
 from fastdl_lib.precision.mixed import Precision, in_precision
@@ -361,3 +363,28 @@ def test_days_are_computed_and_name_the_speed_they_come_from():
     small = training_days(speed(10.0), epochs=np.int16(2000), images=np.int32(2_000_000))
     assert small.median == pytest.approx(2000 * 2_000_000 / 10 / 86_400)
     assert type(small.conditions["images"]) is int
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_memory_counted_is_about_what_a_training_step_takes(alex):
+    x, labels = np.zeros((8, 3, 227, 227), np.float32), np.arange(8)
+    optimizer = SGD(1e-6, momentum=0.9)
+
+    def step():
+        alex.loss_and_gradients(x, labels)
+        optimizer.step(alex)
+
+    step()  # compiles, which takes minutes where each allocation is noted
+    optimizer.state.clear()
+    alex.drop_gradients()
+    tracemalloc.start()
+    try:
+        step()  # from now on there are momentum and old gradients
+        tracemalloc.reset_peak()
+        step()
+        peak = tracemalloc.get_traced_memory()[1] + 4 * alex.parameter_count
+    finally:
+        tracemalloc.stop()
+    assert 0.8 < peak / memory_bytes(alex, 8, training=True) < 1.1

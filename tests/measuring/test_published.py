@@ -70,6 +70,13 @@ def test_known_sums(table, column, count, total):
     assert sum(row[column] for row in rows) == pytest.approx(total, rel=1e-7)
 
 
+def test_units_give_the_datasheets_rates():
+    for gpu, row in rows_of("gpu_units", "gpu").items():
+        tflops = 2e-3 * row["multiprocessors"] * row["units"] * row["clock_ghz"]
+        sheet = rows_of("gpu_datasheets", "gpu")[gpu]
+        assert tflops == pytest.approx(sheet["fp32_tflops"], rel=0.01), gpu
+
+
 # --- chapters 01 and 02 -------------------------------------------------------------------------
 
 
