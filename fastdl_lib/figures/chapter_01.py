@@ -169,4 +169,5 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
     alt, profile = f"Time an image takes: {'; '.join(words)}", profiles[batches[0]]
     notes = (f"{forms.ran_on(profile.first, 'BLAS')}, medians", *notes)
     legend = forms.kind_patches(shown)
-    return Picture(figure, title, origins_of([profile.first]), alt, notes, legend)
+    origins = origins_of(profiles[batch].first for batch in batches)
+    return Picture(figure, title, origins, alt, notes, legend)
