@@ -172,7 +172,9 @@ def test_other_data_is_read_from_a_folder_of_ones_own(tmp_path, split, names):
     for name, array in zip(names, (PIXELS, CLASSES), strict=True):
         content = idx(array)
         (tmp_path / name).write_bytes(gzip.compress(content) if "gz" in name else content)
-    (tmp_path / f"{names[0].removesuffix('.gz')}.gz").write_bytes(gzip.compress(idx(PIXELS), mtime=0))
+    (tmp_path / f"{names[0].removesuffix('.gz')}.gz").write_bytes(
+        gzip.compress(idx(PIXELS), mtime=0)
+    )
     (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97")
     (tmp_path / f"._{names[0]}").touch()  # as macOS leaves beside what was unpacked
     images, labels = datasets.mnist(split, folder=str(tmp_path))
@@ -189,7 +191,11 @@ OTHER_FILES = [
     ("images", idx(CLASSES), "expected uint8 with 3 axes, as n x height x width; got an idx file"),
     ("images", idx(PIXELS[:0]), "uint8, 0 x 4 x 5"),
     ("images", gzip.compress(idx(PIXELS), mtime=0)[:-9], "a gzip file of .* does not decompress"),
-    ("images", gzip.compress(gzip.compress(idx(PIXELS), mtime=0), mtime=0), "a gzip file within a gzip file"),
+    (
+        "images",
+        gzip.compress(gzip.compress(idx(PIXELS), mtime=0), mtime=0),
+        "a gzip file within a gzip file",
+    ),
     ("images", b"PK\3\4 and so on", "a ZIP archive: unpack it"),
     ("images", b"<html>404</html>", "a web page"),
     ("labels", LABELS_IN_INT32, "expected uint8 with 1 axes, as n; got an idx file of int32, 3"),

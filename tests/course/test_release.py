@@ -54,7 +54,7 @@ def regions(source, kind):
 def telling_lines(source):
     lines = (line.strip() for line in source.splitlines())
     # A comment tells nothing, nor does the bare call of a function that the question names.
-    quiet = re.compile(r"#.*|\w+\(\)")
+    quiet = re.compile(r"#.*|[\w.]+\(\)")
     return {line for line in lines if len(line) > TELLING_LENGTH and not quiet.fullmatch(line)}
 
 

@@ -96,8 +96,8 @@ def test_busy_loops_beside_are_noticed():
         for _ in range(usable_cores() + 1)
     ]
     try:
-        a = np.ones((256, 256), np.float32)
-        m = benchmark(lambda: a @ a, budget_s=0.3, min_repeats=20)
+        a = np.ones((1500, 1500), np.float32)  # longer than a turn of the scheduler
+        m = benchmark(lambda: a @ a, budget_s=0.3, min_repeats=5)
     finally:
         for loop in loops:
             loop.kill()
