@@ -134,18 +134,16 @@ def dropout_off(one, other, x):
 def float32(ranks):
     """How far apart all ranks and one are after 12 steps, and how far the weights have moved.
 
-    Gradients added up in float32 turned a ReLU of the seeds 3 (9 % of the way), 6 and 10.
+    Gradients added up in float32 turned a ReLU of this seed: 9 % of the way.
     """
-    found, (x, labels) = [], (array[:192] for array in mnist("test"))
-    for seed in (3, 6, 10):
-        networks = [deep_convnet(seed), deep_convnet(seed)]
-        run = {"epochs": 1, "batch": 16, "progress": False}
-        fit(networks[0], x, labels, optimizer=Adam(1e-3), workers=ranks, **run)
-        if ranks.rank == 0:
-            fit(networks[1], x, labels, optimizer=Adam(1e-3), **run)
-            moved = difference(networks[1], deep_convnet(seed))
-            found.append([difference(*networks), moved])
-    return found
+    seed, (x, labels) = 3, (array[:192] for array in mnist("test"))
+    networks = [deep_convnet(seed), deep_convnet(seed)]
+    run = {"epochs": 1, "batch": 16, "progress": False}
+    fit(networks[0], x, labels, optimizer=Adam(1e-3), workers=ranks, **run)
+    if ranks.rank > 0:
+        return None
+    fit(networks[1], x, labels, optimizer=Adam(1e-3), **run)
+    return difference(*networks), difference(networks[1], deep_convnet(seed))
 
 
 def on_gpu(ranks, bucket_bytes):

@@ -47,8 +47,8 @@ def test_ranks_come_to_the_weights_of_one(count):
         facts = np.array(result["epochs"])  # (epochs, 6): of all ranks and of one, in turn
         np.testing.assert_allclose(facts[:, ::2], facts[:, 1::2], rtol=1e-10, err_msg=case)
         assert result["all ranks alike"] and result["dropout draws alone again"] < 1e-9, case
-    for differ, moved in found["float32"]:
-        assert differ < 1e-3 * moved, "sums depend on how the batch is shared out"
+    differ, moved = found["float32"]
+    assert differ < 1e-3 * moved, "sums depend on how the batch is shared out"
     for result in found.get("gpu", []):
         assert result["on the GPU"]
         assert result["weights"] < 1e-12 < 1e-3 < result["moved"]
