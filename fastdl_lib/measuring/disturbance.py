@@ -67,8 +67,8 @@ def clock_share() -> float:
 
 
 class Watch:
-    """Takes samples, and notes beside each which part of the processor
-    time that it asked for the process was kept waiting.
+    """Takes samples, and notes beside each which part of the processor time that it asked for the
+    process was kept waiting.
 
     >>> watch = Watch()
     >>> watch.take(lambda: 1.5, budget_s=0.001, least=3)
@@ -81,6 +81,8 @@ class Watch:
         self.waited: list[float] = []
         self.disturbed = ""
         """What disturbed the samples, in words; empty where nothing did."""
+        self.left_out = 0
+        """How many more samples were taken."""
 
     def take(
         self, one: Callable[[], Any], budget_s: float, least: int, most: int | None = None
@@ -111,22 +113,20 @@ class Watch:
             )
             if late or enough:
                 break
-        quiet = self._quiet()
-        if others > OTHERS_LIMIT and len(quiet) >= least:
-            self._keep(quiet)
-        self._keep(range(len(self.samples))[:most])
+        taken, quiet = range(len(self.samples)), self._quiet()
+        kept = (quiet if others > OTHERS_LIMIT and len(quiet) >= least else taken)[:most]
+        self.samples = [self.samples[i] for i in kept]
+        self.waited = [self.waited[i] for i in kept]
+        self.left_out = len(taken) - len(kept)
         self._judge(others)
 
     def mark(self, measured: Measurement) -> Measurement:
         """The measurement made of the samples, with what was noted beside them."""
-        return dataclasses.replace(measured, waited=tuple(self.waited), disturbed=self.disturbed)
+        noted = {"disturbed": self.disturbed, "left_out": self.left_out}
+        return dataclasses.replace(measured, waited=tuple(self.waited), **noted)
 
     def _quiet(self) -> list[int]:
         return [i for i, waited in enumerate(self.waited) if waited <= WAITED_LIMIT]
-
-    def _keep(self, places: Any) -> None:
-        self.samples = [self.samples[i] for i in places]
-        self.waited = [self.waited[i] for i in places]
 
     def _judge(self, others: float) -> None:
         waited, clock, words = float(np.median(self.waited)), clock_share(), []

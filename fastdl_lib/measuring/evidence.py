@@ -44,6 +44,7 @@ class Measurement:
             waiting, 0 to 1; empty where nobody looked.
         disturbed: what disturbed the samples (:mod:`~fastdl_lib.measuring.disturbance`), in words;
             shown wherever the number is.
+        left_out: how many more samples were taken, which do not count since the machine was busy.
 
     Raises:
         TypeError: a sample that is no number, a condition that no recording can keep.
@@ -68,6 +69,7 @@ class Measurement:
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     waited: tuple[float, ...] = ()
     disturbed: str = ""
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", tuple(map(self._number, self.samples)))
@@ -223,6 +225,8 @@ class Measurement:
 
     def __str__(self) -> str:
         count = f"{len(self.samples)} samples" if len(self.samples) > 1 else ""
+        if self.left_out:
+            count = f"{len(self.samples)} of {len(self.samples) + self.left_out} samples"
         where = device_in_words(self.conditions)
         if where and self.conditions.get("threads", 1) > 1:
             where = f"up to {where}"
@@ -240,14 +244,19 @@ class Measurement:
     def to_dict(self) -> dict:
         """A plain dictionary for JSON, without the machine card (the recording holds it once)."""
         mark = {"waited": [round(w, 3) for w in self.waited], "disturbed": self.disturbed}
-        return (mark if self.disturbed else {}) | {
-            "name": self.name,
-            "unit": self.unit,
-            "samples": list(self.samples),
-            "provenance": self.provenance.name.lower(),
-            "source": self.source,
-            "conditions": dict(self.conditions),
-        }
+        left_out = {"left_out": self.left_out}
+        return (
+            (mark if self.disturbed else {})
+            | (left_out if self.left_out else {})
+            | {
+                "name": self.name,
+                "unit": self.unit,
+                "samples": list(self.samples),
+                "provenance": self.provenance.name.lower(),
+                "source": self.source,
+                "conditions": dict(self.conditions),
+            }
+        )
 
     @classmethod
     def from_dict(cls, fields: dict, machine: MachineCard | None) -> "Measurement":
@@ -257,9 +266,9 @@ class Measurement:
         """
         texts = dict.fromkeys(("name", "unit", "provenance", "source"), str)
         if isinstance(fields, dict):
-            fields = {"waited": [], "disturbed": ""} | fields
-        kept = {"samples": list, "conditions": dict, "waited": list, "disturbed": str}
-        check_fields(fields, texts | kept, "a measurement")
+            fields = {"waited": [], "disturbed": "", "left_out": 0} | fields
+        kept = {"samples": list, "conditions": dict, "waited": list}
+        check_fields(fields, texts | kept | {"disturbed": str, "left_out": int}, "a measurement")
         name, kind = fields["name"], fields["provenance"]
         kinds = {kind.lower(): each for kind, each in Provenance.__members__.items()}
         if not name:

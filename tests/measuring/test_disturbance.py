@@ -59,9 +59,9 @@ def test_who_waits_for_its_own_threads_is_not_disturbed(machine):
 
 def test_disturbed_samples_are_taken_again_within_the_budget(machine):
     watch = machine.take(0.0, 0.4, others=1.0, most=4)
-    assert watch.samples == [1, 3, 5, 7] and not watch.disturbed
+    assert watch.samples == [1, 3, 5, 7] and not watch.disturbed and watch.left_out == 3
     watch = machine.take(0.0, 0.4, others=1.0)
-    assert watch.samples == [1, 3, 5, 7, 9]
+    assert watch.samples == [1, 3, 5, 7, 9] and watch.left_out == 5
 
 
 def test_where_too_few_are_quiet_all_stay_and_say_so(machine):
@@ -85,8 +85,11 @@ def test_the_mark_is_seen_wherever_the_number_is(card):
     assert "DISTURBED: got 60% of its time" in " ".join(map(str, origins_of([quiet, m])))
     kept = json.loads(json.dumps(m.to_dict()))
     assert Measurement.from_dict(kept, card).disturbed == m.disturbed
-    assert "disturbed" not in quiet.to_dict()
+    assert not {"disturbed", "left_out"} & quiet.to_dict().keys()
     assert Measurement.from_dict(quiet.to_dict(), card).waited == ()
+    fewer = dataclasses.replace(quiet, left_out=3)
+    assert "2 of 5 samples" in str(fewer)
+    assert Measurement.from_dict(fewer.to_dict(), card).left_out == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a thread waited")

@@ -102,8 +102,9 @@ NETWORK = deep_convnet()
 )
 def test_numpys_whole_numbers_count_and_bad_budgets_are_refused(timer):
     runs = timer(max_repeats=np.uint8(5), min_repeats=np.int64(2), budget_s=np.float32(9))
-    samples = (runs if isinstance(runs, Measurement) else runs.first).samples
-    assert len(samples) == 5 and min(samples) > 0
+    m = runs if isinstance(runs, Measurement) else runs.first
+    assert len(m.samples) + m.left_out in range(5, 11) and min(m.samples) > 0
+    assert len(m.samples) == 5 or m.left_out  # fewer where something else ran meanwhile
     for wrong, error, message in (
         ({"budget_s": 0}, ValueError, "budget_s must be above 0 and finite, got 0"),
         ({"budget_s": math.nan}, ValueError, "budget_s must be above 0 and finite, got nan"),
@@ -228,7 +229,7 @@ def test_a_profile_on_the_gpu_waits_after_every_layer(fake_gpu):
     profile = profile_layers(network, to_gpu(batch(network)[0]), **QUICK)
     assert profile.first.conditions == {**ON_GPU, "batch": 2}
     assert "(measured here, on the GPU, median" in profile.table().caption
-    passes = 1 + len(profile.first.samples)
+    passes = 1 + len(profile.first.samples) + profile.first.left_out
     assert fake_gpu.counts["synchronize"] == passes * (1 + len(network.layers))
 
 
