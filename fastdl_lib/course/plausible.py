@@ -369,13 +369,17 @@ def _peak_faults(recording: Recording) -> Iterator[str]:
 
 
 def _time_faults(recording: Recording) -> Iterator[str]:
-    """The recorder measures again until a row's seconds are used up: a scale of its own."""
+    """The recorder measures again until a row's seconds are used up: a scale of its own.
+
+    How long the samples took that were left out, no recording keeps.
+    """
     minutes, scale = _given(recording)
     took_s = given_s = 0.0
     for m in recording.select(device="cpu"):
         budget_s = BUDGETS_S.get(m.conditions["part"], 0) * minutes / MINUTES * scale
-        if m.unit == "ms" and budget_s and LEAST_SAMPLES < len(m.samples) < REPEATS:
-            row_s = sum(m.samples) / 1e3 * (1 + m.left_out / len(m.samples))
+        some = LEAST_SAMPLES < len(m.samples) < REPEATS and not m.left_out
+        if m.unit == "ms" and budget_s and some:
+            row_s = sum(m.samples) / 1e3
             took_s, given_s = took_s + row_s, given_s + budget_s
             if not FILLED_ROW[0] < row_s / budget_s < FILLED_ROW[1]:
                 yield f"{m.name!r}: {len(m.samples)} samples took {row_s:.3g} of {budget_s:.3g} s."
