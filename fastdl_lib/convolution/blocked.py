@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fastdl_lib.convolution.geometry import Geometry, channels_last, padded_channels_last
+from fastdl_lib.convolution.geometry import Geometry, channels_last
 from fastdl_lib.core import threads
 from fastdl_lib.core.arrays import wide
 from fastdl_lib.core.threads import blas_threads_now, blocks, in_parallel, sum_in_order
@@ -157,18 +157,9 @@ def _is_compiled(x: np.ndarray, group_filters: int) -> bool:
     return direct.fits(group_filters)
 
 
-def _whole(x: np.ndarray, padding: int) -> np.ndarray:
-    """Images with their zeros around them, (N, H, W, C) without gaps."""
-    if not padding:
-        return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-    height, width = (size + 2 * padding for size in x.shape[2:])
-    out = np.empty((len(x), height, width, x.shape[1]), x.dtype)
-
-    def work(images: slice) -> None:
-        out[images] = padded_channels_last(x[images], padding, height, width)
-
-    in_parallel(work, len(x), row_bytes=out[0].nbytes)
-    return out
+def _pixels(x: np.ndarray) -> np.ndarray:
+    """Images as (N, H, W, C) without gaps."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 def _forward_compiled(
@@ -179,8 +170,8 @@ def _forward_compiled(
     out = channels_last(geometry.out_shape, x.dtype)
     start = np.zeros(len(weight), x.dtype) if bias is None else np.ascontiguousarray(bias)
     by_term = weight.reshape(geometry.groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
-    images = _whole(x, geometry.padding)
-    direct.convolve(images, by_term, start, out.transpose(0, 2, 3, 1), geometry.stride)
+    pixels_out, how = out.transpose(0, 2, 3, 1), (geometry.stride, geometry.padding)
+    direct.convolve(_pixels(x), by_term, start, pixels_out, *how)
     return out
 
 
@@ -194,10 +185,8 @@ def _backward_compiled(
     """``turned``: the convolution that makes grad_x; None where nobody asks for it."""
     from fastdl_lib.kernels import direct
 
-    grads, images = _whole(grad_out, 0), _whole(x, geometry.padding)
-    grad_weight = direct.gradient_by_weight(
-        grads, images, geometry.kernel, geometry.groups, geometry.stride
-    )
+    grads, how = _pixels(grad_out), (geometry.groups, geometry.stride, geometry.padding)
+    grad_weight = direct.gradient_by_weight(grads, _pixels(x), geometry.kernel, *how)
     grad_weight = grad_weight.transpose(0, 4, 1, 2, 3).reshape(len(weight), *geometry.kernel, -1)
     grad_x = None
     if turned is not None:

@@ -117,7 +117,7 @@ def run_linear(guarded, images, length, rows):
 def run_tiles(guarded, geometry):
     batch, channels, height, width = geometry.x_shape
     p, groups = geometry.padding, geometry.groups
-    x = guarded((batch, height + 2 * p, width + 2 * p, channels))
+    x = guarded((batch, height, width, channels))
     weight = guarded((groups, *geometry.kernel, geometry.group_channels, geometry.group_filters))
     bias = guarded((geometry.weight_shape[0],))
     out = guarded((batch, geometry.out_h, geometry.out_w, len(bias)))
@@ -125,9 +125,9 @@ def run_tiles(guarded, geometry):
     transforms = [transform_matrices(3, 3)] * 2
 
     def tiles():
-        direct.convolve(x, weight, bias, out, geometry.stride)
+        direct.convolve(x, weight, bias, out, geometry.stride, p)
         yield out
-        yield direct.gradient_by_weight(out, x, geometry.kernel, groups, geometry.stride)
+        yield direct.gradient_by_weight(out, x, geometry.kernel, groups, geometry.stride, p)
         tiled.convolve(x, filters, bias, out, transforms, p)
         yield out
         yield tiled.gradient_by_filters(out, x, groups, transforms, p)
