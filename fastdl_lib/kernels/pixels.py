@@ -1,4 +1,4 @@
-"""Loops over pixels whose channels lie side by side: normalising and pooling, and their ways back.
+"""Loops over pixels whose channels lie side by side, such as normalising and its way back.
 
 Each inner loop goes over the channels of one pixel, 4 to 16 of them at once in a vector register,
 and all that is made of a pixel on the way stays in the core's smallest cache: the image is read
@@ -82,57 +82,6 @@ def where_positive() -> Callable[..., None]:
     def loop(grad_out, out, grad_x):
         for i in range(len(out)):
             grad_x[i] = grad_out[i] * (np.float32(1) if out[i] > 0 else np.float32(0))
-
-    return loop
-
-
-@functools.cache
-def largest() -> Callable[..., None]:
-    """Return ``loop(x, out, kernel, stride)``: the largest value of each window, NaN where it holds
-    one. x: (N, H, W, C); out: (N, OH, OW, C)."""
-
-    @compiled
-    def loop(x, out, kernel, stride):
-        images, height, width, channels = out.shape
-        for n in range(images):
-            for i in range(height):
-                for j in range(width):
-                    most = out[n, i, j]
-                    most[:] = x[n, i * stride, j * stride]
-                    for p in range(kernel):
-                        for q in range(kernel):
-                            value = x[n, i * stride + p, j * stride + q]
-                            for c in range(channels):
-                                keep = most[c] >= value[c] or most[c] != most[c]
-                                most[c] = most[c] if keep else value[c]
-
-    return loop
-
-
-@functools.cache
-def largest_back() -> Callable[..., None]:
-    """Return ``loop(x, out, grad_out, grad_x, kernel, stride)``, the way back of :func:`largest`:
-    the first of equal values in a window gets the gradient. ``grad_x`` is filled anew."""
-
-    @compiled
-    def loop(x, out, grad_out, grad_x, kernel, stride):
-        images, height, width, channels = out.shape
-        left = np.empty(channels, x.dtype)
-        nothing = np.float32(0)
-        grad_x[:] = nothing
-        for n in range(images):
-            for i in range(height):
-                for j in range(width):
-                    left[:] = grad_out[n, i, j]
-                    most = out[n, i, j]
-                    for p in range(kernel):
-                        for q in range(kernel):
-                            value = x[n, i * stride + p, j * stride + q]
-                            grad = grad_x[n, i * stride + p, j * stride + q]
-                            for c in range(channels):
-                                hit = value[c] == most[c]
-                                grad[c] += left[c] if hit else nothing
-                                left[c] = nothing if hit else left[c]
 
     return loop
 

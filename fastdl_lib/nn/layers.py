@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastdl_lib.core.arrays import array_module, rounded, wide
 from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
 from fastdl_lib.core.threads import CACHE_BYTES, blocks, in_flat_blocks, in_parallel
 from fastdl_lib.kernels.compiled import suits
-from fastdl_lib.kernels.pixels import largest, largest_back, where_positive
+from fastdl_lib.kernels.pixels import where_positive
 from fastdl_lib.nn.base import Array, Layer, Shape, check_batch, check_image_shape
 
 # So many bytes of columns are laid out at once, where products are rounded one by one.
@@ -221,11 +222,11 @@ class MaxPool2d(Layer):
         check_batch(self, x, 4)
         out = _like(x, (len(x), *self.output_shape(x.shape[1:])))
         pixels = [a.transpose(0, 2, 3, 1) for a in (x, out)]
-        is_compiled = suits(*pixels)
+        loops = _loops(*pixels)
 
         def work(part: slice) -> None:
-            if is_compiled:
-                largest()(*(a[part] for a in pixels), self.kernel, self.stride)
+            if loops:
+                loops.largest(*(a[part] for a in pixels), self.kernel, self.stride)
                 return
             (_, _, first), *others = tap_views(x[part], (self.kernel, self.kernel), self.stride)
             out[part] = first
@@ -244,11 +245,11 @@ class MaxPool2d(Layer):
         pixels = [a.transpose(0, 2, 3, 1) for a in (x, out, grad_out, grad_x)]
         if suits(pixels[0], pixels[1]):  # but a layer above may order its gradient otherwise
             pixels[2] = np.ascontiguousarray(pixels[2])
-        is_compiled = suits(*pixels)
+        loops = _loops(*pixels)
 
         def work(images: slice) -> None:
-            if is_compiled:
-                largest_back()(*(a[images] for a in pixels), self.kernel, self.stride)
+            if loops:
+                loops.largest_back(*(a[images] for a in pixels), self.kernel, self.stride)
                 return
             # Itself, but for float16: there windows that overlap are added up in float32.
             grads = grad_x[images].astype(wide(x.dtype), copy=False)
@@ -268,6 +269,15 @@ class MaxPool2d(Layer):
 
         in_rows(work, x)
         return grad_x
+
+
+def _loops(*pixels: Any) -> ModuleType | None:
+    """The compiled loops, where they take these arrays."""
+    if not suits(*pixels):
+        return None
+    from fastdl_lib.kernels import pooling, vectors  # Numba takes a while to import
+
+    return pooling if vectors.lanes() else None
 
 
 class ReLU(Layer):

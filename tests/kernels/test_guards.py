@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastdl_lib import kernels
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.convolution.winograd import transform_matrices
-from fastdl_lib.kernels import bits, direct, linear, pixels, rounding, updates, vectors
+from fastdl_lib.kernels import bits, direct, linear, pixels, pooling, rounding, updates, vectors
 from fastdl_lib.kernels import winograd as tiled
 
 needs_tiles = pytest.mark.skipif(not vectors.lanes(), reason="no tile is written for this CPU")
@@ -63,8 +63,8 @@ def run_pixels(guarded, shape, kernel=2, stride=1, size=3):
     window = [(edge - kernel) // stride + 1 for edge in (height, width)]
     x, grad_x = (guarded((batch, height, width, channels)) for _ in range(2))
     out, grad_out = (guarded((batch, *window, channels)) for _ in range(2))
-    pixels.largest()(x, out, kernel, stride)
-    pixels.largest_back()(x, out, grad_out, grad_x, kernel, stride)
+    pooling.largest(x, out, kernel, stride)
+    pooling.largest_back(x, out, grad_out, grad_x, kernel, stride)
     yield from (out, grad_x)
     rows, grad_rows = (a.reshape(-1, channels) for a in (x, grad_x))
     normal, constants = guarded(rows.shape), np.float32([1e-4, 2, 1.5e-4])
