@@ -180,11 +180,12 @@ class Measurement:
         >>> print(slow.over(fast))
         3.00 times (measured here)
         """
-        if self.unit != other.unit or not other.median:
+        divisor = other.median
+        if self.unit != other.unit or not divisor:
             by = f"{other.name!r}, {other.value()} {other.unit}"
             what = f"{self.name!r}, in {self.unit}, cannot be divided by {by}"
             raise ValueError(f"{what}: two of one unit are, the second not 0.")
-        ratios = [sample / other.median for sample in self.samples]
+        ratios = [sample / divisor for sample in self.samples]
         name = name or f"{self.name} over {other.name}"
         return self.derived(name, unit, ratios, self, other)
 

@@ -73,6 +73,13 @@ def test_the_median_lies_within_the_quartiles_and_these_within_the_samples(sampl
     assert ratio.median == pytest.approx(1) and close_by.over(m, "x", "gain").name == "gain"
 
 
+def test_a_division_looks_for_the_median_once_not_once_a_sample(monkeypatch):
+    looked, median = [], np.median
+    monkeypatch.setattr(np, "median", lambda samples: looked.append(1) or median(samples))
+    measured(*range(1, 100)).over(measured(2.0))
+    assert len(looked) == 1
+
+
 @pytest.mark.parametrize(
     ("measurement", "spec", "text"),
     [
