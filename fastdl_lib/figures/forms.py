@@ -353,8 +353,10 @@ def roofline(
         axes.plot([intensity] * 2, [speed.low, speed.high], color=Colour.INK, zorder=4)
         reached = f"{format_number(gflops)} GFLOP/s at {format_number(intensity)} FLOP/byte"
         words.append(f"{name}: {reached}")
-        # Below the roof line, on which a fast point lies.
-        write_beside(axes, name, (intensity, gflops), xytext=(7, -9), bbox=PALE_BOX)
+        # Away from the roof line, whichever side of it the dot lies.
+        above = gflops > 1.1 * ceilings.attainable_gflops(intensity)
+        place, look = (intensity, gflops), {} if above else {"xytext": (7, -9)}
+        (write_above if above else write_beside)(axes, name, place, bbox=PALE_BOX, **look)
     axes.set_xlabel("arithmetic intensity, FLOP per byte moved (computed)")
     axes.set_ylabel(f"speed, GFLOP/s ({gemm.provenance})")
     alt = f"Roofline: {rate} GB/s of memory traffic up to {at} FLOP per byte, then {peak} GFLOP/s"

@@ -86,12 +86,15 @@ class MachineCard:
     def summary(self) -> str:
         """One line for captions: CPU, cores, BLAS and its threads, GPU if any, NumPy, date."""
         gpu = f", {self.gpu}" if self.has_gpu else ""
-        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
         threads = threads_in_words(self.blas_threads)
         return (
-            f"{self.cpu}, {cores}{self._quota}, {self.blas} on {threads}"
+            f"{self.cpu}, {self._cores}{self._quota}, {self.blas} on {threads}"
             f"{gpu}, NumPy {self.versions.get('numpy', '?')}, {self.date}"
         )
+
+    @property
+    def _cores(self) -> str:
+        return "1 core" if self.cores == 1 else f"{self.cores} cores"
 
     @property
     def _quota(self) -> str:
@@ -114,7 +117,7 @@ class MachineCard:
     def _peak_in_words(self) -> str:
         lanes = f"{self.lanes} lanes" if self.lanes else "unknown lanes"
         ghz = f"{self.highest_ghz:.2f} GHz" if self.highest_ghz else "unknown GHz"
-        parts = f"{self.cores} cores x {lanes} x at most {FMA_UNITS} FMA units x 2 x {ghz}"
+        parts = f"{self._cores} x {lanes} x at most {FMA_UNITS} FMA units x 2 x {ghz}"
         return f"{self.peak_gflops():,.0f} GFLOP/s = {parts}" if self.peak_gflops() else parts
 
     def __str__(self) -> str:

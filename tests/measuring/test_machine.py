@@ -78,6 +78,7 @@ def test_the_theoretical_peak_counts_lanes_units_cores_and_clock():
     for unknown in (example(lanes=16), example(highest_ghz=3.5), example()):
         assert unknown.peak_gflops() == 0 and "unknown" in str(unknown)
     assert example(lanes=16, cores=1).peak_gflops(ghz=2.0) == 128
+    assert "  1 core x 16 lanes x at most" in str(example(lanes=16, cores=1))
 
 
 @pytest.mark.parametrize(
