@@ -47,6 +47,27 @@ WRONG_ANSWERS: dict[str, dict[str, Change | list[Change] | str]] = {
         ],
         "bytes per FLOP": ("flop / moved", "moved / flop"),
     },
+    "most_to_gain": {
+        "the smallest share of the roof": (
+            "best = max(gains, key=gains.get)",
+            "best = max(gains, key=lambda name: gains[name] / np.median(runs[name][2]))",
+        ),
+        "a mean, moved by one disturbed sample": ("np.median(", "np.mean("),
+        "the fastest sample": ("np.median(", "np.min("),
+        "both times, one after the other": (
+            "max(flop / gflops, moved_bytes / gb_per_s)",
+            "(flop / gflops + moved_bytes / gb_per_s)",
+        ),
+        "the arithmetic alone": (
+            "max(flop / gflops, moved_bytes / gb_per_s)",
+            "flop / gflops",
+        ),
+        "the shorter of the two times": ("= max(flop", "= min(flop"),
+        "seconds instead of milliseconds": ("* 1e-6", "* 1e-9"),
+        "no gain below 0": ("return best, gains[best]", "return best, max(0.0, gains[best])"),
+        "the slowest": ("key=gains.get", "key=lambda name: np.median(runs[name][2])"),
+        "forgets to return": ("return best, gains[best]", "return None"),
+    },
     "conv_macs": {
         "forgets the batch": ("batch * filters * positions", "filters * positions"),
         "pads one side only": ("2 * padding[axis]", "padding[axis]"),
