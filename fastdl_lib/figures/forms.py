@@ -331,7 +331,7 @@ def roofline(
     """
     figure, axes = canvas(8.5, 4.6)
     intensities = [point[1] for point in points] + [0.1, 1000]
-    x = np.geomspace(min(intensities) / 1.5, max(intensities) * 1.5, 200)
+    x = np.geomspace(min(intensities) / 2, max(intensities) * 1.5, 200)
     roof = [ceilings.attainable_gflops(value) for value in x]
     gemm, copy, ridge = ceilings.gemm_gflops, ceilings.copy_gb_per_s, ceilings.ridge
     axes.plot(x, roof, color=Colour.INK, linewidth=2)
@@ -380,7 +380,7 @@ def guess_and_truth(
         bars.append(Bar.of(m, text, known[1], known[0]))
     figure, axes = canvas(8.5, 1.5 + 0.42 * len(bars))
     ends = [bar.value for bar in bars]
-    wide = unit != "%" and max(ends) > 50 * min(ends) > 0
+    wide = unit != "%" and max(ends) > 10 * min(ends) > 0
     horizontal_bars(axes, bars, height=0.62, log=wide)
     if unit == "%" and max(bar.end for bar in bars) <= 100:
         axes.set_xlim(0, 100)
