@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Callable[..., Any]:
     """Compile a loop over NumPy arrays with Numba; it lets go of Python's lock while it runs.
 
-    NaN and infinity pass as in NumPy (no "fast math"), a division by zero gives infinity, and the
-    machine code is kept beside the file, or in the user's cache folder, for the next process. No
-    such folder, a full disk or a damaged file there costs the time to compile, no more.
+    NaN and infinity pass as in NumPy (unless ``fastmath`` allows LLVM more), a division by zero
+    gives infinity, and the machine code is kept beside the file, or in the user's cache folder, for
+    the next process. No such folder, a full disk or a damaged file there costs the time to compile,
+    no more.
     """
     import numba  # importing it takes a while
     from numba.core.caching import FunctionCache
 
     class Kept(FunctionCache):
+        def _index_key(self, sig: Any, codegen: Any) -> Any:
+            # Numba's own key names a function that the loop calls otherwise in every process.
+            return sig, codegen.magic_tuple(), _told(function)
+
         def load_overload(self, *key: Any) -> Any:
             try:
                 return super().load_overload(*key)
@@ -31,10 +36,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             with contextlib.suppress(OSError):
                 super().save_overload(*key_and_code)
 
-    made = numba.njit(nogil=True, error_model="numpy")(function)
+    made = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = Kept(function)  # what njit(cache=True) does with a FunctionCache
     return made
+
+
+def _told(function: Callable[..., Any]) -> str:
+    """A function's code and the values that it takes from around it, the same in every process."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    called = [getattr(value, "py_func", None) for value in cells]
+    held = [_told(f) if f else repr(value) for f, value in zip(called, cells, strict=True)]
+    code = function.__code__
+    return repr((code.co_code, code.co_consts, code.co_names, held))
 
 
 @functools.cache

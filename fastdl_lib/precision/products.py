@@ -15,6 +15,7 @@ import numpy as np
 
 from fastdl_lib.core.arrays import array_module
 from fastdl_lib.core.threads import in_parallel
+from fastdl_lib.kernels.compiled import compiled
 from fastdl_lib.precision.formats import FLOAT16, FLOAT32, FLOAT64, FloatFormat, check_format
 
 # So many sums are carried on at a time: they and their part of the second matrix stay in cache.
@@ -41,7 +42,7 @@ def _compiled_sums(round_products: bool, round_sums: bool, sticky: bool) -> Call
         shift = power * magic
         return s * beyond if abs(s) > limit else (s + shift) - shift
 
-    @numba.njit(nogil=True)
+    @compiled
     def sums(a, b, out, start, product_constants, sum_constants):
         p0, p1, p2, p3 = product_constants
         s0, s1, s2, s3 = sum_constants
@@ -100,7 +101,7 @@ def product(
     at 0 and go on in the order of k; each is the exact sum rounded once, to ``accumulate``, to
     nearest even. With float32 for both, or float64 for both, it is the BLAS's product, which adds
     up in an order of its own (and where two of its partial sums overflow, to NaN). A zero has no
-    sign. CPU only; the first call for each kind of rounding compiles, which takes about a second.
+    sign. CPU only; the first call ever for each kind of rounding compiles, for about a second.
     Threads as in :func:`~fastdl_lib.core.threads.in_parallel`.
 
     Raises TypeError: an array of another device or dtype; ValueError: shapes that do not fit.

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastdl_lib.core.arrays import check_on_cpu
 from fastdl_lib.core.threads import in_parallel
+from fastdl_lib.kernels.compiled import compiled
 from fastdl_lib.nn.layers import Layer, Linear, check_batch
 from fastdl_lib.precision.formats import (
     FLOAT32,
@@ -73,7 +74,6 @@ def _one_image(format: FloatFormat | None) -> Callable[..., None]:
 
     widen = numba.njit(inline="always")(_widening(format))
 
-    @numba.njit(nogil=True, fastmath=_FASTMATH)
     def one_image(x, codes, factor, out, start, stop):
         last = stop - 1
         for o in range(start, stop, 8):
@@ -95,7 +95,7 @@ def _one_image(format: FloatFormat | None) -> Callable[..., None]:
             out[0, o4], out[0, o5] = s4 * factor[o4], s5 * factor[o5]
             out[0, o6], out[0, o7] = s6 * factor[o6], s7 * factor[o7]
 
-    return one_image
+    return compiled(one_image, _FASTMATH)
 
 
 @functools.cache
@@ -105,7 +105,6 @@ def _images(format: FloatFormat | None) -> Callable[..., None]:
 
     widen = numba.njit(inline="always")(_widening(format))
 
-    @numba.njit(nogil=True, fastmath=_FASTMATH)
     def images(x, codes, factor, out, start, stop):
         last, last_image = stop - 1, len(x) - 1
         for o in range(start, stop, 4):
@@ -132,7 +131,7 @@ def _images(format: FloatFormat | None) -> Callable[..., None]:
                 out[n, o3], out[n1, o3] = d0 * f3, d1 * f3
                 out[n2, o3], out[n3, o3] = d2 * f3, d3 * f3
 
-    return images
+    return compiled(images, _FASTMATH)
 
 
 class StoredLinear(Layer):

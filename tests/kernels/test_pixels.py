@@ -118,6 +118,20 @@ def test_a_damaged_or_full_cache_costs_no_more_than_to_compile(damage, tmp_path,
     assert len([*tmp_path.rglob("*.nbc")]) == (damage != "a full disk")
 
 
+@needs_compiler
+def test_a_loop_is_kept_with_what_it_takes_from_around_it(tmp_path, monkeypatch):
+    import numba
+
+    def adding(step):
+        more = numba.njit(lambda x: x + step)
+        return compiled(lambda x: more(x) + 1)
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    for _ in range(2):  # the second time as another process would
+        assert [adding(step)(1.0) for step in (1, 2)] == [3, 4]
+        assert len([*tmp_path.rglob("*.nbc")]) == 2
+
+
 def test_where_positive_passes_what_is_no_number_as_numpy_does():
     values = np.float32([-1, -0.0, 0, 1e-45, 2, np.nan, np.inf])
     grads = np.float32([3, np.nan, -np.inf, 0, -2]).repeat(len(values))
