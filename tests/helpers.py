@@ -15,7 +15,7 @@ from scipy import signal
 from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sign
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.compiler import c_compiler
-from fastdl_lib.core.datasets import data_folder
+from fastdl_lib.core.datasets import data_folder, mnist
 from fastdl_lib.core.threads import blas_libraries
 from fastdl_lib.measuring.costs import Ceilings
 from fastdl_lib.measuring.evidence import Measurement, Provenance
@@ -254,6 +254,16 @@ def odd_binary_network(seed):
         layers += [(f"norm fc {number}", BatchNorm(outputs))] * (rng.random() < 0.5)
         layers += [(f"sign fc {number}", Sign())] * (number < len(sizes) - 2)
     return shaken(Network("odd", layers, shape), seed)
+
+
+@functools.cache
+def _test_set():
+    return mnist("test")
+
+
+def digits(count):
+    """The first images of MNIST's test set and what they show; the set is read once."""
+    return [array[:count].copy() for array in _test_set()]
 
 
 def byte_images(rng, count, shape):

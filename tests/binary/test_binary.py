@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import SEEDS, images, numeric_gradient
+from helpers import SEEDS, digits, images, numeric_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +10,6 @@ from fastdl_lib.binary.layers import BinaryConv2d, BinaryLinear, PixelBytes, Sig
 from fastdl_lib.binary.networks import BINARY_PARTS, binary_deep_convnet, binary_mlp
 from fastdl_lib.convolution.algorithms import conv2d
 from fastdl_lib.core.arrays import to_cpu, to_gpu
-from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.pretend_gpu import pretend_gpu
 from fastdl_lib.nn.layers import Linear
 from fastdl_lib.nn.optimizers import SGD, Adam
@@ -41,11 +40,10 @@ def test_sign_has_two_values_and_none_for_what_is_no_number(dtype):
 
 
 def test_pixel_bytes_finds_every_stored_byte_again():
-    images, _ = mnist("test")
     stored = np.arange(256, dtype=np.uint8)
     x = stored.astype(np.float32) / np.float32(255)
     assert (PixelBytes().forward(x[None]) == stored).all()
-    values = PixelBytes().forward(images[:100])
+    values = PixelBytes().forward(digits(100)[0])
     assert (values == np.rint(values)).all() and values.max() == 255
 
 
@@ -93,7 +91,7 @@ def test_the_gradient_of_sign_is_that_of_hard_tanh(x):
 
 
 def test_the_sign_s_own_gradient_is_zero_and_what_lies_before_learns_nothing():
-    images, labels = (array[:50] for array in mnist("train"))
+    images, labels = digits(50)
     network = binary_mlp(hidden=16)
     for layer in network.layers.values():
         if isinstance(layer, Sign):
@@ -140,7 +138,7 @@ def test_gradients_are_those_of_the_line_that_stands_in_for_the_sign(make, shape
 
 @pytest.mark.parametrize("optimizer", [SGD(1e5), Adam(5.0)])
 def test_latent_weights_stay_within_one(optimizer):
-    images, labels = (array[:50] for array in mnist("train"))
+    images, labels = digits(50)
     network = binary_mlp(hidden=16)
     for _ in range(3):
         network.loss_and_gradients(images, labels)
@@ -154,7 +152,7 @@ def test_latent_weights_stay_within_one(optimizer):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("optimizer", [SGD(0.1), Adam()])
 def test_a_gradient_that_overflowed_shows_in_the_next_logits(optimizer, value):
-    images, labels = (array[:5] for array in mnist("train"))
+    images, labels = digits(5)
     network = binary_mlp(hidden=8)
     network.loss_and_gradients(images, labels)
     network.layers["fc2"].gradients["weight"][3, 4] = value
@@ -166,7 +164,7 @@ def test_a_gradient_that_overflowed_shows_in_the_next_logits(optimizer, value):
 @pytest.mark.parametrize("binary", BINARY_PARTS)
 @pytest.mark.parametrize("make", [lambda **kw: binary_mlp(hidden=64, **kw), binary_deep_convnet])
 def test_binary_networks_learn(make, binary):
-    images, labels = (array[:60] for array in mnist("train"))
+    images, labels = digits(60)
     network, optimizer = make(binary=binary), Adam(1e-2)
     losses = []
     for _ in range(8):
@@ -189,7 +187,7 @@ def test_another_word_for_what_is_binary_is_refused(make):
 
 @pytest.mark.parametrize("make", [lambda **kw: binary_mlp(hidden=50, **kw), binary_deep_convnet])
 def test_packed_weights_give_the_same_answers_from_a_smaller_file(make, tmp_path):
-    images, labels = (array[:64] for array in mnist("train"))
+    images, labels = digits(64)
     network = make()
     network.loss_and_gradients(images, labels)
     Adam().step(network)

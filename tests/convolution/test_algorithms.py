@@ -8,14 +8,13 @@ import re
 
 import numpy as np
 import pytest
-from helpers import convolutions, reference, small_alexnet
+from helpers import convolutions, digits, reference, small_alexnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.convolution.algorithms import _ROWS, ALGORITHMS, choose, conv2d, conv2d_backward
 from fastdl_lib.convolution.geometry import Geometry, channels_last
 from fastdl_lib.core import threads
-from fastdl_lib.core.datasets import mnist
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.nn.optimizers import Adam
 from fastdl_lib.nn.zoo import deep_convnet
@@ -302,9 +301,9 @@ def fresh(name, algorithm, dtype, seed=0):
     for layer in network.layers.values():
         if layer.algorithm is not None:
             layer.algorithm = algorithm
-    digits, labels = (array[:192] for array in mnist("test"))
-    digits = digits[:, :, :size, :size].repeat(channels, axis=1).astype(dtype)
-    return network.astype(dtype), digits, labels % 7
+    images, labels = digits(192)
+    images = images[:, :, :size, :size].repeat(channels, axis=1).astype(dtype)
+    return network.astype(dtype), images, labels % 7
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "compiled", "blocked", "winograd"])
@@ -328,10 +327,10 @@ def trained_by(ranks, name, algorithm, dtype, steps, seed):
         total = dict.fromkeys(network.parameters, 0.0)
         for rank in range(ranks):
             part = slice(*(16 * edge // ranks for edge in (rank, rank + 1)))
-            images, digits = (array[16 * step :][part] for array in (x, labels))
+            images, shown = (array[16 * step :][part] for array in (x, labels))
             for layer in network.layers.values():
                 layer.share(part if ranks > 1 else None, 16)
-            network.training_pass(images, digits, scale=len(images) / 16)
+            network.training_pass(images, shown, scale=len(images) / 16)
             total = {key: total[key] + grad for key, grad in network.gradients.items()}
         optimizer.update(network.parameters, {k: total[k].astype(dtype) for k in total})
     return np.concatenate([array.ravel() for array in network.parameters.values()]).astype(float)

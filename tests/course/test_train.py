@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import assert_same_weights
+from helpers import assert_same_weights, digits
 
 from fastdl_lib.binary.networks import binary_deep_convnet, binary_mlp
 from fastdl_lib.core.datasets import data_folder, mnist
@@ -69,8 +69,9 @@ def test_the_command_trains_validates_and_goes_on(tmp_path):
 
 @pytest.fixture
 def small_mnist(monkeypatch):
-    """The first images of MNIST in place of all."""
-    whole = {split: tuple(array[:30] for array in mnist(split)) for split in ("train", "test")}
+    """A few images of MNIST in place of all."""
+    images, labels = digits(60)
+    whole = {"train": (images[30:], labels[30:]), "test": (images[:30], labels[:30])}
     monkeypatch.setattr(train, "mnist", whole.__getitem__)
     return whole
 

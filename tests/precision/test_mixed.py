@@ -14,6 +14,7 @@ from helpers import (
     STEPS,
     assert_same_weights,
     break_at,
+    digits,
     random_gradients,
     set_gradients,
     small_alexnet,
@@ -24,7 +25,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdl_lib.core.datasets import data_folder, mnist
+from fastdl_lib.core.datasets import data_folder
 from fastdl_lib.nn import layers
 from fastdl_lib.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, ReLU
 from fastdl_lib.nn.loss import loss_and_gradient
@@ -317,13 +318,13 @@ def test_products_agree_with_real_small_floats(
 
 
 def test_the_columns_come_in_blocks_of_images(monkeypatch, trained):
-    digits, answers = (array[:3] for array in mnist("test"))
+    images, answers = digits(3)
     network = in_precision(trained, Precision(FLOAT16, FLOAT16, FLOAT16))
-    whole = network.forward(digits)
+    whole = network.forward(images)
     sizes, im2col = [], layers.im2col
     monkeypatch.setattr(layers, "COLUMN_BYTES", 1)
     monkeypatch.setattr(layers, "im2col", lambda x, *rest: sizes.append(len(x)) or im2col(x, *rest))
-    assert (network.forward(digits) == whole).all()
+    assert (network.forward(images) == whole).all()
     assert set(sizes) == {1}
     assert (whole.argmax(axis=1) == answers).all()
 
