@@ -36,6 +36,7 @@ from fastdl_lib.core.threads import blas_threads, blas_threads_now
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording
+from fastdl_lib.measuring.timing import time_scale
 from fastdl_lib.nn.checkpoints import digest
 from fastdl_lib.nn.layers import Flatten, Linear
 from fastdl_lib.nn.network import Network
@@ -82,6 +83,8 @@ def run_ranks(ranks: int, *words: str | float | Path, **options: Any) -> dict[st
 def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
     """Run one of :data:`RANK_RUNS`; where MPI is missing, read what was recorded of it.
 
+    A ``FASTDL_TIME_SCALE`` below 1 makes the steps that are clocked together fewer, too.
+
     Args:
         show: print what rank 0 prints.
 
@@ -98,6 +101,8 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
         recorded = read_recording(data_folder() / "recordings" / RECORDING).select(run=name)
         return {m.conditions["what"]: m for m in recorded}
     ranks, words = RANK_RUNS[name]
+    scale = min(1.0, time_scale())
+    words = re.sub(r"(?<=--steps )\d+", lambda n: f"{max(1, round(scale * int(n[0])))}", words)
     result = run_ranks(ranks, *words.split(), "--device", "cpu", show=show)
     card = MachineCard.from_dict(result["machine"])
     where = {"run": name, "ranks": ranks, "threads": result["threads"]}

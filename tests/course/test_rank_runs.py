@@ -211,6 +211,15 @@ def test_with_mpi_it_is_measured_here_and_recorded(monkeypatch, tmp_path, capfd)
     assert 0 < float(speed) < 1, "few bytes are slow, and no 0"
 
 
+@pytest.mark.parametrize(("scale", "steps"), [("0.04", "4"), ("0.001", "1"), ("4", "100")])
+def test_a_quick_run_clocks_fewer_steps_together(monkeypatch, scale, steps):
+    monkeypatch.setattr(command, "mpi_status", lambda: Status(True, ""))
+    monkeypatch.setattr(command, "run_ranks", lambda count, *words, **_: pytest.fail(str(words)))
+    monkeypatch.setenv("FASTDL_TIME_SCALE", scale)
+    with pytest.raises(pytest.fail.Exception, match=f"'--steps', '{steps}', '--rounds', '4'"):
+        rank_run("steps, one layer")
+
+
 @pytest.mark.usefixtures("without_mpi")
 def test_without_mpi_nothing_is_recorded(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "rank_run", None)
