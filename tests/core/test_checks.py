@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fastdl_lib.core.checks import check_choice, check_number, check_whole_number
+from fastdl_lib.core.checks import check_choice, check_number, check_whole_number, returning
 
 
 @pytest.mark.parametrize("value", [1, 7, np.int8(3), np.uint64(2)])
@@ -48,3 +48,32 @@ REFUSALS = [
 def test_refusals(check, error, words, value):
     with pytest.raises(error, match=words):
         check(value)
+
+
+@pytest.mark.parametrize(
+    ("examples", "right", "wrong"),
+    [
+        ((1.0,), (2, np.float32(2), np.array(2)), (None, "2", (2,), np.ones(1), np.array(None))),
+        ((1, None), (3, None), ("", [])),
+        ((("a", 1.0),), (("b", 2), ["b", np.int8(2)]), (None, ("b",), ("b", None), (1, "b"), "b1")),
+        (([1],), ([], [1, 2], np.ones(2)), (3, [None], np.ones((2, 2)), np.array(["a"]))),
+        (({1: "a"},), ({}, {2: "b"}), (None, {1: None}, ["a"])),
+        (({},), ({"a": None},), ([], 1)),
+        ((np.ones(1),), (np.ones((2, 2)), np.array(True)), ([1.0], 1.0, np.array(["a"]))),
+    ],
+)
+def test_answers_of_another_kind_are_told(examples, right, wrong):
+    for answer in right:
+        assert returning(lambda answer=answer: answer, *examples)() is answer
+    for answer in wrong:
+        with pytest.raises(
+            AssertionError, match=r"^half\(3, by='x'\) should return .+, but returned"
+        ):
+            returning(half_of(answer), *examples)(3, by="x")
+
+
+def half_of(answer):
+    def half(number, by):
+        return answer
+
+    return half

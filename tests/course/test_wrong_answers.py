@@ -6,6 +6,7 @@ its tests. (The untouched stub is tried where it is made: test_release.py.)
 
 import itertools
 import random
+import re
 
 import numpy as np
 import pytest
@@ -114,6 +115,15 @@ def test_wrong_answer_loses_its_points(exercise, change):
     failures = judge(exercise, answer_from(exercise.solution, change), 0)
     assert failures, "every test passed"
     assert teaches(failures), failures
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda it: it.grade_id)
+def test_a_useless_answer_is_told_what_is_wrong(exercise):
+    name = re.findall(r"^def (\w+)", exercise.solution, re.MULTILINE)[-1]
+    for answer in ("None", "0", "''", "()", "{}", "(None, None, None)", "np.zeros(3)"):
+        useless = f"import numpy as np\n{exercise.solution}\n{name} = lambda *_, **__: {answer}"
+        for error in judge(exercise, useless, 0):
+            assert teaches([error]), (answer, error)
 
 
 # --- the tests above, tried on made exercises ---
