@@ -155,9 +155,10 @@ def race(
             forms.write_beside(axes, text, (1, place), **beside)
             said += f" {layer} {text}"
         words.append(f"{algorithm}:{said}")
-    legend = forms.patches({f"{threads_in_words(few)} (line: quartiles)": Colour.GREY})
+    legend = forms.provenance_patches(speeds.values(), dots=True)
+    for dot in legend:
+        dot.set_label(f"{threads_in_words(few)}, {dot.get_label()}")
     legend += [Line2D([], [], label=threads_in_words(n), **diamond) for n in more]
-    legend += forms.provenance_patches(speeds.values(), dots=True)
     for threads, dashes in zip(sorted(ceilings), ("--", ":", "-."), strict=False):
         label, ceiling = f"product ceiling, {threads_in_words(threads)}", ceilings[threads].median
         line = {"color": Colour.INK, "linewidth": 1.2, "linestyle": dashes}
@@ -166,7 +167,9 @@ def race(
         words.append(f"{label}: {format_number(ceiling)}")
     axes.set_xlim(right=1.3 * max(m.high for m in (*speeds.values(), *ceilings.values())))
     axes.tick_params(axis="y", labelsize=7.5)
-    axes.set_xlabel("GFLOP/s: two FLOP for each MAC of the definition, over the time taken")
+    axes.set_xlabel(
+        "GFLOP/s: two FLOP for each MAC of the definition, over the time (line: quartiles)"
+    )
     alt = "GFLOP/s: " + "; ".join(words)
     return Picture(figure, title, origins_of(speeds.values()), alt, notes, legend)
 
@@ -253,7 +256,7 @@ def trials(results: Sequence[Trial], *notes: str, title: str) -> Picture:
             text = f"{value:.0e}" if value and "error" in label else format_number(value)
             bars.append(Bar(times[place].name, max(value, 1e-9), text, colours[place]))
             words[place] += f" {label} {text};"
-        log = "error" in label or max(values) > 20 * min(values) > 0
+        log = "error" in label or max(values) > 10 * min(values) > 0
         forms.horizontal_bars(axis, bars, log=log)
         axis.set_xlabel(label)
     notes = (forms.ran_on(times[-1]), *notes)

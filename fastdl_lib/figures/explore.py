@@ -31,10 +31,12 @@ class Prediction:
         self.value = value
         """The guess as it stands: None, the number given to :func:`predict`, or the slider's."""
         look = {"readout_format": ".4g", "layout": widgets.Layout(width="420px")}
+        self._decades: tuple[float, float] | None = None
         kind, limits = widgets.FloatSlider, {"min": low, "max": high, "step": (high - low) / 100}
         if low > 0 and high >= 100 * low:
             ends = math.log10(low), math.log10(high)
             kind, limits = widgets.FloatLogSlider, {"min": ends[0], "max": ends[1], "step": 0.02}
+            self._decades = low, high
         start = low if value is None else value
         self._slider = kind(value=start, **limits, **look, continuous_update=False)
         self._slider.observe(lambda change: setattr(self, "value", change["new"]), names="value")
@@ -42,14 +44,16 @@ class Prediction:
     def compare(self, measured: Measurement, *published: Measurement) -> Picture:
         """Show guess, own measurement and published values side by side; the guess is now fixed.
 
-        Without a guess, the other two. A number of another unit than the guess's raises ValueError.
+        Without a guess, the other two; logarithmic where the slider is. A number of another unit
+        than the guess's raises ValueError.
         """
         for m in (measured, *published):
             if m.unit != self.unit:
                 units = f"the guess is in {self.unit}, but {m.name!r} is in {m.unit}"
                 raise ValueError(f"{units}; convert it first.")
         self._slider.disabled = True
-        return guess_and_truth(self.question, self.unit, self.value, measured, *published)
+        told = self.question, self.unit, self.value, measured, *published
+        return guess_and_truth(*told, decades=self._decades)
 
     def _repr_mimebundle_(self, **_: Any) -> dict:
         heading = widgets.HTML(f"<b>{self.question}</b>: your guess, in {self.unit}")

@@ -367,25 +367,34 @@ def roofline(
 
 @drawn()
 def guess_and_truth(
-    name: str, unit: str, guess: float | None, measured: Measurement, *published: Measurement
-) -> Picture:
-    """Draw a guess, if there is one, beside the own measurement and what others published."""
+    name: str, unit: str, guess: float | None, measured: Measurement, *published: Measurement,
+    decades: tuple[float, float] | None = None,
+) -> Picture:  # fmt: skip
+    """Draw a guess, if there is one, beside the own measurement and what others published.
+
+    ``decades``, the smallest and largest guess, make the axis logarithmic and reach over both.
+    """
     own = "this machine" if measured.provenance is Provenance.MEASURED else measured.name
     bars = []
     if guess is not None:
-        bars.append(Bar("your guess", guess, f"{format_number(guess)} {unit}", Colour.PURPLE))
+        said = f"{guess:,.0f}" if guess == round(guess) else format_number(guess)
+        bars.append(Bar("your guess", guess, f"{said} {unit}", Colour.PURPLE))
     for m in (measured, *published):
-        text = f"{format_number(m.median)} {unit}  ({m.provenance})"
+        text = f"{_number(m)} {unit}  ({m.provenance})"
         known = (own, Colour.BLUE) if m is measured else (m.name, Colour.VERMILION)
         bars.append(Bar.of(m, text, known[1], known[0]))
     figure, axes = canvas(8.5, 1.5 + 0.42 * len(bars))
     ends = [bar.value for bar in bars]
     wide = unit != "%" and max(ends) > 10 * min(ends) > 0
-    horizontal_bars(axes, bars, height=0.62, log=wide)
+    log = decades is not None and min(m.low for m in (measured, *published)) > 0
+    horizontal_bars(axes, bars, height=0.62, log=wide or log)
+    if log:
+        reached = [*decades, *(end for bar in bars for end in (bar.low or bar.value, bar.end))]
+        axes.set_xlim(min(reached) / 1.2, max(reached) * 1.2)
     if unit == "%" and max(bar.end for bar in bars) <= 100:
         axes.set_xlim(0, 100)
     axes.set_xlabel(f"{name}, {unit}")
-    words = "; ".join(f"{bar.name} {format_number(bar.value)} {unit}" for bar in bars)
+    words = "; ".join(f"{bar.name} {bar.text.partition('  (')[0]}" for bar in bars)
     notes = [f"{m.name}: {m.source}" for m in published]
     what = "measurement" if measured.provenance in CLOCKED else f"{measured.provenance} number"
     heading = f"{name}: guess and {what}" if guess is not None else f"{name}: no guess made"
@@ -571,9 +580,12 @@ def measured_bars(
     }
     ends = [start or everything[0].low, *(end for m in everything for end in (m.low, m.high))]
     log = max(ends) > 15 * min(ends) if log is None else log
-    grouped_bars(axes, bars, start=start, log=log, fontsize=8.5)
+    places = grouped_bars(axes, bars, start=start, log=log, fontsize=8.5)
     if start:
-        axes.axvline(start, color=Colour.INK, linewidth=1.2, zorder=3)
+        line = {"color": Colour.INK, "linewidth": 1.2, "zorder": 3}
+        for group in groups.values():  # not through the headings
+            (first, *_), places = places[: len(group)], places[len(group) :]
+            axes.vlines(start, first - 0.5, first + len(group) - 0.5, **line)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(left=min(ends) / 1.3 if log else 0)
     axes.set_xlabel(xlabel or f"{everything[0].unit} (line: quartiles)")
@@ -588,9 +600,13 @@ def _said(m: Measurement) -> str:
     if "speed_is" in m.conditions:
         images_per_s = format_number(m.conditions["images_per_s"])
         speed = f" from {images_per_s} images/s, {m.conditions['speed_is']}"
+    return f"{_number(m)}{unit} ({m.provenance}{speed})"
+
+
+def _number(m: Measurement) -> str:
+    """A median, with no more digits than its condition ``digits`` says."""
     digits = m.conditions.get("digits")
-    value = f"{m.median:.{digits}g}" if digits else format_number(m.median)
-    return f"{value}{unit} ({m.provenance}{speed})"
+    return f"{m.median:.{digits}g}" if digits else format_number(m.median)
 
 
 @drawn()
@@ -673,4 +689,7 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, str, str, int, float]]) -> 
         leader = {"arrowstyle": "-", "color": colour, "lw": 0.9, "relpos": (0, 0.5)}
         leader |= {"shrinkA": 5, "shrinkB": 0}
         there = {"xytext": (1.065, place), "textcoords": beside, "annotation_clip": False}
-        write_beside(axes, wrapped(text), (at, height), arrowprops=leader, **there)
+        # Where lines end together, one leader is enough: others would cross or hide each other.
+        if abs(place - height) < (high - low) / 30:
+            there["arrowprops"] = leader
+        write_beside(axes, wrapped(text), (at, height), **there)

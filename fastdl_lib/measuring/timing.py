@@ -301,6 +301,9 @@ class LayerProfile:
         samples = tuple(100 * part / whole for part, whole in pairs)
         return dataclasses.replace(self.first, name=f"share of {kind}", unit="%", samples=samples)
 
+    def __repr__(self) -> str:  # what print shows: its parts would fill a page
+        return str(self.table())
+
     def table(self) -> Table:
         """The profile as a table: milliseconds with quartiles, and shares."""
         ways = {"forward": self.forward, **({"backward": self.backward} if self.backward else {})}

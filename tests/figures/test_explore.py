@@ -84,7 +84,7 @@ def test_comparing_draws_all_values_and_locks_the_guess():
     assert not prediction._slider.disabled
     picture = prediction.compare(share(), published)
     assert prediction._slider.disabled
-    for part in ("your guess 50.0 %", "this machine 59.0 %", "convolution 95.0 %"):
+    for part in ("your guess 50 %", "this machine 59.0 %", "convolution 95.0 %"):
         assert part in picture.alt
     assert "Measured here: Example CPU" in picture.caption
     assert "a thesis, figure 3" in picture.caption

@@ -169,7 +169,7 @@ FIGURES = [
      MACHINE, "product on 4 threads", "copy on 1 thread"),
     (forms.guess_and_truth,
      ("share", "%", 50.0, measured("m", 58, 59, 61, unit="%"), told("GPU, 2014", 92.1, "%")),
-     "your guess 50.0 %", "this machine 59.0 %", "GPU, 2014 92.1 %", MACHINE, "GPU, 2014: a log"),
+     "your guess 50 %", "this machine 59.0 %", "GPU, 2014 92.1 %", MACHINE, "GPU, 2014: a log"),
     (forms.image_row, (np.zeros((2, 3, 9, 9)), ["a cat", "a cup"], "a photographer, CC0"),
      "2 images of 9x9 pixels", "a cat", "a cup", "Published: a photographer, CC0"),
     (forms.share_pies, (SHARES, "batch 4"),
@@ -555,6 +555,32 @@ def test_a_guess_is_compared_with_a_measurement_only_where_one_was_made():
         (told("b", 3.0, provenance=COMPUTED), "guess and computed number"),
     ):
         assert forms.guess_and_truth("gain", "ms", 4.0, truth).title == f"gain: {words}"
+
+
+def test_a_guess_over_decades_stands_on_all_of_them():
+    for guess, text in ((20000.0, "your guess 20,000 x"), (None, "this machine 3.00 x")):
+        truth = measured("gain", 3.0, unit="x")
+        drawn = forms.guess_and_truth("gain", "x", guess, truth, decades=(1.0, 1e5))
+        axes = drawn.figure.axes[0]
+        assert axes.get_xscale() == "log" and axes.get_xlim() == pytest.approx((1 / 1.2, 1.2e5))
+        assert text in drawn.alt
+    counted = Measurement.measured("layers", "x", 2, machine=CARD, digits=1)
+    assert "this machine 2 x" in forms.guess_and_truth("layers", "x", 1.0, counted).alt
+
+
+def test_lines_that_end_together_have_one_leader():
+    curves = {"a": [2.0, 1.0], "b": [2.0, 1.0], "c": [2.0, 2.0]}
+    axes = draw(forms.loss_curves, curves, CARD).figure.axes[0]
+    assert sum(text.arrow_patch is not None for text in axes.texts) == 2
+
+
+def test_the_line_of_a_baseline_does_not_cross_headings():
+    groups = {"one": [measured("a", 2.0, unit="x")], "two": [measured("b", 0.5, unit="x")]}
+    axes = draw(partial(forms.measured_bars, start=1.0), groups).figure.axes[0]
+    spans = [path.vertices[:, 1] for lines in axes.collections for path in lines.get_paths()]
+    headings = [text.get_position()[1] for text in axes.texts if text.get_text() in groups]
+    assert len(spans) == len(headings) == 2
+    assert not any(low <= place <= high for low, high in spans for place in headings)
 
 
 def test_histograms_with_one_reach_have_one_axis():

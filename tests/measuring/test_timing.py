@@ -317,7 +317,9 @@ def test_a_profile_gives_each_layer_its_own_time(clock):
 @pytest.mark.parametrize("labels", [None, np.zeros(2, int)])
 def test_the_profile_table(labels):
     network = deep_convnet()
-    table = profile_layers(network, X, labels, **QUICK, threads=1).table()
+    profile = profile_layers(network, X, labels, **QUICK, threads=1)
+    table = profile.table()
+    assert str(profile) == str(table)
     assert [row["layer"] for row in table.rows] == list(network.layers)
     ways = ["forward"] if labels is None else ["forward", "backward"]
     assert [column.key for column in table.columns] == ["layer", *ways, "share"]
