@@ -4,8 +4,8 @@ The rest is imported from the wing it belongs to, such as ``from fastdl_lib.nn.l
 Conv2d``. Importing this package changes nothing in the process and loads no other library.
 
 >>> import fastdl_lib as fdl
->>> fdl.alexnet().parameter_count
-60965224
+>>> fdl.deep_convnet().parameter_count
+123552
 """
 
 import importlib

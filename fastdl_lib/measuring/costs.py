@@ -104,9 +104,9 @@ def layer_costs(network: Network, batch: int = 1, *, bytes_per_value: float = 4)
 def cost_table(network: Network, batch: int = 1, ceilings: Ceilings | None = None) -> Table:
     """The counts of :func:`layer_costs` as a table, with shares; roofline times if given ceilings.
 
-    >>> from fastdl_lib.nn.zoo import alexnet
-    >>> cost_table(alexnet()).rows[-1]["macs"]
-    724406816
+    >>> from fastdl_lib.nn.zoo import deep_convnet
+    >>> cost_table(deep_convnet()).rows[-1]["macs"]
+    8772340
     """
     costs = layer_costs(network, batch)
     parameters, macs, moved = (
@@ -155,9 +155,9 @@ def memory_bytes(
 
     Raises: ValueError for a training step of layers that do not learn, such as folded ones.
 
-    >>> from fastdl_lib.nn.zoo import alexnet
-    >>> memory_bytes(alexnet(), 0), memory_bytes(alexnet(), 1, training=True)
-    (243860896, 890933740)
+    >>> from fastdl_lib.nn.zoo import deep_convnet
+    >>> memory_bytes(deep_convnet(), 0), memory_bytes(deep_convnet(), 1, training=True)
+    (494208, 2102120)
     """
     batch = check_whole_number("batch", batch, 0)
     check_number("bytes_per_value", bytes_per_value, low=0, low_included=False)
