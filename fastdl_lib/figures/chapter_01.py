@@ -159,7 +159,7 @@ def batch_sweep(profiles: Mapping[int, LayerProfile], *notes: str, title: str) -
         heights = forms.apart([share["conv"], share["fc"]], 8, 3, 97)
         for kind, height in zip(("conv", "fc"), heights, strict=True):
             look = {"color": kind_colour(kind), "weight": "bold", "bbox": forms.PALE_BOX}
-            forms.write_beside(right, f"{share[kind]:.0f}", (place, height), xytext=(7, 0), **look)
+            forms.write_above(right, f"{share[kind]:.0f}", (place, height), **look)
     right.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     right.set_xlim(-0.3, len(batches) - 0.5)
     right.set(ylim=(0, 100), xlabel="batch size, images", ylabel="share of the forward time, %")
