@@ -113,8 +113,9 @@ MODULES = sorted((ROOT / "fastdl_lib").glob("*/[!_]*.py"))
 
 def test_readme_names_every_module():
     named, there = places().keys(), {f"{path.parent.name}.{path.stem}" for path in MODULES}
-    assert not there - named, "add it to its package's row of README's map"
-    assert not named - there, "README's map names what is no module: take it out of its row"
+    new, gone = sorted(there - named), sorted(named - there)
+    assert not new, f"{new}: add it to its package's row of README's map, after what it imports"
+    assert not gone, f"README's map names {gone}, no module: take it out of its row"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
@@ -139,7 +140,8 @@ def test_every_data_file_is_named_in_the_data_readme():
     data = [path for path in files() if ROOT / "data" in path.parents]
     names = [path.relative_to(ROOT / "data").as_posix() for path in data]
     assert len(names) > 8
-    assert not [name for name in names if name != "README.md" and f"`{name}`" not in readme]
+    untold = [name for name in names if name != "README.md" and f"`{name}`" not in readme]
+    assert not untold, f"{untold}: give it a row in data/README.md"
 
 
 def test_no_file_tells_of_a_machine():
