@@ -91,11 +91,10 @@ def backward(
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """The gradients by x (None unless needed), weight and bias, with one block's patches at a
     time; those of weight (up to 1 MiB) and bias are sums over images in float64."""
-    turned = geometry.turned()
-    if _is_compiled(x, geometry.group_filters) and not (
-        need_grad_x and (turned is None or not _is_compiled(x, turned.group_filters))
-    ):
-        return _backward_compiled(grad_out, x, weight, geometry, turned if need_grad_x else None)
+    turned = geometry.turned(weight) if need_grad_x else None
+    turns = turned is not None and _is_compiled(x, turned.group_filters)
+    if _is_compiled(x, geometry.group_filters) and turns == need_grad_x:
+        return _backward_compiled(grad_out, x, weight, geometry, turned)
     stride, padding, channels = geometry.stride, geometry.padding, geometry.group_channels
     (height, width), sums = x.shape[2:], wide(x.dtype)
     # Float16 is wide before it is multiplied: what is rounded to float16 is the result alone.

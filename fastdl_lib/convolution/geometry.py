@@ -152,11 +152,12 @@ class Geometry:
                 f"x is {x.dtype} but grad_out is {grad_out.dtype}; use grad_out.astype(x.dtype)."
             )
 
-    def turned(self) -> "Geometry | None":
+    def turned(self, weight: Array) -> "Geometry | None":
         """The convolution that makes the gradient by x of that by the output; None where none does:
-        for a stride, or where the filter is not reached by its padding."""
+        for a stride, where the filter is not reached by its padding, or where a weight is no finite
+        number, which times the zeros around would be NaN."""
         padding = {side - 1 - self.padding for side in self.kernel}
-        if self.stride > 1 or len(padding) > 1 or min(padding) < 0:
+        if self.stride > 1 or len(padding) > 1 or min(padding) < 0 or not np.isfinite(weight).all():
             return None
         weight_shape = self.x_shape[1], self.group_filters, *self.kernel
         return Geometry(self.out_shape, weight_shape, padding=padding.pop(), groups=self.groups)

@@ -360,15 +360,15 @@ def backward(
     of the same size, with each transform applied the other way round; that by x is a convolution
     itself, but for a stride. Where it is not, or a gradient is no finite number, which may be the
     transforms' fault, :mod:`~fastdl_lib.convolution.blocked` makes it."""
-    plan, turned = _tiles(geometry, x.dtype), geometry.turned()
+    plan = _tiles(geometry, x.dtype)
     gradient = _gradient_compiled if _is_compiled(plan, x) else _gradient
     with np.errstate(over="ignore", invalid="ignore"):
         grad_weight = _filter_tiles_back(plan, gradient(plan, grad_out, x), weight.shape)
         finite = np.isfinite(grad_weight.sum())
     if not finite:
         return blocked.backward(grad_out, x, weight, geometry, need_grad_x)
-    grad_x = None
-    if need_grad_x and turned is not None:
+    grad_x, turned = None, geometry.turned(weight) if need_grad_x else None
+    if turned is not None:
         grad_x = forward(grad_out, geometry.turn(weight), None, turned)
     elif need_grad_x:
         grad_x, _, _ = blocked.backward(grad_out, x, weight, geometry, need_grad_x)

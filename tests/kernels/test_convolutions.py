@@ -7,7 +7,7 @@ from hypothesis import assume, example, given, seed, settings
 from hypothesis import strategies as st
 
 from fastdl_lib.convolution import blocked, winograd
-from fastdl_lib.convolution.algorithms import conv2d
+from fastdl_lib.convolution.algorithms import conv2d, conv2d_backward
 from fastdl_lib.convolution.geometry import Geometry
 from fastdl_lib.core.threads import blas_threads
 from fastdl_lib.kernels import vectors
@@ -80,3 +80,20 @@ def test_what_is_no_number_reaches_what_sees_it(bad):
     want = conv2d(x, weight, padding=1, algorithm="im2col")
     np.testing.assert_array_equal(conv2d(x, weight, padding=1, algorithm="blocked"), want)
     assert np.isfinite(want).sum() == want.size - 16 * 9
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+@ALGORITHMS
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_reaches_the_gradients_of_what_it_saw(channels, algorithm, bad):
+    """Not those of pixels where it would meet nothing but the zeros around the gradient."""
+    geometry = Geometry((2, channels, 6, 6), (channels, channels, 3, 3))
+    grad_out, x, weight = map(
+        np.ones, (geometry.out_shape, geometry.x_shape, geometry.weight_shape)
+    )
+    weight[0, 0, 1, 1] = bad
+    given = [array.astype(np.float32) for array in (grad_out, x, weight)]
+    want, _, _ = conv2d_backward(*given, algorithm="im2col")
+    got, _, _ = algorithm.backward(*given, geometry, True)
+    np.testing.assert_array_equal(got, want)
+    assert np.isfinite(want).sum() == want.size - 2 * 16
