@@ -252,20 +252,17 @@ def _image_tiles(plan: _Tiles, x: np.ndarray) -> np.ndarray:
 
     Returns (t, t, groups, tiles, s * s * C / groups), the tiles of all images in a row.
     """
-    images = len(x)
-    s, groups, group_channels = (
-        getattr(plan.geometry, name) for name in ("stride", "groups", "group_channels")
-    )
+    images, s, groups = len(x), plan.geometry.stride, plan.geometry.groups
     (m_h, m_w), (tile_h, tile_w), (rows, columns) = plan.outputs, plan.tile, plan.grid
     height, width = s * (rows * m_h + tile_h - m_h), s * (columns * m_w + tile_w - m_w)
     padded = padded_channels_last(x, plan.geometry.padding, height, width)
     image, row, column, one = padded.strides
     windows = as_strided(
         padded,
-        (tile_h, tile_w, images, rows, columns, groups, s, s, group_channels),
+        (tile_h, tile_w, images, rows, columns, groups, s, s, plan.geometry.group_channels),
         (
             *(s * row, s * column, image, s * m_h * row, s * m_w * column),
-            *(group_channels * one, row, column, one),
+            *(plan.geometry.group_channels * one, row, column, one),
         ),
         writeable=False,
     )

@@ -1,8 +1,9 @@
 """The innermost loops, written for the vector registers of a CPU: tiles of matrix products, and a
 small matrix applied to vectors.
 
-NumPy hands a product to the BLAS, which is at its best where all three sides are long. Here a small
-piece of the result, a *tile*, stays in registers from the first term of its sums to the last::
+NumPy hands a product to the BLAS, which first copies both sides into an order of its own: where a
+side is short, too few products make up for that. Here a small piece of the result, a *tile*, stays
+in registers from the first term of its sums to the last::
 
                  b[k], some vectors: loaded anew for each term k
                  b0      b1      b2
@@ -14,7 +15,8 @@ piece of the result, a *tile*, stays in registers from the first term of its sum
 These are 27 + 3 + 1 of AVX-512's 32 registers (:func:`tile_shape`). A core begins two such products
 at a time and needs a few steps for each: with two dozen sums under way, none waits for itself. The
 rows of a and the vectors of b are read again by the next tiles; the loops that call them see to it
-that they still lie in the core's caches then.
+that they still lie in the core's caches then: the tile's shape follows the CPU's registers, the
+blocks of those loops its L2 cache (:func:`cache_bytes`).
 
 Each such function is written as text for LLVM, the compiler below Numba, as its shape asks, and
 compiled when it is first asked for, in about 20 ms, anew in each process. The loops around it are

@@ -61,16 +61,16 @@ def convolve(
     panels = panels.reshape(-1, *panels.shape[2:])
     tiling = _Tiling(x, out, into, out_of, padding, rows, panels.nbytes)
     tile, offsets = vectors.product_tile(rows, width), 4 * np.arange(panels.shape[3])
+    read, write = tiling.read(into), tiling.write(out_of, watched=True)
     finite: list[bool] = []
 
     def work(part: slice) -> None:
         inputs, outputs, scratch = tiling.buffers()
         for block in blocks(part, tiling.block):
             span = block.start, block.stop - block.start
-            windows_in(lanes, x, inputs, scratch, *span, tiling.places, tiling.read(into))
+            windows_in(lanes, x, inputs, scratch, *span, tiling.places, read)
             products(tile, rows, panels, inputs, outputs, offsets, span[1])
-            wrote = tiling.write(out_of, watched=True)
-            windows_out(lanes, outputs, out, bias, scratch, *span, tiling.places, wrote)
+            windows_out(lanes, outputs, out, bias, scratch, *span, tiling.places, write)
         finite.append(not scratch[2].any())  # NaN counts as any
 
     in_parallel(work, tiling.tiles, least=rows)
@@ -91,7 +91,7 @@ def gradient_by_filters(
     places = [len(m) for m in into]
     size = 4 * math.prod(places) * groups * channels * filters
     tiling = _Tiling(x, grad_out, into, out_of, padding, rows, size)  # read and written
-    back = tuple(np.ascontiguousarray(m.T) for m in out_of)
+    read, back = tiling.read(into), tiling.write(tuple(m.T for m in out_of))
     lanes, tile = vectors.lanes(), vectors.product_tile(rows, width)
     sums: dict[int, tuple[np.ndarray]] = {}
 
@@ -101,9 +101,8 @@ def gradient_by_filters(
         offsets = 4 * x.shape[-1] * np.arange(tiling.block)
         for block in blocks(part, tiling.block):
             span = block.start, block.stop - block.start
-            windows_in(lanes, x, inputs, scratch, *span, tiling.places, tiling.read(into))
-            wrote = tiling.write(back)
-            windows_in(lanes, grad_out, outputs, scratch, *span, tiling.places, wrote)
+            windows_in(lanes, x, inputs, scratch, *span, tiling.places, read)
+            windows_in(lanes, grad_out, outputs, scratch, *span, tiling.places, back)
             products_back(tile, rows, width * lanes, inputs, outputs, total, offsets, span[1])
         sums[part.start] = (total,)
 
