@@ -23,23 +23,26 @@ FIND_PYTHON = python=; found=; \
 	    echo "$$found cannot make a virtual environment (no ensurepip). Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; \
 	fi
 
-.PHONY: help lab test setup execute release record benchmark clean-notebooks lint lock
+.PHONY: help lab edit test setup execute release record benchmark clean-notebooks lint lock
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-22s%s\n", $$1, $$2 }'
 
 # .jupyter/ turns off JupyterLab's question about news and its look for updates.
 # Without a display there is no browser to open (a text browser would take the terminal over).
-lab: $(STAMP) ## open the course in JupyterLab
-	@set --; \
+lab: $(STAMP) ## open your own copy of the course in JupyterLab
+	@.venv/bin/python -m fastdl_lib.course.copies my_course
+	@$(OPEN) --LabApp.default_url=/lab/tree/my_course/00_start_here.ipynb $(ARGS)
+
+edit: $(STAMP) ## open the instructor's copy, solutions in
+	@$(OPEN) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ARGS)
+
+OPEN = set --; \
 	if [ "$$(id -u)" = 0 ]; then set -- "$$@" --allow-root; fi; \
 	if [ "$$(uname)$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" = Linux ]; then set -- "$$@" --no-browser; fi; \
 	echo "Starting JupyterLab. Stop it here with Control-C."; \
 	$(IN_VENV) JUPYTER_CONFIG_PATH="$$PWD/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-	    .venv/bin/python -m jupyterlab "$$@" \
-	    --log-level=WARN \
-	    --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
-	    $(ARGS)
+	    .venv/bin/python -m jupyterlab "$$@" --log-level=WARN
 
 test: $(STAMP) ## run every test, as CI does
 	@$(IN_VENV) .venv/bin/python -m pytest -n 2 $(ARGS)

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from nbformat import NotebookNode
+
 from fastdl_lib.core.files import check_destination
 from fastdl_lib.course import notebooks as course
 from fastdl_lib.course.notebooks import FOLDER, ROOT, CourseError
@@ -57,7 +59,7 @@ def release(root: Path = ROOT) -> list[Path]:
         _generate(root, Path(work), {path.name for path in chapters})
         made = Path(work, "release", FOLDER)
         for path in made.glob("*.ipynb"):
-            _unfold_cells(path)
+            course.write_notebook(path, unfold(course.read_notebook(path)))
         os.replace(released, Path(work, "earlier"))
         os.replace(made, released)
         os.replace(Path(work, "gradebook.db"), gradebook)
@@ -113,15 +115,14 @@ def programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _unfold_cells(path: Path) -> None:
-    """Show the cells that are folded in the instructor's copy."""
-    notebook = course.read_notebook(path)
+def unfold(notebook: NotebookNode) -> NotebookNode:
+    """Show the cells that are folded in the instructor's copy, in place; return the notebook."""
     for cell in notebook.cells:
         view = cell.metadata.get("jupyter", {})
         view.pop("source_hidden", None)
         if not view:
             cell.metadata.pop("jupyter", None)
-    course.write_notebook(path, notebook)
+    return notebook
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -315,7 +315,7 @@ def test_a_failed_release_leaves_the_earlier_one_and_its_grades(copy, monkeypatc
     earlier[0].write_text("an earlier release")
     before = [path.read_bytes() for path in earlier]
     if change is interrupted:
-        monkeypatch.setattr("fastdl_lib.course.release._unfold_cells", interrupted)
+        monkeypatch.setattr("fastdl_lib.course.release.unfold", interrupted)
     else:
         path = copy / "notebooks" / "01_measure.ipynb"
         nbformat.write(change(course.read_notebook(path)), path)
