@@ -107,7 +107,9 @@ def horizontal_bars(
     for place, bar in zip(range(len(bars)) if places is None else places, bars, strict=True):
         if dots:
             axis.axhline(place, color=Colour.GREY, linewidth=0.6, linestyle=":", zorder=0)
-            axis.plot(bar.value, place, color=bar.colour, linestyle="", **_DOTS[bar.hatch])
+            axis.plot(
+                bar.value, place, color=bar.colour, linestyle="", clip_on=False, **_DOTS[bar.hatch]
+            )
         else:
             look = {"color": bar.colour, "hatch": bar.hatch, "edgecolor": "white"}
             axis.barh(place, bar.value - start, left=start, height=height, **look)
@@ -118,7 +120,10 @@ def horizontal_bars(
             write_beside(axis, bar.text, (max(bar.end, start), place), fontsize=fontsize, **look)
     log_axes(axis, 10 if log else 0)
     end = max(start, *(bar.end for bar in bars))
-    axis.set_xlim(min(start, *(bar.value for bar in bars)), end * (1.1 if log else 1.02) or 1)
+    first = min(start, *(bar.value for bar in bars))
+    axis.set_xlim(first, end * (1.1 if log else 1.02) or 1)
+    if log and end < 100 * first:  # within two decades 1, 10 may be all that is labelled
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     if places is None:
         name_rows(axis, [bar.name for bar in bars])
 
