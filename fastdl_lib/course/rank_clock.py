@@ -37,8 +37,10 @@ def run(step: Callable[..., Any], job: ModuleType) -> None:
         for _ in range(ROUNDS):
             job.brake.update(message_s=0.0, byte_s=0.0)
             first = (lambda *_: None) if job.comm.rank else alone
-            works = (first, job.whole), (alone, job.mine), (step, job.mine)
-            rounds.append([slowest_ms(*work) for work in works])
+            half = alone, job.mine  # twice: the first time a rank comes from waiting
+            works = (first, job.whole), half, half, (step, job.mine)
+            one_ms, _, *others_ms = (slowest_ms(*work) for work in works)
+            rounds.append([one_ms, *others_ms])
             job.brake.update(message_s=MESSAGE_S, byte_s=BYTE_S)
             job.seen.clear()
             rounds[-1].append(slowest_ms(step, job.mine))
