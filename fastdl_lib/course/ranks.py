@@ -32,7 +32,8 @@ from fastdl_lib.core.arrays import gpu_available, keep_freed_memory, synchronize
 from fastdl_lib.core.checks import check_number
 from fastdl_lib.core.datasets import data_folder, mnist, photos
 from fastdl_lib.core.files import check_destination, whole_file
-from fastdl_lib.core.threads import blas_threads, blas_threads_now
+from fastdl_lib.core.threads import blas_threads, blas_threads_now, usable_cores
+from fastdl_lib.measuring.disturbance import WAITED_LIMIT
 from fastdl_lib.measuring.evidence import Measurement, Provenance, format_number
 from fastdl_lib.measuring.machine import MachineCard, machine_card
 from fastdl_lib.measuring.recordings import Recording, read_recording
@@ -114,9 +115,19 @@ def rank_run(name: str, show: bool = False) -> dict[str, Measurement]:
             Provenance.MEASURED,
             machine=card,
             conditions={**where, "what": what, "freed_memory": "kept"},
+            disturbed=_disturbed(result, ranks),
         )
         for what, (unit, samples) in _samples(result).items()
     }
+
+
+def _disturbed(result: Mapping[str, Any], ranks: int) -> str:
+    """What a run of steps tells of other programs, in words: ranks that wait for nobody, and have a
+    core each, use it."""
+    shares = result.get("core_share", {}).get("all ranks, no communication")
+    if not shares or ranks > usable_cores() or np.median(shares) >= 1 - WAITED_LIMIT:
+        return ""
+    return f"a rank got {np.median(shares):.0%} of a core"
 
 
 def measure() -> Recording:

@@ -548,7 +548,7 @@ def samples_strip(measurements: Sequence[Measurement], *notes: str, title: str) 
         said = f"{m.name}: median {median} {m.unit}, from {low} to {high}"
         words.append(f"{said}, {times} times the first")
     name_rows(axes, [m.name for m in measurements])
-    if max(medians) > 20 * min(medians):
+    if max(medians) > 8 * min(medians):
         log_axes(axes, 10)
     else:
         axes.set_xlim(left=0)

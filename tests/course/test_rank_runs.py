@@ -220,6 +220,22 @@ def test_a_quick_run_clocks_fewer_steps_together(monkeypatch, scale, steps):
         rank_run("steps, one layer")
 
 
+@pytest.mark.parametrize(
+    ("cores", "share", "mark"), [(2, 0.99, ""), (2, 0.6, "a rank got 60% of a core"), (1, 0.5, "")]
+)
+def test_steps_tell_when_other_programs_had_the_cores(monkeypatch, card, cores, share, mark):
+    kinds = ("one rank", "all ranks", "all ranks, no communication")
+    result = {
+        "job": "steps", "threads": 1, "machine": card.to_dict(),
+        "step_s": dict.fromkeys(kinds, [0.1, 0.2]),
+        "core_share": {**dict.fromkeys(kinds, [0.3, 0.3]), kinds[2]: [share, share]},
+    }  # fmt: skip
+    monkeypatch.setattr(command, "mpi_status", lambda: Status(True, ""))
+    monkeypatch.setattr(command, "run_ranks", lambda *_, **__: result)
+    monkeypatch.setattr(command, "usable_cores", lambda: cores)
+    assert {m.disturbed for m in rank_run("steps, one layer").values()} == {mark}
+
+
 @pytest.mark.usefixtures("without_mpi")
 def test_without_mpi_nothing_is_recorded(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "rank_run", None)
