@@ -227,8 +227,8 @@ def test_steps_tell_when_other_programs_had_the_cores(monkeypatch, card, cores, 
     kinds = ("one rank", "all ranks", "all ranks, no communication")
     result = {
         "job": "steps", "threads": 1, "machine": card.to_dict(),
-        "step_s": dict.fromkeys(kinds, [0.1, 0.2]),
-        "core_share": {**dict.fromkeys(kinds, [0.3, 0.3]), kinds[2]: [share, share]},
+        "step_s": {kind: [0.1, 0.2] for kind in kinds},
+        "core_share": {kind: [0.3, 0.3] for kind in kinds} | {kinds[2]: [share, share]},
     }  # fmt: skip
     monkeypatch.setattr(command, "mpi_status", lambda: Status(True, ""))
     monkeypatch.setattr(command, "run_ranks", lambda *_, **__: result)
